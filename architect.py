@@ -1,0 +1,119 @@
+"""The architecture step: the gradient of the validation loss with respect to the architecture, and Adam's step along it.
+
+First order takes the gradient at the present weights. Second order (`unrolled`, DARTS, section 2.3) takes it at the weights w'
+that one weight step on the training batch would give, and so lets the architecture see how the weights follow it:
+
+    w'  = w - eta * (momentum * v + dL_train(w, a)/dw + weight_decay * w)
+    d/da L_valid(w', a)  -  eta * d2L_train(w, a)/(da dw) * dL_valid(w', a)/dw'
+
+v is the weight optimizer's own velocity and eta its present learning rate. The second derivative times a vector u is a central
+difference (equation 8): (dL_train(w + R u, a)/da - dL_train(w - R u, a)/da) / 2R with R = 0.01 / |u|.
+
+Gradients are taken by `paddle.grad` of exactly the tensors they are for. `.grad` of a weight is never written here, so nothing
+of the validation batch can reach the weight step.
+"""
+import paddle
+
+from utility import average_over_ranks
+
+
+class Architect:
+    """Steps the architecture parameters of `model`, a network with `arch_parameters()` and `_loss(image, label)`.
+
+    optimizer: the Momentum optimizer of the weights; its velocity and learning rate are those of the unrolled step.
+    momentum, weight_decay: the figures that optimizer was made with.
+    arch_learning_rate, arch_weight_decay: Adam's, with betas 0.5 and 0.999 (DARTS, appendix A.1.1).
+    unrolled: True for second order.
+    """
+
+    EPSILON = 1e-2  # of the central difference, before it is divided by |u|; from the paper's section 2.3
+
+    def __init__(self, model, optimizer, arch_learning_rate=3e-4, arch_weight_decay=1e-3, unrolled=False,
+                 momentum=0.9, weight_decay=3e-4):
+        self.model = model
+        self.weight_optimizer = optimizer
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.unrolled = unrolled
+        self.arch_parameters = list(model.arch_parameters())
+        self.weights = weight_parameters(model)
+        self.optimizer = paddle.optimizer.Adam(
+            arch_learning_rate, beta1=0.5, beta2=0.999, parameters=self.arch_parameters,
+            weight_decay=paddle.regularizer.L2Decay(arch_weight_decay))
+
+    def step(self, input_train, target_train, input_valid, target_valid):
+        """Move the architecture parameters by one step of Adam. Only second order looks at the training batch."""
+        if self.unrolled:
+            gradients = self.unrolled_gradient(input_train, target_train, input_valid, target_valid)
+        else:
+            gradients = self.gradient(input_valid, target_valid, self.arch_parameters)
+        for parameter, gradient in zip(self.arch_parameters, gradients):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+
+    def gradient(self, image, label, parameters):
+        """The gradient of the loss on a batch with respect to `parameters`, averaged over the ranks."""
+        loss = self.model._loss(image, label)
+        gradients = paddle.grad(loss, parameters, allow_unused=True)
+        gradients = [paddle.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
+        average_over_ranks(gradients)
+        return gradients
+
+    @paddle.no_grad()
+    def unrolled_gradient(self, input_train, target_train, input_valid, target_valid):
+        """The second-order gradient, a tensor for each architecture parameter.
+
+        It works in the model itself, whose weights are set to w' and to w +- R u and then to a copy of what they were, so they
+        come back to the last bit and no second supernet is held. Batch norm's running statistics see the training batch three
+        times, as in the authors' code, where the validation batch passes a throw-away copy of the network.
+        """
+        eta = self.weight_optimizer.get_lr()
+        weights = [weight.clone() for weight in self.weights]
+
+        self._set_weights(self._unrolled_weights(eta, input_train, target_train))
+        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        with paddle.enable_grad():
+            gradients = self.gradient(input_valid, target_valid, self.arch_parameters + self.weights)
+        for buffer, value in zip(self.model.buffers(), statistics):
+            paddle.assign(value, buffer)
+        arch_gradient, vector = gradients[:len(self.arch_parameters)], gradients[len(self.arch_parameters):]
+
+        product = self._hessian_vector_product(weights, vector, input_train, target_train)
+        self._set_weights(weights)
+        return [g - eta * p for g, p in zip(arch_gradient, product)]
+
+    def _unrolled_weights(self, eta, image, label):
+        """w', the weights after one step of the weight optimizer without clipping."""
+        velocity = self.weight_optimizer.state_dict()  # a weight's entry appears with its first step
+        with paddle.enable_grad():
+            gradients = self.gradient(image, label, self.weights)
+        unrolled = []
+        for weight, gradient in zip(self.weights, gradients):
+            step = gradient + self.weight_decay * weight
+            v = velocity.get(weight.name + '_velocity_0')
+            if v is not None:
+                step += self.momentum * v
+            unrolled.append(weight - eta * step)
+        return unrolled
+
+    def _hessian_vector_product(self, weights, vector, image, label):
+        """d2L_train/(da dw) at `weights` times `vector`, a tensor for each architecture parameter."""
+        norm = paddle.add_n([u.square().sum() for u in vector]).sqrt()
+        r = self.EPSILON / norm
+        sides = []
+        for sign in (1, -1):
+            self._set_weights([w + sign * r * u for w, u in zip(weights, vector)])
+            with paddle.enable_grad():
+                sides.append(self.gradient(image, label, self.arch_parameters))
+        return [(plus - minus) / (2 * r) for plus, minus in zip(*sides)]
+
+    def _set_weights(self, values):
+        for weight, value in zip(self.weights, values):
+            paddle.assign(value, weight)
+
+
+def weight_parameters(model):
+    """The trainable parameters of a search network that are not its architecture."""
+    arch = {id(parameter) for parameter in model.arch_parameters()}
+    return [p for p in model.parameters() if p.trainable and id(p) not in arch]

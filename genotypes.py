@@ -1,0 +1,173 @@
+"""What a cell is: `Genotype`, the operations it may name, the cells known by name, and genotype.json.
+
+A genotype describes two cells, a normal and a reduction cell (DARTS, Liu et al. 2019, section 2.1). A cell has two inputs,
+states 0 and 1 (the outputs of the two cells before it), and then its intermediate nodes, states 2, 3, …; each node adds up
+two edges. `normal[2 * i]` and `normal[2 * i + 1]` are the edges of node i, each an (operation, source state) pair, and the
+cell's output is the concatenation of the states in `normal_concat`.
+
+Nothing here imports Paddle: drawing a cell or checking a file takes no deep-learning framework.
+"""
+import json
+import os
+from collections import namedtuple
+
+from utility import UserError
+
+Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat')
+
+# The search space of DARTS. The order is part of the format: column k of alphas belongs to PRIMITIVES[k].
+PRIMITIVES = [
+    'none',
+    'max_pool_3x3',
+    'avg_pool_3x3',
+    'skip_connect',
+    'sep_conv_3x3',
+    'sep_conv_5x5',
+    'dil_conv_3x3',
+    'dil_conv_5x5',
+]
+
+# All that a genotype may name: the keys of operations.OPS.
+OPERATIONS = PRIMITIVES + ['sep_conv_7x7', 'conv_7x1_1x7']
+
+# A genotype.json is about 1 kB; a file far larger is something else and is not read into memory.
+MAX_JSON_BYTES = 1 << 20
+
+# The cells of the PaddleSlim example. They differ from the cells of the same names in the papers' repositories.
+DARTS_V1 = Genotype(
+    normal=[('sep_conv_5x5', 0), ('dil_conv_3x3', 1), ('sep_conv_3x3', 2), ('sep_conv_5x5', 0),
+            ('sep_conv_5x5', 0), ('dil_conv_3x3', 3), ('sep_conv_3x3', 0), ('max_pool_3x3', 1)],
+    normal_concat=range(2, 6),
+    reduce=[('max_pool_3x3', 1), ('max_pool_3x3', 0), ('dil_conv_3x3', 2), ('sep_conv_5x5', 0),
+            ('max_pool_3x3', 0), ('dil_conv_3x3', 3), ('avg_pool_3x3', 3), ('avg_pool_3x3', 4)],
+    reduce_concat=range(2, 6))
+
+DARTS_V2 = Genotype(
+    normal=[('dil_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
+            ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), ('sep_conv_3x3', 1)],
+    normal_concat=range(2, 6),
+    reduce=[('skip_connect', 1), ('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2),
+            ('skip_connect', 2), ('dil_conv_5x5', 3), ('skip_connect', 2), ('max_pool_3x3', 1)],
+    reduce_concat=range(2, 6))
+
+PC_DARTS = Genotype(
+    normal=[('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_5x5', 0), ('dil_conv_5x5', 2),
+            ('sep_conv_5x5', 0), ('sep_conv_3x3', 2), ('sep_conv_3x3', 0), ('dil_conv_3x3', 1)],
+    normal_concat=range(2, 6),
+    reduce=[('avg_pool_3x3', 0), ('sep_conv_3x3', 1), ('skip_connect', 2), ('avg_pool_3x3', 0),
+            ('dil_conv_5x5', 3), ('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)],
+    reduce_concat=range(2, 6))
+
+
+def named_genotypes():
+    """Return {name: Genotype} of every genotype defined in this file; one that you add above is found by its name."""
+    return {name: value for name, value in globals().items() if isinstance(value, Genotype)}
+
+
+def get_genotype(arch):
+    """Turn what a user gave as --arch into a Genotype: a name of this file, or the path of a genotype.json.
+
+    Raises UserError when it is neither, or when the file does not hold a genotype.
+    """
+    named = named_genotypes()
+    if arch in named:
+        return named[arch]
+    if os.path.isfile(arch):
+        return read_genotype(arch)
+    raise UserError("--arch: '{}' is neither a genotype's name ({}) nor a genotype.json file".format(
+        arch, ', '.join(named)))
+
+
+def derive_cell(strengths, primitives, steps):
+    """Discretise one cell (DARTS, section 2.4): keep for each node its two strongest edges, on each the strongest operation.
+
+    strengths: [edges, operations], the weight of every operation on every edge, where the edges of node i come before those
+        of node i + 1 and edge j of a node leaves state j. An edge is as strong as its strongest operation; `none` competes
+        for neither.
+    Returns the list of (operation, source state), two a node, the stronger edge first.
+    """
+    candidates = [k for k, name in enumerate(primitives) if name != 'none']
+    edges, start = [], 0
+    for node in range(steps):
+        rows = strengths[start:start + node + 2]
+        start += node + 2
+        best = [max(candidates, key=lambda k, row=row: row[k]) for row in rows]
+        strongest = sorted(range(node + 2), key=lambda j: -rows[j][best[j]])[:2]
+        edges += [(primitives[best[j]], j) for j in strongest]
+    return edges
+
+
+def to_dict(genotype):
+    """The JSON form of a genotype: lists in place of tuples and ranges."""
+    return {
+        'normal': [list(edge) for edge in genotype.normal],
+        'normal_concat': list(genotype.normal_concat),
+        'reduce': [list(edge) for edge in genotype.reduce],
+        'reduce_concat': list(genotype.reduce_concat),
+    }
+
+
+def from_dict(data):
+    """Check the JSON form of a genotype and return the Genotype.
+
+    Raises ValueError with a sentence that says what is wrong and where.
+    """
+    if not isinstance(data, dict):
+        raise ValueError('a genotype is an object with the keys {}'.format(', '.join(Genotype._fields)))
+    missing = [key for key in Genotype._fields if key not in data]
+    if missing:
+        raise ValueError('the key {} is missing'.format(' and '.join(missing)))
+    normal = _check_edges('normal', data['normal'])
+    reduce = _check_edges('reduce', data['reduce'])
+    return Genotype(
+        normal=normal,
+        normal_concat=_check_concat('normal_concat', data['normal_concat'], len(normal) // 2),
+        reduce=reduce,
+        reduce_concat=_check_concat('reduce_concat', data['reduce_concat'], len(reduce) // 2))
+
+
+def _check_edges(key, edges):
+    if not isinstance(edges, (list, tuple)) or not edges or len(edges) % 2:
+        raise ValueError('{} must be a list of [operation, state] pairs, two for each node'.format(key))
+    for position, edge in enumerate(edges):
+        where = '{}[{}]'.format(key, position)
+        if not isinstance(edge, (list, tuple)) or len(edge) != 2:
+            raise ValueError('{} must be an [operation, state] pair, it is {!r:.80}'.format(where, edge))
+        operation, state = edge
+        if operation not in OPERATIONS:
+            raise ValueError('{}: unknown operation {!r:.80}; known are {}'.format(
+                where, operation, ', '.join(OPERATIONS)))
+        if type(state) is not int or not 0 <= state < 2 + position // 2:
+            raise ValueError('{}: node {} can take its input from states 0 to {}, not from {!r:.80}'.format(
+                where, position // 2, 1 + position // 2, state))
+    return [(operation, state) for operation, state in edges]
+
+
+def _check_concat(key, concat, nodes):
+    if (not isinstance(concat, (list, tuple, range)) or not concat
+            or any(type(state) is not int or not 2 <= state < 2 + nodes for state in concat)
+            or len(set(concat)) != len(concat)):
+        raise ValueError('{} must list different nodes of the cell, 2 to {}, it is {!r:.80}'.format(
+            key, 1 + nodes, concat))
+    run = range(concat[0], concat[0] + len(concat))
+    return run if list(run) == list(concat) else list(concat)  # a run prints as range(2, 6), as in the papers' code
+
+
+def read_genotype(path):
+    """Read and check a genotype.json. Raises UserError that names the file and what is wrong in it."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            text = f.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError('larger than {} bytes'.format(MAX_JSON_BYTES))
+        return from_dict(json.loads(text))
+    except (OSError, ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
+        raise UserError('{}: not a genotype: {}'.format(path, getattr(error, 'strerror', None) or error))
+
+
+def genotype_json(genotype, search=None):
+    """The text of a genotype.json; `search` says how the genotype was found (method, seed, epoch, …) and is not read back."""
+    data = to_dict(genotype)
+    if search is not None:
+        data['search'] = search
+    return json.dumps(data) + '\n'

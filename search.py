@@ -1,0 +1,133 @@
+"""Search a cell on CIFAR-10 with DARTS or PC-DARTS.
+
+    python search.py                                          first-order DARTS, 50 epochs, on CIFAR-10
+    python search.py --unrolled=True                          second-order DARTS
+    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 --arch_learning_rate=6e-4 --epochs_no_archopt=15
+    python search.py --dataset=digits --init_channels=16 --layers=3 --method='PC-DARTS' --epochs=10    minutes on a laptop's CPU
+    python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
+
+It leaves train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams and <epoch>/genotype.json in
+--model_save_dir, and ends by printing the genotype and the command that trains it.
+"""
+import os
+import sys
+
+from utility import (ArgumentParser, boolean, given_flags, integer, log_arguments, logger, number, positive, prepare_folder,
+                     quiet_warnings, rank, run_script, select_device, set_seed, start_logging)
+
+SEARCH_FLAGS = [
+    ('method', ['DARTS', 'PC-DARTS'], 'DARTS', 'the search method: DARTS (all channels) or PC-DARTS (a quarter of them)'),
+    ('unrolled', boolean, False, 'second order: the architecture gradient looks one weight step ahead'),
+    ('epochs', integer(1), 50, 'passes over the training half'),
+    ('epochs_no_archopt', integer(0), 0, 'first epochs in which only the weights learn'),
+    ('init_channels', integer(1), 16, 'channels C of the first cell; PC-DARTS takes multiples of 4'),
+    ('layers', integer(1), 8, 'cells of the supernet; those at 1/3 and 2/3 of them are reduction cells'),
+    ('seed', integer(0, 2**32 - 1), 0, 'seed of all that is random'),
+]
+WEIGHT_FLAGS = [
+    ('batch_size', integer(1), 64, 'images a step, on each card'),
+    ('learning_rate', positive(), 0.025, 'initial learning rate, falling along a cosine over all epochs'),
+    ('learning_rate_min', number(0), None, 'where the cosine ends (default: 1e-3, for PC-DARTS 0, as the authors have it)'),
+    ('momentum', number(0, 1), 0.9, 'of SGD'),
+    ('weight_decay', number(0), 3e-4, 'L2 decay of the weights'),
+    ('grad_clip', positive(), 5.0, "largest global norm of the weights' gradient"),
+]
+ARCH_FLAGS = [
+    ('arch_learning_rate', positive(), 3e-4, "learning rate of the architecture's Adam"),
+    ('arch_weight_decay', number(0), 1e-3, 'L2 decay of the architecture parameters'),
+]
+DATA_FLAGS = [
+    ('dataset', ['cifar10', 'digits'], 'cifar10', "cifar10, or digits: scikit-learn's 1,797 digits, 8x8, nothing to download"),
+    ('data', str, None, 'the CIFAR-10 archive or the folder it unpacks to (default: dataset/ beside this script, downloaded '
+                        'when it is not there)'),
+    ('class_num', integer(2), 10, 'classes of the data'),
+    ('trainset_num', integer(2), 50000, 'use at most so many training images'),
+    ('train_portion', positive(0, 1), 0.5, 'share of them that trains the weights; the rest trains the architecture'),
+    ('cutout', boolean, False, 'blank a square of every training image'),
+    ('cutout_length', integer(0), 16, 'its side in pixels of a 32x32 image; other sizes in proportion'),
+    ('use_multiprocess', boolean, True, 'read images in worker processes; False: in the main process'),
+    ('num_workers', integer(1, 64), 1, 'worker processes of each of the two readers'),
+]
+RUN_FLAGS = [
+    ('use_gpu', boolean, True, 'run on a GPU if there is one, else on the CPU'),
+    ('use_data_parallel', boolean, False, 'several cards, with python -m paddle.distributed.launch'),
+    ('validate', boolean, True, 'measure the accuracy on the validation half after every epoch'),
+    ('log_freq', integer(1), 50, 'steps between two log lines'),
+    ('model_save_dir', str, 'search_cifar', 'folder for all that the run leaves'),
+]
+
+
+def parse_arguments(argv=None):
+    parser = ArgumentParser(__doc__)
+    for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
+                         ('data', DATA_FLAGS), ('run', RUN_FLAGS)):
+        parser.add_flags(title, table)
+    args = parser.parse_args(argv)
+    if args.learning_rate_min is None:
+        args.learning_rate_min = 0.0 if args.method == 'PC-DARTS' else min(1e-3, args.learning_rate)
+    if args.learning_rate_min > args.learning_rate:
+        parser.error('argument --learning_rate_min: {:g} is not allowed: give at most --learning_rate, {:g}'.format(
+            args.learning_rate_min, args.learning_rate))
+    return args
+
+
+def main():
+    args = parse_arguments()
+    prepare_folder(args.model_save_dir, '--model_save_dir')
+    start_logging(args.model_save_dir)
+    log_arguments(args)
+    quiet_warnings()
+    # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
+    from model_search import Network
+    from reader import train_search
+    from searcher import DARTSearch
+
+    place = select_device(args.use_gpu, args.use_data_parallel)
+    set_seed(args.seed)
+    model = Network(args.init_channels, args.class_num, args.layers, args.method)
+    train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
+    searcher = DARTSearch(
+        model, train_loader, valid_loader, place,
+        learning_rate=args.learning_rate,
+        batchsize=args.batch_size,
+        num_imgs=args.trainset_num,
+        arch_learning_rate=args.arch_learning_rate,
+        unrolled=args.unrolled,
+        num_epochs=args.epochs,
+        epochs_no_archopt=args.epochs_no_archopt,
+        use_multiprocess=args.use_multiprocess,
+        save_dir=args.model_save_dir,
+        log_freq=args.log_freq,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        grad_clip=args.grad_clip,
+        arch_weight_decay=args.arch_weight_decay,
+        learning_rate_min=args.learning_rate_min,
+        eval_reader=valid_loader.without_augmentation(),
+        validate=args.validate,
+        search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset})
+    genotype = searcher.train()
+    if rank() == 0:
+        report(genotype, args)
+
+
+def report(genotype, args):
+    """Print the result, and how to go on, on standard output."""
+    path = os.path.join(args.model_save_dir, 'genotype.json')
+    logger.info('written: %s', path)
+    print('genotype = {}'.format(genotype))
+    print('To train it: {}'.format(train_command(path, args)))
+
+
+def train_command(path, args):
+    """The command that trains the genotype at `path` on the data it was searched on."""
+    words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + path]
+    words += ['--{}={}'.format(name, getattr(args, name)) for name in ('dataset', 'data', 'class_num', 'trainset_num')
+              if name in given_flags(sys.argv[1:])]
+    if args.dataset == 'digits':
+        words.append('--auxiliary=False')  # the auxiliary head needs images of 32x32 and more
+    return ' '.join(words)
+
+
+if __name__ == '__main__':
+    run_script(main)

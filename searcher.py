@@ -1,0 +1,228 @@
+"""The search loop: paddleslim.nas.DARTSearch, mended.
+
+A search that was written for PaddleSlim runs with ours by changing the import:
+
+    from searcher import DARTSearch                       # was: from paddleslim.nas import DARTSearch
+    genotype = DARTSearch(model, train_reader, valid_reader, place, num_epochs=50).train()
+
+Each step moves the architecture on a validation batch (architect.py) and then the weights on a training batch (DARTS,
+algorithm 1).
+"""
+import json
+import math
+import os
+
+import paddle
+import paddleslim.nas
+from paddle.io import DataLoader, Dataset, IterableDataset
+
+import genotypes
+from architect import Architect, weight_parameters
+from checkpoint import save_params, write_text
+from engine import accuracy, evaluate, mean_over_ranks, to_batch
+from utility import AverageMeter, Progress, UserError, average_over_ranks, logger, peak_memory_mb, rank
+
+
+class DARTSearch(paddleslim.nas.DARTSearch):
+    """Searches an architecture with DARTS, first or second order, or PC-DARTS, by what the model is.
+
+    model: a supernet that is callable on images [N, 3, H, W] and has `arch_parameters()` and `_loss(image, label)`; and either
+        `genotype()` or the attributes PaddleSlim's documentation asks for (`alphas_normal`, `alphas_reduce`, `_steps`,
+        `_multiplier`, `_primitives`).
+    train_reader, valid_reader: the two halves of the data. Each is a paddle.io.Dataset of (image, label), batched and shuffled
+        here; or an iterable of ready batches, such as a paddle.io.DataLoader or reader.py's loaders; or a function that
+        returns such an iterable. The validation half starts anew when it ends before the training half.
+    place: where to run, paddle.CPUPlace() or paddle.CUDAPlace(n).
+    learning_rate, batchsize, arch_learning_rate, unrolled, num_epochs, epochs_no_archopt, save_dir, log_freq: as in PaddleSlim:
+        of the weights, images a step (for a Dataset), of the architecture, second order, epochs, how many of the first
+        ones leave the architecture alone, where files go, steps between two log lines.
+    num_imgs: accepted for old calls; the readers say how much data there is.
+    use_multiprocess: read a Dataset in a worker process.
+    momentum, weight_decay, grad_clip: of the weight step; grad_clip is a global norm.
+    arch_weight_decay: of the architecture's Adam.
+    learning_rate_min: where the cosine schedule ends.
+    eval_reader: what the accuracy at the end of an epoch is measured on, without augmentation; default: valid_reader.
+    validate: False leaves that measurement out.
+    search_info: a dict that goes into every genotype.json under "search".
+    """
+
+    def __init__(self, model, train_reader, valid_reader, place, learning_rate=0.025, batchsize=64, num_imgs=50000,
+                 arch_learning_rate=3e-4, unrolled=False, num_epochs=50, epochs_no_archopt=0, use_multiprocess=False,
+                 save_dir='./', log_freq=50, momentum=0.9, weight_decay=3e-4, grad_clip=5.0, arch_weight_decay=1e-3,
+                 learning_rate_min=1e-3, eval_reader=None, validate=True, search_info=None):
+        super().__init__(model, train_reader, valid_reader, place, learning_rate, batchsize, num_imgs, arch_learning_rate,
+                         unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir, log_freq)
+        paddle.set_device(_device_name(place))
+        self.validate = validate
+        self.search_info = dict(search_info or {})
+        self.train_loader = as_loader(train_reader, batchsize, use_multiprocess)
+        self.valid_loader = as_loader(valid_reader, batchsize, use_multiprocess)
+        self.eval_loader = self.valid_loader if eval_reader is None else as_loader(eval_reader, batchsize, use_multiprocess)
+
+        self.weights = weight_parameters(model)
+        # Stepped once an epoch, so that epoch e runs at min + (lr - min) * (1 + cos(pi * e / epochs)) / 2.
+        self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, num_epochs, learning_rate_min)
+        self.optimizer = paddle.optimizer.Momentum(
+            self.schedule, momentum, parameters=self.weights, weight_decay=weight_decay,
+            grad_clip=paddle.nn.ClipGradByGlobalNorm(grad_clip) if grad_clip else None)
+        self.architect = Architect(model, self.optimizer, arch_learning_rate, arch_weight_decay, unrolled, momentum,
+                                   weight_decay)
+
+    def train(self):
+        """Search, and leave the parameters and the genotype of every epoch and the final genotype in save_dir.
+
+        Returns the final genotype. Raises UserError (status 1) when the loss is not finite.
+        """
+        logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
+        self.best_valid_acc = 0.0
+        if rank() == 0:
+            write_text(os.path.join(self.save_dir, 'metrics.jsonl'), '')
+        for epoch in range(self.num_epochs):
+            logger.info('Epoch %d, lr %.6f', epoch, self.optimizer.get_lr())
+            logger.info('genotype = %s', self.genotype())
+            metrics = self.train_one_epoch(self.train_loader, self.valid_loader, self.architect, self.optimizer, epoch)
+            logger.info('Epoch %d, train_acc %.6f', epoch, metrics['train_acc'])
+            if self.validate:
+                metrics.update(self.valid_one_epoch(self.eval_loader, epoch))
+                self.best_valid_acc = max(self.best_valid_acc, metrics['valid_acc'])
+                logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f', epoch, metrics['valid_acc'],
+                            self.best_valid_acc)
+            self.schedule.step()
+            if rank() == 0:
+                self._save(epoch, metrics)
+        logger.info('genotype = %s', self.genotype())
+        return self.genotype()
+
+    def train_one_epoch(self, train_loader, valid_loader, architect, optimizer, epoch):
+        """One pass over the training half. Returns the epoch's figures for metrics.jsonl.
+
+        The signature is PaddleSlim's; architect and optimizer are those of this object.
+        """
+        for loader in (train_loader, valid_loader):
+            if hasattr(loader, 'set_epoch'):
+                loader.set_epoch(epoch)
+        self.model.train()
+        loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+        progress = Progress('Train', epoch, _length(train_loader), self.log_freq)
+        for step, (train_batch, valid_batch) in progress.batches(zip(train_loader, forever(valid_loader))):
+            image, label = to_batch(train_batch)
+            step_loss, logits = self.train_step(image, label, *to_batch(valid_batch),
+                                                arch_step=epoch >= self.epochs_no_archopt)
+            if not math.isfinite(step_loss):
+                raise UserError('the loss is {} at epoch {}, step {}, learning rate {:g}: try a lower --learning_rate or '
+                                '--grad_clip'.format(step_loss, epoch, step, optimizer.get_lr()), status=1)
+            n = image.shape[0]
+            loss.update(step_loss, n)
+            for meter, value in zip((top1, top5), accuracy(logits, label)):
+                meter.update(value, n)
+            progress.update(step, n, loss, top1, top5)
+        if not loss.count:
+            raise UserError('the training half holds no batch')
+        train_loss, train_acc, _ = mean_over_ranks(loss, top1, top5)
+        return {'epoch': epoch, 'lr': optimizer.get_lr(), 'train_loss': train_loss, 'train_acc': train_acc,
+                'seconds': progress.seconds, 'reader_cost': progress.reader_cost.avg,
+                'batch_cost': progress.batch_cost.avg, 'images_per_second': progress.images_per_second}
+
+    def train_step(self, train_image, train_label, valid_image, valid_label, arch_step=True):
+        """One step of the search: architecture (unless it still rests), then weights.
+
+        Returns the training loss, a float, and the logits [N, classes], both before the weights moved.
+        """
+        if arch_step:
+            self.architect.step(train_image, train_label, valid_image, valid_label)
+        logits = self.model(train_image)
+        loss = paddle.nn.functional.cross_entropy(logits, train_label)
+        gradients = paddle.grad(loss, self.weights, allow_unused=True)
+        average_over_ranks([gradient for gradient in gradients if gradient is not None])
+        for weight, gradient in zip(self.weights, gradients):
+            if gradient is not None:
+                weight.grad = gradient
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        return float(loss), logits.detach()
+
+    def valid_one_epoch(self, valid_loader, epoch):
+        """Score the model in eval mode, without gradients. Returns the figures for metrics.jsonl."""
+        valid_loss, top1, _ = evaluate(self.model, valid_loader)
+        return {'valid_loss': valid_loss, 'valid_acc': top1}
+
+    def genotype(self):
+        """The genotype that the architecture parameters stand for now."""
+        if hasattr(self.model, 'genotype'):
+            return self.model.genotype()
+        return _genotype_of_attributes(self.model)
+
+    def _save(self, epoch, metrics):
+        """Write the epoch's parameters and genotype, the genotype so far, and a line of metrics.jsonl."""
+        genotype = self.genotype()
+        folder = os.path.join(self.save_dir, str(epoch))
+        save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
+        search = dict(self.search_info, epoch=epoch, valid_acc=metrics.get('valid_acc'))
+        for place in (folder, self.save_dir):
+            write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(genotype, search))
+        metrics = dict(metrics, peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_dict(genotype),
+                       alphas=[parameter.tolist() for parameter in self.model.arch_parameters()])
+        with open(os.path.join(self.save_dir, 'metrics.jsonl'), 'a', encoding='utf-8') as f:
+            f.write(json.dumps(metrics) + '\n')
+
+
+def as_loader(reader, batch_size, use_multiprocess=False):
+    """Turn any reader that DARTSearch takes into an object that is iterated once an epoch and gives batches."""
+    if isinstance(reader, IterableDataset):
+        return DataLoader(reader, batch_size=batch_size, num_workers=int(use_multiprocess))
+    if isinstance(reader, Dataset):
+        return DataLoader(reader, batch_size=batch_size, shuffle=True, num_workers=int(use_multiprocess))
+    if hasattr(reader, '__iter__') and not hasattr(reader, '__next__'):
+        return reader
+    if callable(reader):
+        return _FunctionLoader(reader)
+    raise UserError('a reader must be a paddle.io.Dataset, an iterable that can be started anew, or a function that returns '
+                    'one, not a {}'.format(type(reader).__name__))
+
+
+class _FunctionLoader:
+    """A reader of Paddle 1.x: each call of the function starts a new pass over ready batches."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __iter__(self):
+        return iter(self.function())
+
+
+def forever(loader):
+    """Yield a loader's batches, pass after pass. A pass without a batch is a UserError, not a hang."""
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise UserError('the validation half holds no batch')
+
+
+def _length(loader):
+    """The number of batches of a loader, None where it can't tell."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _device_name(place):
+    """'cpu' or 'gpu:0' for a paddle place."""
+    return 'gpu:{}'.format(place.get_device_id()) if isinstance(place, paddle.CUDAPlace) else 'cpu'
+
+
+def _genotype_of_attributes(model):
+    """The genotype of a network written for PaddleSlim's DARTSearch, by the attributes it must have; betas if it has them."""
+    cells = []
+    for kind in ('normal', 'reduce'):
+        strengths = paddle.nn.functional.softmax(getattr(model, 'alphas_' + kind), axis=-1)
+        betas = getattr(model, 'betas_' + kind, None)
+        if betas is not None:
+            nodes = betas.split([i + 2 for i in range(model._steps)])
+            strengths *= paddle.concat([paddle.nn.functional.softmax(node, axis=-1) for node in nodes]).unsqueeze(-1)
+        cells.append(genotypes.derive_cell(strengths.tolist(), model._primitives, model._steps))
+    concat = range(2 + model._steps - model._multiplier, 2 + model._steps)
+    return genotypes.Genotype(cells[0], concat, cells[1], concat)

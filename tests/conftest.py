@@ -1,0 +1,115 @@
+"""What several tests share: the parity numbers, float64, running the scripts as a user does."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SHARED = os.path.join(os.path.dirname(ROOT), 'shared')
+sys.path.insert(0, ROOT)
+
+from utility import quiet_warnings  # noqa: E402
+
+quiet_warnings()
+
+
+class Parity:
+    """The folder of numbers that the authors' PyTorch code computed (environment variable PARITY_DIR)."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with open(os.path.join(folder, 'config.json')) as f:
+            self.config = json.load(f)
+
+    def load(self, name):
+        """The arrays of a .npz, or the object of a .json; skips where the file is absent."""
+        path = os.path.join(self.folder, name)
+        if not os.path.exists(path):
+            pytest.skip('{} is not there'.format(path))
+        if name.endswith('.json'):
+            with open(path) as f:
+                return json.load(f)
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    def method(self, name):
+        return 'PC-DARTS' if name.startswith('pcdarts') else 'DARTS'
+
+    def supernet(self, name, arrays):
+        """A float64 supernet with the weights and the architecture of a file."""
+        from architect import weight_parameters
+        from model_search import Network
+        method = self.method(name)
+        model = Network(self.config['init_channels'][method], self.config['num_classes'], self.config['layers'], method)
+        set_values(weight_parameters(model), ordered(arrays, 'w/'))
+        for key, parameter in arch_parameters(model).items():
+            parameter.set_value(arrays['arch/' + key])
+        return model
+
+
+def arch_parameters(model):
+    names = ['alphas_normal', 'alphas_reduce', 'betas_normal', 'betas_reduce']
+    return dict(zip(names, model.arch_parameters()))
+
+
+def ordered(arrays, prefix):
+    """The arrays whose keys begin with prefix, in the order of their numbers."""
+    return [arrays[key] for key in sorted(key for key in arrays if key.startswith(prefix))]
+
+
+def as_paddle(array):
+    """PyTorch's layout of a weight in Paddle's: linear weights are transposed."""
+    return array.T if array.ndim == 2 else array
+
+
+def set_values(parameters, values):
+    parameters = list(parameters)
+    assert len(parameters) == len(values)
+    for parameter, value in zip(parameters, values):
+        assert tuple(parameter.shape) == as_paddle(value).shape, parameter.name
+        parameter.set_value(as_paddle(value).astype(str(parameter.dtype).split('.')[-1]))
+
+
+def relative_error(value, expected):
+    """The largest deviation, as a fraction of the largest expected value."""
+    value, expected = np.asarray(value, 'float64'), np.asarray(expected, 'float64')
+    assert value.shape == expected.shape
+    return np.abs(value - expected).max() / max(np.abs(expected).max(), 1e-30)
+
+
+@pytest.fixture(scope='session')
+def parity():
+    folder = os.environ.get('PARITY_DIR', os.path.join(SHARED, 'parity'))
+    if not os.path.isdir(folder):
+        pytest.skip('the parity numbers are not there: {} (set PARITY_DIR)'.format(folder))
+    return Parity(folder)
+
+
+@pytest.fixture
+def float64():
+    """Make new networks and tensors double precision, as the parity numbers are."""
+    import paddle
+    paddle.set_default_dtype('float64')
+    yield
+    paddle.set_default_dtype('float32')
+
+
+def shared_file(*parts):
+    """A path under shared/, which is not part of the project; skips where it is absent."""
+    path = os.path.join(SHARED, *parts)
+    if not os.path.exists(path):
+        pytest.skip('{} is not there'.format(path))
+    return path
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run a script of the project in an empty folder: script('search.py', '--epochs=1') -> CompletedProcess with text."""
+    def run(name, *arguments, timeout=300, **options):
+        return subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(arguments), cwd=str(tmp_path), text=True,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout,
+                              **options)
+    return run
