@@ -37,6 +37,8 @@ class Architect:
         self.unrolled = unrolled
         self.arch_parameters = list(model.arch_parameters())
         self.weights = weight_parameters(model)
+        # Paddle keeps batch norm's running statistics among the parameters, as ones that can't be trained.
+        self.statistics = [p for p in model.parameters() if not p.trainable] + list(model.buffers())
         self.optimizer = paddle.optimizer.Adam(
             arch_learning_rate, beta1=0.5, beta2=0.999, parameters=self.arch_parameters,
             weight_decay=paddle.regularizer.L2Decay(arch_weight_decay))
@@ -71,16 +73,15 @@ class Architect:
         eta = self.weight_optimizer.get_lr()
         weights = [weight.clone() for weight in self.weights]
 
-        self._set_weights(self._unrolled_weights(eta, input_train, target_train))
-        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        _assign(self._unrolled_weights(eta, input_train, target_train), self.weights)
+        statistics = [value.clone() for value in self.statistics]
         with paddle.enable_grad():
             gradients = self.gradient(input_valid, target_valid, self.arch_parameters + self.weights)
-        for buffer, value in zip(self.model.buffers(), statistics):
-            paddle.assign(value, buffer)
+        _assign(statistics, self.statistics)
         arch_gradient, vector = gradients[:len(self.arch_parameters)], gradients[len(self.arch_parameters):]
 
         product = self._hessian_vector_product(weights, vector, input_train, target_train)
-        self._set_weights(weights)
+        _assign(weights, self.weights)
         return [g - eta * p for g, p in zip(arch_gradient, product)]
 
     def _unrolled_weights(self, eta, image, label):
@@ -103,17 +104,18 @@ class Architect:
         r = self.EPSILON / norm
         sides = []
         for sign in (1, -1):
-            self._set_weights([w + sign * r * u for w, u in zip(weights, vector)])
+            _assign([w + sign * r * u for w, u in zip(weights, vector)], self.weights)
             with paddle.enable_grad():
                 sides.append(self.gradient(image, label, self.arch_parameters))
         return [(plus - minus) / (2 * r) for plus, minus in zip(*sides)]
-
-    def _set_weights(self, values):
-        for weight, value in zip(self.weights, values):
-            paddle.assign(value, weight)
 
 
 def weight_parameters(model):
     """The trainable parameters of a search network that are not its architecture."""
     arch = {id(parameter) for parameter in model.arch_parameters()}
     return [p for p in model.parameters() if p.trainable and id(p) not in arch]
+
+
+def _assign(values, tensors):
+    for value, tensor in zip(values, tensors):
+        paddle.assign(value, tensor)

@@ -84,8 +84,8 @@ def main():
 
     place = select_device(args.use_gpu, args.use_data_parallel)
     set_seed(args.seed)
-    model = Network(args.init_channels, args.class_num, args.layers, args.method)
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
+    model = Network(args.init_channels, args.class_num, args.layers, args.method)
     searcher = DARTSearch(
         model, train_loader, valid_loader, place,
         learning_rate=args.learning_rate,

@@ -73,6 +73,14 @@ def positive(minimum_excluded=0.0, maximum_excluded=None):
             '' if maximum_excluded is None else ' and below {:g}'.format(maximum_excluded)))
 
 
+def _one_of(words):
+    def parse(text):
+        if text in words:
+            return text
+        raise argparse.ArgumentTypeError('{!r:.80} is not allowed: give one of {}'.format(text, ', '.join(words)))
+    return parse
+
+
 def _bounded(cast, kind, inside, bounds):
     def parse(text):
         try:
@@ -96,13 +104,11 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add a group of flags. table: rows (name, type, default, help); a type may also be a list of allowed words."""
         group = self.add_argument_group(title)
         for name, kind, default, text in table:
-            options = {'choices': kind} if isinstance(kind, list) else {'type': kind}
-            if kind is boolean:
-                options.update(nargs='?', const=True)
-            if kind is not boolean and not isinstance(kind, list):
-                options['metavar'] = 'TEXT' if kind is str else 'N'
+            options = {'type': kind, 'metavar': 'TEXT' if kind is str else 'N'}
+            if isinstance(kind, list):
+                options = {'type': _one_of(kind), 'metavar': '{' + ','.join(kind) + '}'}
             elif kind is boolean:
-                options['metavar'] = 'True|False'
+                options.update(nargs='?', const=True, metavar='True|False')
             shown = '' if default is None else ' (default: {})'.format(default)
             group.add_argument('--' + name, default=default, help=text.replace('%', '%%') + shown, **options)
 

@@ -7,7 +7,7 @@ import pytest
 
 from architect import Architect, weight_parameters
 from conftest import arch_parameters, as_paddle, ordered, relative_error, set_values
-from genotypes import derive_cell, from_dict
+from genotypes import from_dict
 from model_search import Network
 from operations import OPS
 from searcher import DARTSearch
@@ -75,7 +75,7 @@ class TestSupernet:
 
     def test_eval_logits(self, parity, name):
         """In eval mode Paddle's running variance is the biased one, PyTorch's the unbiased one. Brought to the unbiased one,
-        n / (n - 1) of the batch's share, the logits agree; as Paddle has it they differ by a few per cent at a batch of 4."""
+        n / (n - 1) of the batch's share, the logits agree; as Paddle has it they are 6e-5 (DARTS) and 8e-6 (PC-DARTS) away."""
         arrays = parity.load(name + '.npz')
         model = parity.supernet(name, arrays)
         counts = []
@@ -172,10 +172,3 @@ def test_genotypes(parity):
         for key, parameter in arch_parameters(model).items():
             parameter.set_value(np.asarray(case['arch'][key]))
         assert model.genotype() == from_dict(case['genotype']), number
-
-
-def test_derived_edges_skip_none():
-    """Not of the authors: an edge whose strongest operation is `none` competes with its second one."""
-    primitives = ['none', 'a', 'b']
-    strengths = [[9, 1, 2], [0, 3, 1], [9, 0, 0], [1, 1, 4], [0, 5, 0]]
-    assert derive_cell(strengths, primitives, 2) == [('a', 1), ('b', 0), ('a', 2), ('b', 1)]

@@ -1,0 +1,206 @@
+"""The search loop with a user's own network and readers, and a run of search.py as a user types it."""
+import hashlib
+import json
+import os
+
+import numpy as np
+import paddle
+import paddleslim.nas
+import pytest
+
+from conftest import shared_file
+from genotypes import get_genotype, read_genotype
+from model_search import Network
+from searcher import DARTSearch, as_loader, forever
+from utility import UserError
+
+
+class UsersNetwork(paddle.nn.Layer):
+    """A network as PaddleSlim's documentation asks for: no genotype(), but the attributes its search reads."""
+
+    _steps, _multiplier, _method, _primitives = 1, 1, 'DARTS', ['none', 'skip_connect', 'double']
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = paddle.nn.Linear(3, 2)
+        for kind in ('normal', 'reduce'):
+            setattr(self, 'alphas_' + kind, self.create_parameter([2, 3], default_initializer=paddle.nn.initializer.Constant(0)))
+
+    def arch_parameters(self):
+        return [self.alphas_normal, self.alphas_reduce]
+
+    def forward(self, image):
+        x = image.mean([2, 3])
+        for alphas in self.arch_parameters():
+            weights = paddle.nn.functional.softmax(alphas, axis=-1)
+            x = sum(row[1] * x + row[2] * 2 * x for row in weights.unbind())
+        return self.classifier(x)
+
+    def _loss(self, image, label):
+        return paddle.nn.functional.cross_entropy(self(image), label)
+
+
+class Colours(paddle.io.Dataset):
+    """Class 0 is bright in red, class 1 in blue."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        image = np.zeros((3, 4, 4), 'float32')
+        image[2 * (i % 2)] = 1
+        return image, i % 2
+
+
+def ready_batches():
+    """A reader of Paddle 1.x: it yields batches, as lists of samples."""
+    data = Colours()
+    for start in range(0, 64, 16):
+        samples = [data[i] for i in range(start, start + 16)]
+        yield [image for image, _ in samples], [[label] for _, label in samples]
+
+
+READERS = {
+    'Dataset': Colours,
+    'DataLoader': lambda: paddle.io.DataLoader(Colours(), batch_size=16, shuffle=True),
+    'function': lambda: ready_batches,
+    'list of batches': lambda: list(ready_batches()),
+}
+
+
+@pytest.mark.parametrize('kind', sorted(READERS))
+@pytest.mark.parametrize('unrolled', [False, True])
+def test_the_documented_use_with_a_users_network(tmp_path, kind, unrolled):
+    paddle.seed(0)
+    np.random.seed(0)
+    model = UsersNetwork()
+    search = DARTSearch(model, READERS[kind](), READERS[kind](), paddle.CPUPlace(), learning_rate=0.1, batchsize=16,
+                        num_imgs=128, arch_learning_rate=0.1, unrolled=unrolled, num_epochs=5, save_dir=str(tmp_path))
+    assert isinstance(search, paddleslim.nas.DARTSearch)
+    genotype = search.train()
+    # Scaling up lowers the loss of a classifier that is right: every edge comes to prefer `double`.
+    assert paddle.nn.functional.softmax(model.alphas_normal).numpy()[:, 2].min() > 0.45  # from 1/3
+    assert sorted(genotype.normal) == [('double', 0), ('double', 1)] and genotype.normal_concat == range(2, 3)
+    metrics = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [m['epoch'] for m in metrics] == list(range(5))
+    assert metrics[-1]['valid_acc'] == 1 and metrics[-1]['valid_loss'] < metrics[0]['valid_loss']
+    assert np.allclose([m['lr'] for m in metrics], [1e-3 + 0.099 * (1 + np.cos(np.pi * e / 5)) / 2 for e in range(5)])
+    state = paddle.load(str(tmp_path / '4' / 'params.pdparams'))
+    assert (state['alphas_normal'].numpy() == model.alphas_normal.numpy()).all()
+
+
+def test_betas_of_a_users_network_count():
+    """PaddleSlim's get_genotype crashes on PC-DARTS."""
+    model = UsersNetwork()
+    model._steps = 2
+    for kind in ('normal', 'reduce'):
+        setattr(model, 'alphas_' + kind, model.create_parameter([5, 3], default_initializer=paddle.nn.initializer.Assign(
+            np.tile(np.array([[0, 0, 1.]], 'float32'), (5, 1)))))
+        setattr(model, 'betas_' + kind, model.create_parameter([5], default_initializer=paddle.nn.initializer.Assign(
+            np.array([0, 1, 3, 1, 2], 'float32'))))
+    search = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace())
+    assert search.genotype().normal == [('double', 1), ('double', 0), ('double', 0), ('double', 2)]
+
+
+def test_the_architecture_rests_for_epochs_no_archopt(tmp_path):
+    model = UsersNetwork()
+    before = model.alphas_normal.numpy()
+    DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), num_epochs=2, epochs_no_archopt=2,
+               save_dir=str(tmp_path)).train()
+    assert (model.alphas_normal.numpy() == before).all()
+
+
+def test_weight_decay_momentum_and_clip_are_those_asked_for(tmp_path):
+    """Two weight steps against the formulas in numpy: clip, add the decay, momentum, learning rate."""
+    paddle.seed(0)
+    model = UsersNetwork()
+    search = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), learning_rate=0.2, num_epochs=1,
+                        momentum=0.5, weight_decay=0.1, grad_clip=0.01, save_dir=str(tmp_path))
+    w = [weight.numpy() for weight in search.weights]
+    v = [np.zeros_like(value) for value in w]
+    image, label = next(iter(ready_batches()))
+    image, label = paddle.to_tensor(np.stack(image)), paddle.to_tensor(label)
+    for _ in range(2):
+        g = [gradient.numpy() for gradient in paddle.grad(model._loss(image, label), search.weights)]
+        norm = np.sqrt(sum((gradient**2).sum() for gradient in g))
+        assert norm > 0.01
+        v = [0.5 * vi + gi * 0.01 / norm + 0.1 * wi for vi, gi, wi in zip(v, g, w)]
+        w = [wi - 0.2 * vi for wi, vi in zip(w, v)]
+        search.train_step(image, label, image, label, arch_step=False)
+        for weight, expected in zip(search.weights, w):
+            assert np.allclose(weight.numpy(), expected, atol=1e-6)
+
+
+def test_the_validation_half_starts_anew_and_an_empty_one_is_refused():
+    batches = forever(as_loader(lambda: iter([1, 2]), 1))
+    assert [next(batches) for _ in range(5)] == [1, 2, 1, 2, 1]
+    with pytest.raises(UserError, match='no batch'):
+        next(forever(as_loader(lambda: [], 1)))
+    with pytest.raises(UserError, match='a reader must be'):
+        as_loader(3, 1)
+    with pytest.raises(UserError, match='a reader must be'):
+        as_loader(iter([]), 1)  # would be over after one epoch
+
+
+def test_a_loss_that_is_not_finite_stops_the_search(tmp_path):
+    def reader():
+        yield np.full((2, 3, 4, 4), np.nan, 'float32'), [0, 1]
+
+    search = DARTSearch(UsersNetwork(), reader, reader, paddle.CPUPlace(), save_dir=str(tmp_path))
+    with pytest.raises(UserError, match='the loss is nan at epoch 0, step 0, learning rate 0.025: try a lower') as error:
+        search.train()
+    assert error.value.status == 1
+
+
+@pytest.mark.parametrize('method, message', [('SNAS', 'give one of DARTS, PC-DARTS'), ('PC-DARTS', 'multiple of 4')])
+def test_networks_that_cannot_be_are_refused(method, message):
+    with pytest.raises(UserError, match=message):
+        Network(6, 10, 2, method)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# search.py
+# ---------------------------------------------------------------------------------------------------------------------
+
+SMALL = ['--dataset=digits', '--layers=1', '--init_channels=4', '--trainset_num=96', '--batch_size=16', '--log_freq=2']
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_a_run_leaves_what_it_should_and_one_seed_gives_one_result(script, tmp_path):
+    runs = {'a': [], 'b': ['--use_multiprocess=False'], 'other': ['--seed=1']}
+    results = {}
+    for name, extra in runs.items():
+        results[name] = script('search.py', *SMALL, '--epochs=2', '--model_save_dir=' + name, *extra)
+        assert results[name].returncode == 0, results[name].stderr
+    out, log = results['a'].stdout, results['a'].stderr
+    final = tmp_path / 'a' / 'genotype.json'
+    assert out.splitlines() == ['genotype = {}'.format(read_genotype(str(final))), out.splitlines()[1]]
+    assert 'train.py --arch={} '.format(os.path.join('a', 'genotype.json')) in out
+    for line in ('Epoch 0, lr 0.025000', 'Epoch 1, lr 0.013000', 'genotype = Genotype(normal=[(', 'running on the CPU',
+                 'Train Epoch 1, Step 2, loss ', ', acc_1 ', ', acc_5 ', 'reader_cost', 'batch_cost', 'images/s',
+                 'Epoch 1, train_acc ', 'Epoch 1, valid_acc ', ', best_valid_acc '):
+        assert line in log, line
+    assert log.count('genotype = ') == 3  # before each epoch and after the last
+    assert (tmp_path / 'a' / 'train.log').read_text() == log
+    assert 'Warning' not in log and 'Traceback' not in log
+    assert json.loads(final.read_text())['search'].items() >= {
+        'method': 'DARTS', 'seed': 0, 'epoch': 1, 'dataset': 'digits'}.items()
+    for epoch in '01':
+        assert get_genotype(str(tmp_path / 'a' / epoch / 'genotype.json'))
+        params = [tmp_path / name / epoch / 'params.pdparams' for name in ('a', 'b', 'other')]
+        assert md5(params[0]) == md5(params[1]) != md5(params[2])
+    assert md5(final) == md5(tmp_path / 'b' / 'genotype.json') != md5(tmp_path / 'other' / 'genotype.json')
+    assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == [
+        '0', '1', 'genotype.json', 'metrics.jsonl', 'train.log']
+
+
+def test_a_search_on_real_cifar_images(script):
+    archive = shared_file('data', 'cifar-10-subset.tar.gz')
+    result = script('search.py', '--data=' + archive, '--method=PC-DARTS', '--layers=1', '--init_channels=4', '--epochs=1',
+                    '--trainset_num=32', '--batch_size=8', '--cutout=True', '--validate=False')
+    assert result.returncode == 0, result.stderr
+    assert 'not the official CIFAR-10 archive' in result.stderr and '32 images of 32x32' in result.stderr
+    assert ' --data={} '.format(archive) in result.stdout + ' '
