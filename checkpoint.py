@@ -1,6 +1,14 @@
-"""Files that are whole or not there: what a run leaves is written beside its place and then renamed into it."""
+"""Files that are whole or not there, and files that are read without trusting them.
+
+What a run leaves is written beside its place and then renamed into it. Parameter files are pickles; they are read by an unpickler
+that can make numpy arrays and plain containers and call nothing else.
+"""
 import contextlib
+import json
 import os
+import pickle
+
+import numpy as np
 
 from utility import UserError
 
@@ -51,3 +59,78 @@ def save_params(path, state_dict):
     import paddle
     with atomic_write(path) as temporary:
         paddle.save(state_dict, temporary)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits numpy arrays in plain containers: a pickle can't call anything else."""
+
+    ALLOWED = {(module, name) for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
+               for name in ('_reconstruct', 'scalar')} | {
+                   ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'), ('collections', 'OrderedDict')}
+
+    def find_class(self, module, name):
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError('it asks for {}.{}, which no file of this kind needs: refused'.format(module, name))
+        return super().find_class(module, name)
+
+
+def load_arrays(file, encoding='ASCII'):
+    """Unpickle an open file of numpy arrays in plain containers. Raises ValueError with what is wrong in one line."""
+    try:
+        return _ArrayUnpickler(file, encoding=encoding).load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A trained network: best_model.pdparams and, beside it, best_model.json with what made it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def save_model(path, state_dict, description):
+    """Write a state dict to path (.pdparams) and the JSON object `description` beside it (.json)."""
+    write_text(_description_path(path), json.dumps(description) + '\n')
+    save_params(path, state_dict)
+
+
+def load_model(path):
+    """Read what save_model wrote. Returns ({name: numpy array}, description), description None where there is no file.
+
+    Raises UserError for files that can't be read or hold something else.
+    """
+    try:
+        with open(path, 'rb') as f:
+            state = load_arrays(f)
+        if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
+            raise ValueError('it must hold a dictionary of arrays')
+    except (OSError, ValueError) as error:
+        raise UserError('--pretrained: {} cannot be loaded: {}'.format(path, getattr(error, 'strerror', None) or error))
+    description_path = _description_path(path)
+    if not os.path.exists(description_path):
+        return state, None
+    try:
+        with open(description_path, encoding='utf-8') as f:
+            description = json.load(f)
+        if not isinstance(description, dict):
+            raise ValueError('it must hold an object')
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError('--pretrained: {} cannot be read: {}'.format(description_path, error))
+    return state, description
+
+
+def set_state(model, state, path):
+    """Load arrays into a layer. Raises UserError that lists the names and shapes that don't fit."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: value.shape for name, value in state.items()}
+    wrong = (['{} is missing'.format(name) for name in wanted if name not in given]
+             + ['{} is unknown'.format(name) for name in given if name not in wanted]
+             + ['{} is {}, not {}'.format(name, given[name], wanted[name]) for name in wanted
+                if name in given and given[name] != wanted[name]])
+    if wrong:
+        raise UserError('--pretrained: {} does not fit this network: {}{}'.format(
+            path, '; '.join(wrong[:5]), '' if len(wrong) <= 5 else '; and {} more'.format(len(wrong) - 5)))
+    model.set_state_dict(state)
+
+
+def _description_path(path):
+    return os.path.splitext(path)[0] + '.json'

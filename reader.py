@@ -11,29 +11,15 @@ Images stay uint8 until the batch is made; augmentation works on whole batches. 
 and flipped, follows from the seed, the epoch and the place in the epoch's order alone: it is the same with any number of worker
 processes, and n ranks together read what one rank would read with an n times larger batch.
 """
-import hashlib
-import http.client
-import io
-import lzma
 import os
-import pickle
-import tarfile
-import urllib.request
-import zlib
 
 import numpy as np
 from paddle.io import DataLoader, Dataset
 
-from checkpoint import atomic_write
+from archives import cifar10_archive, cifar_batch, members
+from transforms import (CIFAR_MEAN, CIFAR_STD, DIGITS_MEAN, DIGITS_STD, IMAGENET_MEAN, IMAGENET_STD, Augmentation, CentreCrop,
+                        RandomResizedCrop, load_photo)
 from utility import UserError, logger, rank, world_size
-
-CIFAR10_URL = 'https://dataset.bj.bcebos.com/cifar%2Fcifar-10-python.tar.gz'
-CIFAR10_MD5 = 'c58f30108f718f92721af3b95e74349a'
-CIFAR10_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'dataset', 'cifar-10-python.tar.gz')
-
-# Mean and standard deviation of the pixels, R, G, B, as fractions of 255.
-CIFAR_MEAN, CIFAR_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
-DIGITS_MEAN, DIGITS_STD = (0.3053,) * 3, (0.3760,) * 3
 
 # Streams of random numbers, so that the two halves of a search are not augmented alike.
 ORDER, TRAIN, VALID = 0, 1, 2
@@ -98,8 +84,8 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
     Raises UserError for an archive that can't be read or holds something else.
     """
     images, labels = [], []
-    for name, content in _members(file_name, data_name):
-        data, label = _cifar_batch('{}: {}'.format(file_name, name), content)
+    for name, content in members(file_name, data_name):
+        data, label = cifar_batch('{}: {}'.format(file_name, name), content)
         images.append(data)
         labels.append(label)
     if not images:
@@ -109,6 +95,35 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
     if is_shuffle:
         pairs = [pairs[i] for i in _generator(args, ORDER).permutation(len(pairs))]
     return pairs
+
+
+def imagenet_reader(data_dir, mode):
+    """The images that a list names, for train_imagenet.py.
+
+    data_dir: the folder that holds train_list.txt and val_list.txt, whose lines are `relative/path label`. mode: 'train', cropped
+    and flipped at random, or 'val', the centre of the image.
+    Returns ImageFiles, a paddle.io.Dataset of (image float32 [3, 224, 224], label). Raises UserError that names the line at fault.
+    """
+    list_name = os.path.join(data_dir, {'train': 'train_list.txt', 'val': 'val_list.txt'}[mode])
+    try:
+        with open(list_name, encoding='utf-8') as f:
+            lines = f.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError('--data_dir: {} cannot be read: {}; it is to hold a line "relative/path label" for each image'.format(
+            list_name, getattr(error, 'strerror', None) or error))
+    paths, labels, where = [], [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        path, _, label = line.rstrip().rpartition(' ')  # the path itself may hold spaces
+        if not path or not label.isdecimal():
+            raise UserError('--data_dir: {}, line {}: {!r:.80} is not "relative/path label"'.format(list_name, number, line))
+        paths.append(os.path.join(data_dir, path))
+        labels.append(int(label))
+        where.append('{}, line {}'.format(list_name, number))
+    if not paths:
+        raise UserError('--data_dir: {} names no image'.format(list_name))
+    return ImageFiles(paths, labels, where, RandomResizedCrop() if mode == 'train' else CentreCrop())
 
 
 def digits_reader(data_name):
@@ -121,101 +136,6 @@ def digits_reader(data_name):
     grey = np.round(digits.images * (255 / 16)).astype('uint8')
     wanted = (np.arange(len(grey)) % 5 == 0) == (data_name == 'test')
     return [(np.stack([image] * 3), label) for image, label in zip(grey[wanted], digits.target[wanted])]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Archives
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def cifar10_archive(data):
-    """The path of the CIFAR-10 archive: what --data gave, whatever its md5, or else dataset/, downloaded when it isn't there."""
-    if data is not None:
-        if not os.path.exists(data):
-            raise UserError('--data: {} does not exist; give the CIFAR-10 archive or the folder it unpacks to'.format(data))
-        if os.path.isfile(data) and _md5(data) != CIFAR10_MD5:
-            logger.info('--data: %s is not the official CIFAR-10 archive (another md5); taken since it was asked for', data)
-        return data
-    if not (os.path.isfile(CIFAR10_PATH) and _md5(CIFAR10_PATH) == CIFAR10_MD5):
-        download(CIFAR10_URL, CIFAR10_PATH, CIFAR10_MD5)
-    return CIFAR10_PATH
-
-
-def download(url, path, md5):
-    """Download url to path, whole or not at all. Raises UserError (status 1) that names what to do without a network."""
-    def failure(reason):
-        return UserError('cannot download {} ({}): give --data PATH with an archive you have, or --dataset=digits, which needs '
-                         'no download'.format(url, reason), status=1)
-
-    def chunks():
-        try:
-            with urllib.request.urlopen(url, timeout=30) as response:
-                yield from iter(lambda: response.read(1 << 20), b'')
-        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            raise failure(getattr(error, 'reason', None) or error)
-
-    logger.info('downloading %s to %s', url, path)
-    digest = hashlib.md5()
-    with atomic_write(path) as temporary:
-        with open(temporary, 'wb') as f:
-            for chunk in chunks():
-                f.write(chunk)
-                digest.update(chunk)
-        if digest.hexdigest() != md5:
-            raise failure('what arrived has another md5 than {}'.format(md5))
-
-
-def _md5(path):
-    digest = hashlib.md5()
-    with open(path, 'rb') as f:
-        for chunk in iter(lambda: f.read(1 << 20), b''):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _members(file_name, data_name):
-    """Yield (name, bytes) of the files in an archive or a folder whose names begin with data_name, in the names' order."""
-    try:
-        if os.path.isdir(file_name):
-            for folder, _, names in sorted(os.walk(file_name)):
-                for name in sorted(names):
-                    if name.startswith(data_name):
-                        with open(os.path.join(folder, name), 'rb') as f:
-                            yield name, f.read()
-            return
-        with tarfile.open(file_name) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and os.path.basename(m.name).startswith(data_name)]
-            for member in sorted(members, key=lambda m: m.name):
-                yield member.name, archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UserError('--data: {} cannot be read, it may be truncated or no archive: {}'.format(file_name, error))
-
-
-class _CifarUnpickler(pickle.Unpickler):
-    """Admits what a CIFAR batch is made of, numpy arrays in plain containers: a pickle can't call anything else."""
-
-    ALLOWED = {(module, name) for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-               for name in ('_reconstruct', 'scalar')} | {
-                   ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode')}
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
-            raise UserError('it asks for {}.{}, which no CIFAR batch needs: refused'.format(module, name))
-        return super().find_class(module, name)
-
-
-def _cifar_batch(where, content):
-    """Unpickle a CIFAR batch -> images uint8 [N, 3, 32, 32], labels int64 [N]."""
-    try:
-        batch = _CifarUnpickler(io.BytesIO(content), encoding='bytes').load()
-        data = batch[b'data']
-        labels = np.asarray(batch.get(b'labels', batch.get(b'fine_labels')))
-        if (data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]
-                or labels.dtype.kind not in 'iu'):
-            raise ValueError('it must hold data [N, 3072] of uint8 and N labels')
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError('--data: {} is not a CIFAR batch: {}'.format(where, str(error) or type(error).__name__))
-    return data.reshape(-1, 3, 32, 32), labels.astype('int64')
 
 
 def to_arrays(pairs, class_num):
@@ -232,53 +152,6 @@ def to_arrays(pairs, class_num):
         raise UserError('--class_num: the labels of the data are {} to {}, {} classes allow 0 to {}'.format(
             labels.min(), labels.max(), class_num, class_num - 1))
     return images, labels
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Augmentation
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Augmentation:
-    """Pad with zeros and crop back, flip, normalise, cut out: the CIFAR recipe of DARTS (appendix A.1), on a whole batch.
-
-    padding: pixels on each side; all (2 * padding + 1)^2 offsets are equally likely. flip: mirror half of the images.
-    cutout_length: side of the square that is blanked, its centre anywhere in the image (DeVries and Taylor 2017); 0 for none.
-    """
-
-    draws = 5  # random numbers an image needs: crop y and x, flip, cutout y and x
-
-    def __init__(self, mean, std, padding=0, flip=False, cutout_length=0):
-        self.mean, self.std = mean, std
-        self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
-        self.scale = (1 / (255 * np.asarray(std, 'float32'))).reshape(1, 3, 1, 1).astype('float32')
-        self.shift = (np.asarray(mean) / np.asarray(std)).reshape(1, 3, 1, 1).astype('float32')
-
-    def plain(self):
-        """The same normalisation without anything random, for evaluation."""
-        return Augmentation(self.mean, self.std)
-
-    def __call__(self, images, uniform):
-        """images uint8 [N, 3, H, W], uniform [N, 5] in [0, 1) -> float32 [N, 3, H, W]."""
-        n, _, h, w = images.shape
-        if self.padding:
-            p = self.padding
-            padded = np.pad(images, ((0, 0), (0, 0), (p, p), (p, p)))
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(2, 3))
-            y, x = (uniform[:, :2] * (2 * p + 1)).astype(int).T
-            images = windows[np.arange(n), :, y, x]
-        if self.flip:
-            images = np.where((uniform[:, 2] < 0.5).reshape(n, 1, 1, 1), images[:, :, :, ::-1], images)
-        batch = images.astype('float32')
-        batch *= self.scale
-        batch -= self.shift
-        if self.cutout_length:
-            half = self.cutout_length // 2
-            y, x = (uniform[:, 3:] * (h, w)).astype(int).T
-            rows = np.abs(np.arange(h) + 0.5 - y[:, None]) < half  # y - half <= row < y + half
-            columns = np.abs(np.arange(w) + 0.5 - x[:, None]) < half
-            batch[np.broadcast_to((rows[:, :, None] & columns[:, None, :])[:, None], batch.shape)] = 0
-        return batch
 
 
 def _augmentation(args, size):
@@ -315,6 +188,36 @@ class ArrayImages:
         return self.transform(self.images[indices], uniform), self.labels[indices]
 
 
+class ImageFiles(Dataset):
+    """Image files. paths, labels, where: for each image its path, its class, and what to call it in a message."""
+
+    def __init__(self, paths, labels, where, crop):
+        self.paths, self.labels, self.where, self.crop = paths, np.asarray(labels, 'int64'), where, crop
+        self.draws = crop.draws
+        self.normalise = Augmentation(IMAGENET_MEAN, IMAGENET_STD)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        image, label = self.batch(np.asarray([i]), np.random.random((1, self.draws)))
+        return image[0], label[0]
+
+    def plain(self):
+        return ImageFiles(self.paths, self.labels, self.where, CentreCrop(self.crop.size))
+
+    def batch(self, indices, uniform):
+        """As ArrayImages.batch. Raises UserError (status 1) that names a file that can't be read."""
+        return self.normalise(np.stack([self._load(i, u) for i, u in zip(indices, uniform)]), None), self.labels[indices]
+
+    def _load(self, i, uniform):
+        try:
+            return load_photo(self.paths[i], self.crop, uniform)
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise UserError('{}: {} cannot be read as an image: {}'.format(
+                self.where[i], self.paths[i], getattr(error, 'strerror', None) or error), status=1)
+
+
 class BatchLoader:
     """Iterates over a source of images in batches of Paddle tensors, (image [N, 3, H, W], label [N]).
 
@@ -347,7 +250,10 @@ class BatchLoader:
             order = _generator(self.args, *key).permutation(order)
         batches = _Batches(self.source, self._plan(order), self.args, key)
         workers = getattr(self.args, 'num_workers', 1) if self.args.use_multiprocess else 0
-        return iter(DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers))
+        for image, label in DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers):
+            if image.ndim == 1:
+                raise UserError(bytes(image.numpy()).decode('utf-8'), status=1)
+            yield image, label
 
     def _plan(self, order):
         """Cut an epoch's order into what this rank reads: for each batch (images of all ranks, first, last of this rank's)."""
@@ -376,7 +282,11 @@ class _Batches(Dataset):
     def __getitem__(self, i):
         everyone, first, last = self.plan[i]
         uniform = _generator(self.args, *self.key, i).random((len(everyone), self.source.draws))
-        return self.source.batch(everyone[first:last], uniform[first:last])
+        try:
+            return self.source.batch(everyone[first:last], uniform[first:last])
+        except UserError as error:
+            # Out of a worker process an exception comes wrapped in a traceback, so its message travels as a batch.
+            return np.frombuffer(str(error).encode('utf-8'), 'uint8'), np.zeros(1, 'int64')
 
 
 def _generator(args, *key):

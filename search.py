@@ -12,8 +12,9 @@ It leaves train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/p
 import os
 import sys
 
-from utility import (ArgumentParser, boolean, given_flags, integer, log_arguments, logger, number, positive, prepare_folder,
-                     quiet_warnings, rank, run_script, select_device, set_seed, start_logging)
+from arguments import (DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, given_flags, integer, number, positive, reader_flags,
+                       run_flags)
+from utility import logger, rank, run_script, start_script
 
 SEARCH_FLAGS = [
     ('method', ['DARTS', 'PC-DARTS'], 'DARTS', 'the search method: DARTS (all channels) or PC-DARTS (a quarter of them)'),
@@ -22,7 +23,6 @@ SEARCH_FLAGS = [
     ('epochs_no_archopt', integer(0), 0, 'first epochs in which only the weights learn'),
     ('init_channels', integer(1), 16, 'channels C of the first cell; PC-DARTS takes multiples of 4'),
     ('layers', integer(1), 8, 'cells of the supernet; those at 1/3 and 2/3 of them are reduction cells'),
-    ('seed', integer(0, 2**32 - 1), 0, 'seed of all that is random'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'images a step, on each card'),
@@ -36,31 +36,21 @@ ARCH_FLAGS = [
     ('arch_learning_rate', positive(), 3e-4, "learning rate of the architecture's Adam"),
     ('arch_weight_decay', number(0), 1e-3, 'L2 decay of the architecture parameters'),
 ]
-DATA_FLAGS = [
-    ('dataset', ['cifar10', 'digits'], 'cifar10', "cifar10, or digits: scikit-learn's 1,797 digits, 8x8, nothing to download"),
+HALVES_FLAGS = [
     ('data', str, None, 'the CIFAR-10 archive or the folder it unpacks to (default: dataset/ beside this script, downloaded '
                         'when it is not there)'),
     ('class_num', integer(2), 10, 'classes of the data'),
-    ('trainset_num', integer(2), 50000, 'use at most so many training images'),
-    ('train_portion', positive(0, 1), 0.5, 'share of them that trains the weights; the rest trains the architecture'),
-    ('cutout', boolean, False, 'blank a square of every training image'),
-    ('cutout_length', integer(0), 16, 'its side in pixels of a 32x32 image; other sizes in proportion'),
-    ('use_multiprocess', boolean, True, 'read images in worker processes; False: in the main process'),
-    ('num_workers', integer(1, 64), 1, 'worker processes of each of the two readers'),
-]
-RUN_FLAGS = [
-    ('use_gpu', boolean, True, 'run on a GPU if there is one, else on the CPU'),
-    ('use_data_parallel', boolean, False, 'several cards, with python -m paddle.distributed.launch'),
+    ('train_portion', positive(0, 1), 0.5, 'share of the images that trains the weights; the rest trains the architecture'),
     ('validate', boolean, True, 'measure the accuracy on the validation half after every epoch'),
-    ('log_freq', integer(1), 50, 'steps between two log lines'),
-    ('model_save_dir', str, 'search_cifar', 'folder for all that the run leaves'),
+    ('cutout', boolean, False, 'blank a square of every training image'),
 ]
 
 
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
-                         ('data', DATA_FLAGS), ('run', RUN_FLAGS)):
+                         ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
+                         ('run', run_flags(log_freq=50, model_save_dir='search_cifar'))):
         parser.add_flags(title, table)
     args = parser.parse_args(argv)
     if args.learning_rate_min is None:
@@ -73,17 +63,12 @@ def parse_arguments(argv=None):
 
 def main():
     args = parse_arguments()
-    prepare_folder(args.model_save_dir, '--model_save_dir')
-    start_logging(args.model_save_dir)
-    log_arguments(args)
-    quiet_warnings()
+    place = start_script(args, args.model_save_dir)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     from model_search import Network
     from reader import train_search
     from searcher import DARTSearch
 
-    place = select_device(args.use_gpu, args.use_data_parallel)
-    set_seed(args.seed)
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     model = Network(args.init_channels, args.class_num, args.layers, args.method)
     searcher = DARTSearch(

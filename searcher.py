@@ -9,7 +9,6 @@ Each step moves the architecture on a validation batch (architect.py) and then t
 algorithm 1).
 """
 import json
-import math
 import os
 
 import paddle
@@ -19,7 +18,7 @@ from paddle.io import DataLoader, Dataset, IterableDataset
 import genotypes
 from architect import Architect, weight_parameters
 from checkpoint import save_params, write_text
-from engine import accuracy, evaluate, mean_over_ranks, to_batch
+from engine import accuracy, check_finite, evaluate, mean_over_ranks, to_batch
 from utility import AverageMeter, Progress, UserError, average_over_ranks, logger, peak_memory_mb, rank
 
 
@@ -108,9 +107,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             image, label = to_batch(train_batch)
             step_loss, logits = self.train_step(image, label, *to_batch(valid_batch),
                                                 arch_step=epoch >= self.epochs_no_archopt)
-            if not math.isfinite(step_loss):
-                raise UserError('the loss is {} at epoch {}, step {}, learning rate {:g}: try a lower --learning_rate or '
-                                '--grad_clip'.format(step_loss, epoch, step, optimizer.get_lr()), status=1)
+            check_finite(step_loss, epoch, step, optimizer)
             n = image.shape[0]
             loss.update(step_loss, n)
             for meter, value in zip((top1, top5), accuracy(logits, label)):
@@ -119,9 +116,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         if not loss.count:
             raise UserError('the training half holds no batch')
         train_loss, train_acc, _ = mean_over_ranks(loss, top1, top5)
-        return {'epoch': epoch, 'lr': optimizer.get_lr(), 'train_loss': train_loss, 'train_acc': train_acc,
-                'seconds': progress.seconds, 'reader_cost': progress.reader_cost.avg,
-                'batch_cost': progress.batch_cost.avg, 'images_per_second': progress.images_per_second}
+        return dict(progress.costs(), epoch=epoch, lr=optimizer.get_lr(), train_loss=train_loss, train_acc=train_acc)
 
     def train_step(self, train_image, train_label, valid_image, valid_label, arch_step=True):
         """One step of the search: architecture (unless it still rests), then weights.

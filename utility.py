@@ -1,11 +1,8 @@
-"""What all scripts share: arguments and their checks, the log and its meters, seeds, the device and the ranks.
+"""What all scripts share: how they start and fail, the log and its meters, seeds, the device and the ranks.
 
 Paddle takes seconds to import, so nothing here imports it before it is needed: `--help` and a wrong argument answer at once.
 """
-import argparse
-import difflib
 import logging
-import math
 import os
 import random
 import sys
@@ -40,89 +37,23 @@ def run_script(main):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Arguments
+# Start of a script, log and meters
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def boolean(text):
-    """True, False, 1 or 0 (also yes/no, on/off), as the scripts have always taken them."""
-    if text.lower() in ('true', '1', 'yes', 'y', 't', 'on'):
-        return True
-    if text.lower() in ('false', '0', 'no', 'n', 'f', 'off'):
-        return False
-    raise argparse.ArgumentTypeError('{!r:.80} is not allowed: give True, False, 1 or 0'.format(text))
+def start_script(args, save_dir):
+    """Make the folder, start the log, choose the device, seed everything. Returns the paddle place.
 
-
-def integer(minimum, maximum=None):
-    """An argument type: a whole number from minimum to maximum."""
-    return _bounded(int, 'a whole number', lambda value: value >= minimum and (maximum is None or value <= maximum),
-                    'of at least {}'.format(minimum) if maximum is None else 'from {} to {}'.format(minimum, maximum))
-
-
-def number(minimum, maximum=None):
-    """An argument type: a finite number from minimum to maximum."""
-    return _bounded(float, 'a number', lambda value: value >= minimum and (maximum is None or value <= maximum),
-                    'of at least {:g}'.format(minimum) if maximum is None else 'from {:g} to {:g}'.format(minimum, maximum))
-
-
-def positive(minimum_excluded=0.0, maximum_excluded=None):
-    """An argument type: a finite number above minimum_excluded and, if given, below maximum_excluded."""
-    return _bounded(
-        float, 'a number', lambda value: value > minimum_excluded and (maximum_excluded is None or value < maximum_excluded),
-        'above {:g}'.format(minimum_excluded) + (
-            '' if maximum_excluded is None else ' and below {:g}'.format(maximum_excluded)))
-
-
-def _one_of(words):
-    def parse(text):
-        if text in words:
-            return text
-        raise argparse.ArgumentTypeError('{!r:.80} is not allowed: give one of {}'.format(text, ', '.join(words)))
-    return parse
-
-
-def _bounded(cast, kind, inside, bounds):
-    def parse(text):
-        try:
-            value = cast(text)
-            if math.isfinite(value) and inside(value):
-                return value
-        except (ValueError, OverflowError):
-            pass
-        raise argparse.ArgumentTypeError('{!r:.80} is not allowed: give {} {}'.format(text, kind, bounds))
-    return parse
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one-line errors, no abbreviated flags, and every default in the help."""
-
-    def __init__(self, doc):
-        super().__init__(description=doc, allow_abbrev=False,
-                         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32))
-
-    def add_flags(self, title, table):
-        """Add a group of flags. table: rows (name, type, default, help); a type may also be a list of allowed words."""
-        group = self.add_argument_group(title)
-        for name, kind, default, text in table:
-            options = {'type': kind, 'metavar': 'TEXT' if kind is str else 'N'}
-            if isinstance(kind, list):
-                options = {'type': _one_of(kind), 'metavar': '{' + ','.join(kind) + '}'}
-            elif kind is boolean:
-                options.update(nargs='?', const=True, metavar='True|False')
-            shown = '' if default is None else ' (default: {})'.format(default)
-            group.add_argument('--' + name, default=default, help=text.replace('%', '%%') + shown, **options)
-
-    def error(self, message):
-        if message.startswith('unrecognized arguments: --'):
-            word = message.split()[2].split('=')[0]
-            near = difflib.get_close_matches(word, self._option_string_actions, 1)
-            message = 'there is no flag {}'.format(word) + ('; did you mean {}?'.format(near[0]) if near else ', see --help')
-        self.exit(2, '{}: error: {}\n'.format(self.prog, message.replace('\n', ' ')))
-
-
-def given_flags(argv):
-    """The names of the flags that stand on a command line, to tell a default from a value that was asked for."""
-    return {word[2:].split('=')[0] for word in argv if word.startswith('--')}
+    save_dir: where train.log goes; None when the run leaves nothing there.
+    """
+    if save_dir is not None:
+        prepare_folder(save_dir, '--model_save_dir')
+    start_logging(save_dir)
+    logger.info('arguments: %s', ' '.join('--{}={}'.format(name, value) for name, value in sorted(vars(args).items())))
+    quiet_warnings()
+    place = select_device(args.use_gpu, args.use_data_parallel)
+    set_seed(args.seed)
+    return place
 
 
 def prepare_folder(folder, flag):
@@ -136,12 +67,6 @@ def prepare_folder(folder, flag):
     except (OSError, ValueError) as error:
         raise UserError('{}: {} is not a folder that can be written to: {}'.format(
             flag, folder, getattr(error, 'strerror', None) or error))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Log and meters
-# ---------------------------------------------------------------------------------------------------------------------
-
 # Lines of single steps. On a terminal the bar shows them, so there they go to train.log alone.
 STEP = logging.DEBUG
 
@@ -161,11 +86,6 @@ def start_logging(folder=None):
     for handler in handlers:
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         logger.addHandler(handler)
-
-
-def log_arguments(args):
-    """One line with every argument in force: a log says by itself what was run."""
-    logger.info('arguments: %s', ' '.join('--{}={}'.format(name, value) for name, value in sorted(vars(args).items())))
 
 
 class AverageMeter:
@@ -238,6 +158,11 @@ class Progress:
     def images_per_second(self):
         return self.images / max(self.seconds, 1e-9)
 
+    def costs(self):
+        """The epoch's costs, for metrics.jsonl."""
+        return {'seconds': self.seconds, 'reader_cost': self.reader_cost.avg, 'batch_cost': self.batch_cost.avg,
+                'images_per_second': self.images_per_second}
+
 
 def peak_memory_mb():
     """The most memory this process has held, in MB: on a GPU what Paddle allocated there, else the resident set."""
@@ -258,9 +183,10 @@ def peak_memory_mb():
 
 
 def quiet_warnings():
-    """Filter the warnings of paddle and paddleslim that mean nothing to a user: two at import, one at the first batch norm."""
+    """Filter the warnings of paddle and paddleslim that mean nothing to a user: at import and at the first batch norm."""
     warnings.filterwarnings('ignore', message='No ccache found')
     warnings.filterwarnings('ignore', message='Setuptools is replacing distutils')
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated as an API')
     warnings.filterwarnings('ignore', message='When training, we now always track global mean and variance')
 
 

@@ -8,7 +8,9 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
+import archives
 import reader
+import transforms
 from conftest import shared_file
 from utility import UserError
 
@@ -77,7 +79,7 @@ def test_batches_do_not_depend_on_the_workers():
 def test_evaluation_sees_each_image_once_and_as_it_is():
     _, valid = reader.train_search(64, 0.5, True, arguments())
     images, labels = read(valid.without_augmentation())
-    expected = (valid.source.images / 255 - reader.DIGITS_MEAN[0]) / reader.DIGITS_STD[0]
+    expected = (valid.source.images / 255 - transforms.DIGITS_MEAN[0]) / transforms.DIGITS_STD[0]
     assert np.abs(images - expected).max() < 1e-5 and (labels == valid.source.labels).all()
     test = reader.train_valid(64, False, False, arguments())
     assert len(read(test)[1]) == 360 and len(test) == 6  # the last batch holds 40
@@ -92,7 +94,7 @@ def reference_augmentation(image, uniform, padding, cutout):
     image = padded[:, y:y + size, x:x + size]
     if uniform[2] < 0.5:
         image = image[:, :, ::-1]
-    image = (image / 255 - np.reshape(reader.CIFAR_MEAN, (3, 1, 1))) / np.reshape(reader.CIFAR_STD, (3, 1, 1))
+    image = (image / 255 - np.reshape(transforms.CIFAR_MEAN, (3, 1, 1))) / np.reshape(transforms.CIFAR_STD, (3, 1, 1))
     cy, cx = [int(u * size) for u in uniform[3:]]
     for row in range(size):
         for column in range(size):
@@ -104,7 +106,7 @@ def reference_augmentation(image, uniform, padding, cutout):
 def test_augmentation_against_pixel_loops():
     rng = np.random.default_rng(0)
     images, uniform = rng.integers(0, 256, (40, 3, 32, 32), 'uint8'), rng.random((40, 5))
-    augmentation = reader.Augmentation(reader.CIFAR_MEAN, reader.CIFAR_STD, padding=4, flip=True, cutout_length=16)
+    augmentation = transforms.Augmentation(transforms.CIFAR_MEAN, transforms.CIFAR_STD, padding=4, flip=True, cutout_length=16)
     batch = augmentation(images, uniform)
     assert batch.dtype == np.float32
     for image, u, result in zip(images, uniform, batch):
@@ -114,10 +116,10 @@ def test_augmentation_against_pixel_loops():
 def test_all_crop_offsets_occur_and_both_flips():
     marked = np.zeros((2000, 3, 32, 32), 'uint8')
     marked[:, :, 16, 10] = 255
-    crop = reader.Augmentation((0, 0, 0), (1, 1, 1), padding=4)
+    crop = transforms.Augmentation((0, 0, 0), (1, 1, 1), padding=4)
     _, _, y, x = np.nonzero(crop(marked, np.random.default_rng(0).random((2000, 5))))
     assert {(a - 16, b - 10) for a, b in zip(y, x)} == {(a, b) for a in range(-4, 5) for b in range(-4, 5)}
-    flip = reader.Augmentation((0, 0, 0), (1, 1, 1), flip=True)
+    flip = transforms.Augmentation((0, 0, 0), (1, 1, 1), flip=True)
     _, _, _, x = np.nonzero(flip(marked, np.random.default_rng(0).random((2000, 5))))
     assert set(x) == {10, 21} and 0.45 < (x == 21).mean() < 0.55
 
@@ -249,9 +251,9 @@ def test_a_download_that_fails_or_differs_leaves_nothing(tmp_path):
     source.write_bytes(b'content')
     path = tmp_path / 'dataset' / 'a.tar.gz'
     with pytest.raises(UserError, match='another md5.*--data PATH.*--dataset=digits'):
-        reader.download(source.as_uri(), str(path), '0' * 32)
+        archives.download(source.as_uri(), str(path), '0' * 32)
     with pytest.raises(UserError, match='cannot download.*--data PATH'):
-        reader.download((tmp_path / 'absent').as_uri(), str(path), '0' * 32)
+        archives.download((tmp_path / 'absent').as_uri(), str(path), '0' * 32)
     assert list(path.parent.iterdir()) == []
-    reader.download(source.as_uri(), str(path), '9a0364b9e99bb480dd25e1f0284c8555')  # md5sum of the seven letters
+    archives.download(source.as_uri(), str(path), '9a0364b9e99bb480dd25e1f0284c8555')  # md5sum of the seven letters
     assert path.read_bytes() == b'content'

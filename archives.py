@@ -1,0 +1,99 @@
+"""Archives that others made: where the CIFAR-10 archive comes from, and reading it without trusting it.
+
+Members are read in place, never unpacked, and only numpy arrays are unpickled.
+"""
+import hashlib
+import http.client
+import io
+import lzma
+import os
+import tarfile
+import urllib.request
+import zlib
+
+import numpy as np
+
+from checkpoint import atomic_write, load_arrays
+from utility import UserError, logger
+
+CIFAR10_URL = 'https://dataset.bj.bcebos.com/cifar%2Fcifar-10-python.tar.gz'
+CIFAR10_MD5 = 'c58f30108f718f92721af3b95e74349a'
+CIFAR10_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'dataset', 'cifar-10-python.tar.gz')
+DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: used if it is there
+
+
+def cifar10_archive(data):
+    """The path of the CIFAR-10 archive: what --data gave, whatever its md5, or else dataset/, downloaded when it isn't there."""
+    if data is not None and (data != DEFAULT_DATA or os.path.exists(data)):
+        if not os.path.exists(data):
+            raise UserError('--data: {} does not exist; give the CIFAR-10 archive or the folder it unpacks to'.format(data))
+        if os.path.isfile(data) and _md5(data) != CIFAR10_MD5:
+            logger.info('--data: %s is not the official CIFAR-10 archive (another md5); taken since it was asked for', data)
+        return data
+    if not (os.path.isfile(CIFAR10_PATH) and _md5(CIFAR10_PATH) == CIFAR10_MD5):
+        download(CIFAR10_URL, CIFAR10_PATH, CIFAR10_MD5)
+    return CIFAR10_PATH
+
+
+def download(url, path, md5):
+    """Download url to path, whole or not at all. Raises UserError (status 1) that names what to do without a network."""
+    def failure(reason):
+        return UserError('cannot download {} ({}): give --data PATH with an archive you have, or --dataset=digits, which needs '
+                         'no download'.format(url, reason), status=1)
+
+    def chunks():
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                yield from iter(lambda: response.read(1 << 20), b'')
+        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+            raise failure(getattr(error, 'reason', None) or error)
+
+    logger.info('downloading %s to %s', url, path)
+    digest = hashlib.md5()
+    with atomic_write(path) as temporary:
+        with open(temporary, 'wb') as f:
+            for chunk in chunks():
+                f.write(chunk)
+                digest.update(chunk)
+        if digest.hexdigest() != md5:
+            raise failure('what arrived has another md5 than {}'.format(md5))
+
+
+def _md5(path):
+    digest = hashlib.md5()
+    with open(path, 'rb') as f:
+        for chunk in iter(lambda: f.read(1 << 20), b''):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def members(file_name, data_name):
+    """Yield (name, bytes) of the files in an archive or a folder whose names begin with data_name, in the names' order."""
+    try:
+        if os.path.isdir(file_name):
+            for folder, _, names in sorted(os.walk(file_name)):
+                for name in sorted(names):
+                    if name.startswith(data_name):
+                        with open(os.path.join(folder, name), 'rb') as f:
+                            yield name, f.read()
+            return
+        with tarfile.open(file_name) as archive:
+            members = [m for m in archive.getmembers() if m.isfile() and os.path.basename(m.name).startswith(data_name)]
+            for member in sorted(members, key=lambda m: m.name):
+                yield member.name, archive.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise UserError('--data: {} cannot be read, it may be truncated or no archive: {}'.format(file_name, error))
+
+
+def cifar_batch(where, content):
+    """Unpickle a CIFAR batch -> images uint8 [N, 3, 32, 32], labels int64 [N]."""
+    try:
+        batch = load_arrays(io.BytesIO(content), encoding='bytes')
+        data = batch[b'data']
+        labels = np.asarray(batch.get(b'labels', batch.get(b'fine_labels')))
+        if (data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]
+                or labels.dtype.kind not in 'iu'):
+            raise ValueError('it must hold data [N, 3072] of uint8 and N labels')
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UserError('--data: {} is not a CIFAR batch: {}'.format(where, str(error) or type(error).__name__))
+    return data.reshape(-1, 3, 32, 32), labels.astype('int64')

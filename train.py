@@ -1,0 +1,82 @@
+"""Train the network of a genotype on CIFAR-10, from scratch.
+
+    python train.py --arch=PC_DARTS                                 the example's cell, 600 epochs on CIFAR-10
+    python train.py --arch=search_cifar/genotype.json               the cell that search.py found
+    python train.py --dataset=digits --arch=search_digits/genotype.json --init_channels=16 --layers=5 --epochs=20 --auxiliary=False
+    python train.py --eval_only --pretrained=eval_cifar/best_model.pdparams
+    python train.py --export=inference/model --pretrained=eval_cifar/best_model.pdparams
+    python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog train.py --use_data_parallel 1
+
+It leaves best_model.pdparams with best_model.json, train.log and metrics.jsonl in --model_save_dir.
+"""
+import sys
+
+from arguments import (DATA_FLAGS, DEVICE_FLAGS, PRECISION_FLAGS, USE_FLAGS, ArgumentParser, boolean, given_flags, integer,
+                       network_flags, number, positive, reader_flags, run_flags)
+from utility import logger, run_script, start_script
+
+TRAIN_FLAGS = [
+    ('epochs', integer(1), 600, 'passes over the training set'),
+    ('batch_size', integer(1), 96, 'images a step, on each card'),
+    ('learning_rate', positive(), 0.025, 'initial learning rate, falling to 0 along a cosine over all epochs'),
+    ('momentum', number(0, 1), 0.9, 'of SGD'),
+    ('weight_decay', number(0), 3e-4, 'L2 decay of the weights'),
+    ('grad_clip', positive(), 5.0, 'largest global norm of the gradient'),
+]
+CIFAR_FLAGS = [
+    ('data', str, 'dataset/cifar10', 'the CIFAR-10 archive or the folder it unpacks to; when the default is not there, dataset/ '
+                                     'beside this script, downloaded'),
+    ('cutout', boolean, True, 'blank a square of every training image'),
+]
+
+
+def parse_arguments(argv=None):
+    parser = ArgumentParser(__doc__)
+    for title, table in (('network', network_flags(init_channels=36, layers=20, class_num=10, drop_path_prob=0.2)),
+                         ('training', TRAIN_FLAGS), ('data', DATA_FLAGS + CIFAR_FLAGS + reader_flags(num_workers=1)),
+                         ('use of a trained network', USE_FLAGS), ('device', DEVICE_FLAGS + PRECISION_FLAGS),
+                         ('run', run_flags(log_freq=50, model_save_dir='eval_cifar'))):
+        parser.add_flags(title, table)
+    return parser.parse_use(argv)
+
+
+def main():
+    args = parse_arguments()
+    given = given_flags(sys.argv[1:])
+    start_script(args, None if args.eval_only or args.export else args.model_save_dir)
+    # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
+    import paddle
+    import trainer
+    from reader import train_valid
+
+    if args.pretrained:
+        model, description = trainer.load(args.pretrained, 'NetworkCIFAR', args, given)
+        for name in ('dataset', 'data'):  # what it was trained on, unless another is asked for
+            if name not in given:
+                setattr(args, name, description.get('arguments', {}).get(name, getattr(args, name)))
+        args.class_num = description['class_num']
+    else:
+        description = trainer.describe('NetworkCIFAR', args)
+        model = trainer.build(description)
+    test_loader = train_valid(args.batch_size, False, False, args)
+    image_shape = list(test_loader.source.images.shape[1:])
+    trainer.log_size(model, image_shape)
+    if args.export:
+        trainer.export(model, args.export, image_shape)
+    if args.eval_only:
+        trainer.score(model, test_loader, args)
+    if args.export or args.eval_only:
+        return
+    train_loader = train_valid(args.batch_size, True, True, args)
+    schedule = paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs)
+    trainer.train(model, description, train_loader, test_loader, schedule, args, log_epoch)
+
+
+def log_epoch(metrics, best):
+    logger.info('Epoch %d, train_acc %.6f', metrics['epoch'], metrics['train_acc'])
+    logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f, valid_acc5 %.6f', metrics['epoch'], metrics['valid_acc'], best,
+                metrics['valid_acc5'])
+
+
+if __name__ == '__main__':
+    run_script(main)

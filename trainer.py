@@ -1,0 +1,141 @@
+"""What train.py and train_imagenet.py do alike: make or load a network, train it and keep the best, score it, export it.
+
+best_model.pdparams is a plain state dict. best_model.json beside it says what made it, so that a network can be scored, trained on
+or exported without repeating any argument.
+"""
+import json
+import os
+
+import paddle
+
+import genotypes
+import model as networks
+from checkpoint import load_model, save_model, set_state, write_text
+from engine import Precision, evaluate, fit
+from utility import UserError, logger, rank
+
+# What decides a network's shape, as the flags and as best_model.json call it.
+SHAPE = ('init_channels', 'layers', 'class_num', 'auxiliary')
+
+
+def describe(network, args):
+    """What makes a network: the class of model.py, the genotype and the shape the arguments ask for, and the data it is for.
+
+    network: 'NetworkCIFAR' or 'NetworkImageNet'.
+    """
+    description = {name: getattr(args, name) for name in SHAPE}
+    return dict(description, network=network, genotype=genotypes.to_dict(genotypes.get_genotype(args.arch)))
+
+
+def build(description, **options):
+    """The network that a description stands for. Raises UserError when it isn't one."""
+    try:
+        genotype = genotypes.from_dict(description['genotype'])
+        network = {'NetworkCIFAR': networks.NetworkCIFAR, 'NetworkImageNet': networks.NetworkImageNet}[description['network']]
+        init_channels, layers, class_num, auxiliary = [description[name] for name in SHAPE]
+        if not all(type(n) is int and 1 <= n <= 10**5 for n in (init_channels, layers, class_num)):
+            raise ValueError('init_channels, layers and class_num must be whole numbers of at least 1')
+        if options and network is networks.NetworkCIFAR:
+            options = {}
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError('--pretrained: its .json does not describe a network: {}'.format(error))
+    return network(init_channels, class_num, layers, bool(auxiliary), genotype, **options)
+
+
+def load(path, network, args, given, **options):
+    """Load a trained network. Where best_model.json lies beside it, that says its shape, else the arguments do.
+
+    given: the names of the flags that were given; one that contradicts best_model.json is refused.
+    Returns (model, description).
+    """
+    state, description = load_model(path)
+    if description is None:
+        logger.info('%s has no .json beside it: its genotype and shape are those of the flags', path)
+        description = describe(network, args)
+    else:
+        asked = describe(network, args)
+        if description.get('network') != network:
+            raise UserError('--pretrained: {} holds a {}, this script takes a {}'.format(
+                path, description.get('network'), network))
+        for flag, name in [('arch', 'genotype')] + [(name, name) for name in SHAPE]:
+            if flag in given and asked[name] != description.get(name):
+                raise UserError('--{}: {} was made with another one; leave the flag out'.format(flag, path))
+    model = build(description, **options)
+    set_state(model, state, path)
+    logger.info('loaded %s', path)
+    return model, description
+
+
+def log_size(model, image_shape):
+    """Log the parameters and the multiply-adds of a network for one image [3, H, W]."""
+    logger.info('param size = %.6fMB (%d parameters), %d multiply-adds for an image of %s',
+                networks.count_parameters(model) / 1e6, networks.count_parameters(model),
+                networks.count_macs(model, image_shape), 'x'.join(map(str, image_shape[1:])))
+
+
+def train(model, description, train_loader, valid_loader, schedule, args, log_epoch):
+    """Train a network, keep the best one in args.model_save_dir, and leave a line an epoch in metrics.jsonl.
+
+    schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. log_epoch: called with the epoch's figures to log them.
+    Returns the best top-1 accuracy.
+    """
+    optimizer = paddle.optimizer.Momentum(
+        schedule, args.momentum, parameters=[p for p in model.parameters() if p.trainable], weight_decay=args.weight_decay,
+        grad_clip=paddle.nn.ClipGradByGlobalNorm(args.grad_clip))
+    precision = Precision(args.amp_level, args.amp_dtype, model, optimizer)
+    metrics_path = os.path.join(args.model_save_dir, 'metrics.jsonl')
+    best_path = os.path.join(args.model_save_dir, 'best_model.pdparams')
+    best = {'acc': -1.0}
+    if rank() == 0:
+        write_text(metrics_path, '')
+
+    def report(metrics):
+        improved = metrics['valid_acc'] > best['acc']
+        best['acc'] = max(best['acc'], metrics['valid_acc'])
+        log_epoch(metrics, best['acc'])
+        if rank() == 0:
+            with open(metrics_path, 'a', encoding='utf-8') as f:
+                f.write(json.dumps(dict(metrics, genotype=description['genotype'])) + '\n')
+            if improved:
+                save_model(best_path, model.state_dict(), dict(
+                    description, epoch=metrics['epoch'], valid_acc=metrics['valid_acc'], valid_acc5=metrics['valid_acc5'],
+                    arguments=vars(args)))
+
+    fit(model, train_loader, valid_loader, optimizer, schedule, args.epochs, report, precision,
+        drop_path_prob=args.drop_path_prob, auxiliary_weight=args.auxiliary_weight,
+        label_smooth=getattr(args, 'label_smooth', 0.0), log_freq=args.log_freq)
+    return best['acc']
+
+
+def score(model, loader, args):
+    """Score a network on every image of a loader and print the result on standard output."""
+    loss, top1, top5 = evaluate(model, loader, Precision(args.amp_level, args.amp_dtype, model))
+    if rank() == 0:
+        print('valid_acc {:.6f}, valid_acc5 {:.6f}, valid_loss {:.6f}, {} images'.format(top1, top5, loss, len(loader.source)))
+
+
+class _LogitsOnly(paddle.nn.Layer):
+    """A network without its auxiliary output, as an inference model has it."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image):
+        return self.network(image)[0]
+
+
+def export(model, path, image_shape):
+    """Write an inference model, images [N, 3, H, W] in, logits [N, classes] out, that paddle.jit.load and paddle.inference read.
+
+    path: the files' common beginning, as paddle.jit.save takes it.
+    """
+    model.eval()
+    inference = _LogitsOnly(model)
+    inference.eval()
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        paddle.jit.save(inference, path, input_spec=[paddle.static.InputSpec([None] + list(image_shape), name='image')])
+    except OSError as error:
+        raise UserError('--export: cannot write {}: {}'.format(path, error.strerror or error), status=1)
+    print('exported to {}.*'.format(path))
