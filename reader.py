@@ -206,6 +206,21 @@ class ImageFiles(Dataset):
     def plain(self):
         return ImageFiles(self.paths, self.labels, self.where, CentreCrop(self.crop.size))
 
+    def checked(self, class_num):
+        """Itself, if all labels are below class_num. Raises UserError that names the first line with another one."""
+        wrong = np.flatnonzero(self.labels >= class_num)
+        if len(wrong):
+            raise UserError('--class_num: {}: label {}, {} classes allow 0 to {}'.format(
+                self.where[wrong[0]], self.labels[wrong[0]], class_num, class_num - 1))
+        return self
+
+    def sample(self, count, args):
+        """At most `count` of the images, chosen by the seed."""
+        if count >= len(self):
+            return self
+        chosen = _generator(args, ORDER).permutation(len(self))[:count]
+        return ImageFiles([self.paths[i] for i in chosen], self.labels[chosen], [self.where[i] for i in chosen], self.crop)
+
     def batch(self, indices, uniform):
         """As ArrayImages.batch. Raises UserError (status 1) that names a file that can't be read."""
         return self.normalise(np.stack([self._load(i, u) for i, u in zip(indices, uniform)]), None), self.labels[indices]

@@ -80,6 +80,28 @@ def relative_error(value, expected):
     return np.abs(value - expected).max() / max(np.abs(expected).max(), 1e-30)
 
 
+def eval_logits(model, image, call=lambda model, image: model(image)):
+    """The logits in eval mode after one train-mode pass over a batch, with Paddle's running variance and with PyTorch's.
+
+    Paddle keeps the biased variance of a batch, PyTorch the unbiased one, n / (n - 1) times as large.
+    """
+    import paddle
+    counts = []
+    norms = [layer for layer in model.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
+    hooks = [layer.register_forward_pre_hook(
+        lambda layer, x: counts.append((layer, x[0].size // x[0].shape[1]))) for layer in norms]
+    model.train()
+    call(model, image)
+    for hook in hooks:
+        hook.remove()
+    model.eval()
+    biased = call(model, image).numpy()
+    assert counts and len(counts) <= len(norms)
+    for layer, n in counts:
+        layer._variance.set_value(0.9 + (layer._variance - 0.9) * (n / (n - 1)))
+    return biased, call(model, image).numpy()
+
+
 @pytest.fixture(scope='session')
 def parity():
     folder = os.environ.get('PARITY_DIR', os.path.join(SHARED, 'parity'))

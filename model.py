@@ -1,0 +1,172 @@
+"""The networks made of a genotype, as trained on CIFAR-10 and ImageNet (DARTS, Liu et al. 2019, section 3.2; after NASNet,
+Zoph et al. 2018).
+
+Called on images [N, 3, H, W] both give (logits [N, num_classes], logits_aux): logits_aux comes from the auxiliary head, and is None
+without one and in eval mode. `drop_path_prob` is an attribute that the training loop sets, since it rises with the epochs.
+"""
+import paddle
+import paddle.nn as nn
+
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, batch_norm, conv2d, linear
+from utility import UserError
+
+
+def drop_path(x, prob):
+    """Drop x [N, C, H, W] for a share `prob` of the samples and scale the others up, so that the mean stays (Larsson et al. 2017)."""
+    keep = paddle.full([x.shape[0], 1, 1, 1], 1 - prob, dtype=x.dtype)
+    return x * paddle.bernoulli(keep) / (1 - prob)
+
+
+class Cell(nn.Layer):
+    """A cell of a genotype: node i adds up operations 2 i and 2 i + 1; the output concatenates the genotype's nodes.
+
+    It gives `multiplier` * c channels, multiplier the number of concatenated nodes.
+    """
+
+    def __init__(self, genotype, c_prev_prev, c_prev, c, reduction, reduction_prev):
+        super().__init__()
+        if reduction_prev:  # cell k-2 is twice as large as cell k-1
+            self.preprocess0 = FactorizedReduce(c_prev_prev, c)
+        else:
+            self.preprocess0 = ReLUConvBN(c_prev_prev, c, 1, 1, 0)
+        self.preprocess1 = ReLUConvBN(c_prev, c, 1, 1, 0)
+        edges = genotype.reduce if reduction else genotype.normal
+        self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
+        self.multiplier = len(self._concat)
+        self._indices = [state for _, state in edges]
+        self._ops = nn.LayerList(
+            [OPS[name](c, 2 if reduction and state < 2 else 1, True) for name, state in edges])
+
+    def forward(self, s0, s1, drop_prob):
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for i in range(0, len(self._ops), 2):
+            states.append(self._edge(i, states, drop_prob) + self._edge(i + 1, states, drop_prob))
+        return paddle.concat([states[i] for i in self._concat], axis=1)
+
+    def _edge(self, i, states, drop_prob):
+        op = self._ops[i]
+        h = op(states[self._indices[i]])
+        if self.training and drop_prob > 0 and not isinstance(op, Identity):
+            h = drop_path(h, drop_prob)
+        return h
+
+
+class AuxiliaryHead(nn.Layer):
+    """A small classifier on the features at 2/3 of the cells, which must be at least 5x5 (Szegedy et al. 2015, section 5).
+
+    stride: of its average pooling, 3 on CIFAR and 2 on ImageNet: 8x8 and 7x7 features both become 2x2.
+    """
+
+    def __init__(self, c, num_classes, stride):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2D(5, stride, padding=0),
+            conv2d(c, 128, 1),
+            batch_norm(128),
+            nn.ReLU(),
+            conv2d(128, 768, 2),
+            batch_norm(768),
+            nn.ReLU())
+        self.classifier = linear(768, num_classes)
+        self.smallest = 5 + stride  # two positions of the pooling's window, for the 2x2 convolution
+
+    def forward(self, x):
+        if min(x.shape[2:]) < self.smallest:
+            raise UserError('--auxiliary: the auxiliary head needs features of at least {0}x{0}, from images four times as large; '
+                            'these are {1}x{2}: give --auxiliary=False'.format(self.smallest, *x.shape[2:]))
+        return self.classifier(self.features(x).mean([2, 3]))  # 1x1 at the papers' image sizes
+
+
+class _Network(nn.Layer):
+    """What both networks have: cells, auxiliary head, classifier. A subclass makes the stem first."""
+
+    def _build(self, c_prev_prev, c_prev, c, num_classes, layers, auxiliary, genotype, reduction_prev, auxiliary_stride):
+        self.drop_path_prob = 0.0
+        self._auxiliary_at = 2 * layers // 3
+        self.cells = nn.LayerList()
+        for i in range(layers):
+            reduction = i in (layers // 3, 2 * layers // 3)
+            if reduction:
+                c *= 2
+            cell = Cell(genotype, c_prev_prev, c_prev, c, reduction, reduction_prev)
+            self.cells.append(cell)
+            reduction_prev = reduction
+            c_prev_prev, c_prev = c_prev, cell.multiplier * c
+            if i == self._auxiliary_at:
+                c_auxiliary = c_prev
+        self.auxiliary_head = AuxiliaryHead(c_auxiliary, num_classes, auxiliary_stride) if auxiliary else None
+        self.global_pooling = nn.AdaptiveAvgPool2D(1)
+        self.classifier = linear(c_prev, num_classes)
+
+    def _run(self, s0, s1):
+        logits_aux = None
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            if i == self._auxiliary_at and self.auxiliary_head is not None and self.training:
+                logits_aux = self.auxiliary_head(s1)
+        return self.classifier(self.dropout(self.global_pooling(s1).flatten(1))), logits_aux
+
+
+class NetworkCIFAR(_Network):
+    """The network for small images; image [N, 3, H, W], 32x32 in the papers."""
+
+    def __init__(self, C, num_classes, layers, auxiliary, genotype):
+        super().__init__()
+        c = 3 * C
+        self.stem = nn.Sequential(conv2d(3, c, 3, padding=1), batch_norm(c))
+        self.dropout = nn.Identity()
+        self._build(c, c, C, num_classes, layers, auxiliary, genotype, reduction_prev=False, auxiliary_stride=3)
+
+    def forward(self, image):
+        s = self.stem(image)
+        return self._run(s, s)
+
+
+class NetworkImageNet(_Network):
+    """The network for photos; image [N, 3, H, W], 224x224 in the papers. The stem leaves an eighth of H and W.
+
+    dropout: probability of dropping a feature before the classifier.
+    """
+
+    def __init__(self, C, num_classes, layers, auxiliary, genotype, dropout=0.0):
+        super().__init__()
+        self.stem0 = nn.Sequential(
+            conv2d(3, C // 2, 3, stride=2, padding=1), batch_norm(C // 2), nn.ReLU(),
+            conv2d(C // 2, C, 3, stride=2, padding=1), batch_norm(C))
+        self.stem1 = nn.Sequential(nn.ReLU(), conv2d(C, C, 3, stride=2, padding=1), batch_norm(C))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self._build(C, C, C, num_classes, layers, auxiliary, genotype, reduction_prev=True, auxiliary_stride=2)
+
+    def forward(self, image):
+        s0 = self.stem0(image)
+        return self._run(s0, self.stem1(s0))
+
+
+def count_parameters(network, auxiliary=True):
+    """The number of trainable parameters, with those of the auxiliary head or without."""
+    return sum(p.size for name, p in network.named_parameters()
+               if p.trainable and (auxiliary or not name.startswith('auxiliary_head.')))
+
+
+@paddle.no_grad()
+def count_macs(network, image_shape):
+    """The multiply-adds of convolutions and linear layers for one image [3, H, W]; the auxiliary head does not count."""
+    macs = []
+
+    def count_convolution(layer, inputs, output):
+        macs.append(output.size * layer.weight.size // layer.weight.shape[0])  # [out, in / groups, kernel h, kernel w]
+
+    def count_linear(layer, inputs, output):
+        macs.append(layer.weight.size)
+
+    kinds = {nn.Conv2D: count_convolution, nn.Linear: count_linear}
+    hooks = [layer.register_forward_post_hook(kinds[type(layer)]) for layer in network.sublayers() if type(layer) in kinds]
+    training = network.training
+    network.eval()
+    network(paddle.zeros([1] + list(image_shape)))
+    if training:
+        network.train()
+    for hook in hooks:
+        hook.remove()
+    return sum(macs)
