@@ -101,6 +101,8 @@ def load_model(path):
     try:
         with open(path, 'rb') as f:
             state = load_arrays(f)
+        if isinstance(state, dict):
+            state.pop('StructuredToParameterName@@', None)  # a table that paddle.save adds in some cases
         if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
             raise ValueError('it must hold a dictionary of arrays')
     except (OSError, ValueError) as error:

@@ -77,9 +77,9 @@ def train_one_epoch(model, loader, optimizer, epoch, precision, auxiliary_weight
         image, label = to_batch(batch)
         with precision.autocast():
             logits, logits_aux = model(image)
-            loss = F.cross_entropy(logits, label, label_smoothing=label_smooth)
+            loss = F.cross_entropy(logits, label.flatten(), label_smoothing=label_smooth)
             if logits_aux is not None:
-                loss += auxiliary_weight * F.cross_entropy(logits_aux, label, label_smoothing=label_smooth)
+                loss += auxiliary_weight * F.cross_entropy(logits_aux, label.flatten(), label_smoothing=label_smooth)
         check_finite(float(loss), epoch, step, optimizer)
         precision.step(loss, optimizer, parameters)
         n = image.shape[0]

@@ -1,0 +1,244 @@
+"""train.py and train_imagenet.py as a user runs them, and the formulas of the training loop."""
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+
+from conftest import ROOT, shared_file
+from engine import Precision, fit, train_one_epoch
+from genotypes import PC_DARTS, genotype_json
+from test_bad_input import check_refusal
+from test_reader import Hostile
+
+SMALL = ['--dataset=digits', '--auxiliary=False', '--init_channels=4', '--layers=2', '--trainset_num=256', '--log_freq=2']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A network trained for two epochs on digits, from a genotype.json, and what the run said."""
+    folder = tmp_path_factory.mktemp('trained')
+    (folder / 'genotype.json').write_text(genotype_json(PC_DARTS))
+    result = run(folder, 'train.py', *SMALL, '--arch=genotype.json', '--epochs=2', '--batch_size=32', '--learning_rate=0.1')
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def run(folder, name, *arguments):
+    return subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(arguments), cwd=str(folder), text=True,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+
+
+def test_a_training_run_leaves_what_it_should(trained):
+    folder, result = trained
+    save = folder / 'eval_cifar'
+    for line in ('Epoch 0, lr 0.100000', 'Epoch 1, lr 0.050000', 'Train Epoch 1, Step 2, loss ', 'Epoch 1, train_acc ',
+                 'Epoch 1, valid_acc ', ', best_valid_acc ', 'param size = ', 'multiply-adds'):
+        assert line in result.stderr, line
+    assert (save / 'train.log').read_text() == result.stderr
+    metrics = [json.loads(line) for line in (save / 'metrics.jsonl').read_text().splitlines()]
+    assert [m['epoch'] for m in metrics] == [0, 1] and metrics[0]['lr'] == 0.1
+    best = json.loads((save / 'best_model.json').read_text())
+    assert best['valid_acc'] == max(m['valid_acc'] for m in metrics) > 0
+    assert (best['init_channels'], best['layers'], best['class_num'], best['auxiliary']) == (4, 2, 10, False)
+    assert sorted(path.name for path in save.iterdir()) == ['best_model.json', 'best_model.pdparams', 'metrics.jsonl',
+                                                            'train.log']
+
+
+def test_the_best_model_scores_the_same_in_a_new_process_without_repeating_an_argument(trained):
+    folder, training = trained
+    best = json.loads((folder / 'eval_cifar' / 'best_model.json').read_text())
+    result = run(folder, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--batch_size=32')
+    assert result.stdout == 'valid_acc {:.6f}, valid_acc5 {:.6f}, valid_loss {}, 360 images\n'.format(
+        best['valid_acc'], best['valid_acc5'], re.search(r'valid_loss (\S+),', result.stdout).group(1)), result.stderr
+    assert (folder / 'eval_cifar' / 'train.log').read_text() == training.stderr  # scoring leaves the run's files alone
+
+
+READ_BACK = '''
+import sys
+import numpy as np, paddle
+image = np.load('image.npy')
+if sys.argv[1] == 'jit':
+    print(repr(paddle.jit.load('inference/model')(paddle.to_tensor(image)).numpy().tolist()))
+else:
+    from paddle import inference
+    suffix = '.json' if paddle.__version__ >= '3' else '.pdmodel'
+    predictor = inference.create_predictor(inference.Config('inference/model' + suffix, 'inference/model.pdiparams'))
+    predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(image)
+    predictor.run()
+    print(repr(predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu().tolist()))
+'''
+
+
+@pytest.mark.parametrize('loader', ['jit', 'inference'])
+def test_an_exported_model_gives_the_networks_logits_on_real_images(trained, loader):
+    import reader
+    import trainer
+    from train import parse_arguments
+    folder, _ = trained
+    result = run(folder, 'train.py', '--export=inference/model', '--pretrained=eval_cifar/best_model.pdparams')
+    assert result.returncode == 0 and result.stdout == 'exported to inference/model.*\n', result.stderr
+    args = parse_arguments(['--dataset=digits', '--use_multiprocess=False'])
+    image = next(iter(reader.train_valid(40, False, False, args)))[0]
+    np.save(str(folder / 'image.npy'), image.numpy())
+    output = subprocess.run([sys.executable, '-W', 'ignore', '-c', READ_BACK, loader], cwd=str(folder), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert output.returncode == 0, output.stderr
+    logits = np.asarray(json.loads(output.stdout.splitlines()[-1]))
+    model, _ = trainer.load(str(folder / 'eval_cifar' / 'best_model.pdparams'), 'NetworkCIFAR', args, set())
+    model.eval()
+    expected = model(image)[0].numpy()
+    assert logits.shape == (40, 10) and np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_what_contradicts_the_checkpoint_is_refused(trained):
+    folder, _ = trained
+    best = '--pretrained=eval_cifar/best_model.pdparams'
+    for flag in ('--layers=3', '--arch=DARTS_V1', '--class_num=3', '--auxiliary'):
+        check_refusal(run(folder, 'train.py', '--eval_only', best, flag),
+                      flag.split('=')[0] + ': eval_cifar/best_model.pdparams was made with another one')
+    check_refusal(run(folder, 'train_imagenet.py', '--eval_only', best), 'holds a NetworkCIFAR, this script takes a NetworkImageNet')
+
+
+def test_checkpoints_that_cannot_be_loaded(script, tmp_path):
+    (tmp_path / 'hostile.pdparams').write_bytes(pickle.dumps({'w': Hostile(str(tmp_path / 'made'))}))
+    check_refusal(script('train.py', '--eval_only', '--pretrained=hostile.pdparams'), 'mkdir, which no file of this kind needs')
+    assert not (tmp_path / 'made').exists()
+    (tmp_path / 'text.pdparams').write_bytes(b'text')
+    check_refusal(script('train.py', '--eval_only', '--pretrained=text.pdparams'), 'text.pdparams cannot be loaded')
+    check_refusal(script('train.py', '--eval_only', '--pretrained=absent.pdparams'), 'absent.pdparams cannot be loaded: No such')
+    paddle.save({'stem.0.weight': paddle.zeros([1, 2])}, str(tmp_path / 'other.pdparams'))
+    check_refusal(script('train.py', '--eval_only', '--pretrained=other.pdparams', '--layers=1'),
+                  'other.pdparams does not fit this network: stem.1.weight is missing')
+    for flag in ('--eval_only', '--export=x'):
+        check_refusal(script('train.py', flag), 'give the network with --pretrained')
+
+
+def test_the_auxiliary_head_is_refused_on_images_too_small_for_it(script):
+    check_refusal(script('train.py', '--dataset=digits', '--init_channels=4', '--layers=3'), 'give --auxiliary=False')
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(script):
+    result = script('train.py', *SMALL, '--epochs=1', '--learning_rate=1e30', '--batch_size=32')
+    check_refusal(result, 'learning rate 1e+30: try a lower --learning_rate or --grad_clip', status=1)
+
+
+def test_mixed_precision_is_not_ignored_silently(script):
+    result = script('train.py', *SMALL, '--epochs=1', '--amp_level=O1')
+    assert '--amp_level=O1: ignored, the CPU computes in float32' in result.stderr and result.returncode == 0
+
+
+def test_the_defaults_of_the_contract():
+    import train
+    import train_imagenet
+    both = dict(use_multiprocess=True, momentum=0.9, use_gpu=True, auxiliary=True, auxiliary_weight=0.4, grad_clip=5,
+                arch='DARTS_V2', use_data_parallel=False)
+    cifar = dict(both, data='dataset/cifar10', batch_size=96, learning_rate=0.025, weight_decay=3e-4, epochs=600, init_channels=36,
+                 layers=20, class_num=10, trainset_num=50000, model_save_dir='eval_cifar', cutout=True, cutout_length=16,
+                 drop_path_prob=0.2, log_freq=50)
+    imagenet = dict(both, num_workers=4, data_dir='dataset/ILSVRC2012', batch_size=128, learning_rate=0.1, decay_rate=0.97,
+                    weight_decay=3e-5, epochs=250, init_channels=48, layers=14, class_num=1000, trainset_num=1281167,
+                    model_save_dir='eval_imagenet', drop_path_prob=0.0, dropout=0.0, label_smooth=0.1, log_freq=100)
+    assert vars(train.parse_arguments([])).items() >= cifar.items()
+    assert vars(train_imagenet.parse_arguments([])).items() >= imagenet.items()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ImageNet
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_imagenet_on_real_photos(script, tmp_path):
+    """Two epochs on 75 photos, grey-scale ones among them, and the score of the best network again."""
+    data = '--data_dir=' + shared_file('data', 'imagenet-sample')
+    result = script('train_imagenet.py', data, '--class_num=100', '--init_channels=8', '--layers=3', '--epochs=2', '--batch_size=25',
+                    '--decay_rate=0.5', '--dropout=0.2', '--drop_path_prob=0.1', '--log_freq=1', '--num_workers=2')
+    assert result.returncode == 0, result.stderr
+    for line in ('Epoch 1, lr 0.050000', 'Epoch 1, train_top1 ', ', train_top5 ', 'Epoch 1, valid_top1 ', ', valid_top5 ',
+                 ', best_valid_top1 ', 'Train Epoch 1, Step 2, loss '):
+        assert line in result.stderr, line
+    best = json.loads((tmp_path / 'eval_imagenet' / 'best_model.json').read_text())
+    again = script('train_imagenet.py', data, '--eval_only', '--pretrained=eval_imagenet/best_model.pdparams')
+    assert again.stdout.startswith('valid_acc {valid_acc:.6f}, valid_acc5 {valid_acc5:.6f}, '.format(**best)), again.stderr
+    assert again.stdout.endswith(', 25 images\n')
+    check_refusal(script('train_imagenet.py', data, '--class_num=50', '--layers=1', '--init_channels=4'),
+                  'line ', status=2)
+
+
+def test_image_lists_that_are_wrong(script, tmp_path):
+    data = tmp_path / 'data'
+    data.mkdir()
+    small = ['train_imagenet.py', '--data_dir=data', '--init_channels=4', '--layers=1', '--class_num=2']
+    check_refusal(script(*small), os.path.join('data', 'val_list.txt') + ' cannot be read: No such file')
+    (data / 'val_list.txt').write_text('a.jpg 0\nb.jpg\n')
+    check_refusal(script(*small), "val_list.txt, line 2: 'b.jpg' is not \"relative/path label\"")
+    (data / 'val_list.txt').write_text('\n')
+    check_refusal(script(*small), 'val_list.txt names no image')
+    for name in ('val_list.txt', 'train_list.txt'):
+        (data / name).write_text('a photo.jpg 1\n')
+    (data / 'a photo.jpg').write_bytes(b'text')
+    result = script(*small, '--auxiliary=False')
+    check_refusal(result, 'train_list.txt, line 1: {} cannot be read as an image'.format(os.path.join('data', 'a photo.jpg')), status=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formulas of the loop
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Probe(paddle.nn.Layer):
+    """Two linear classifiers on the image itself, the second one as the auxiliary head."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.auxiliary = paddle.nn.Linear(12, 3), paddle.nn.Linear(12, 3)
+
+    def forward(self, image):
+        x = image.flatten(1)
+        return self.main(x), self.auxiliary(x) if self.training else None
+
+
+class Batches(list):
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def cross_entropy(logits, label, epsilon):
+    """Label smoothing as in the paper, Szegedy et al. 2016, section 7: the target is (1 - e) onehot + e / classes."""
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = np.full(logits.shape, epsilon / logits.shape[1])
+    target[np.arange(len(label)), label] += 1 - epsilon
+    return -(target * log_p).sum(1).mean()
+
+
+def test_the_loss_is_smoothed_and_has_the_auxiliary_heads_part():
+    model, rng = Probe(), np.random.default_rng(0)
+    image, label = rng.normal(size=(6, 3, 2, 2)).astype('float32'), rng.integers(0, 3, 6)
+    logits, logits_aux = [output.numpy() for output in model(paddle.to_tensor(image))]
+    optimizer = paddle.optimizer.SGD(0.1, parameters=model.parameters())
+    metrics = train_one_epoch(model, [(image, label)], optimizer, 0, Precision('O0', 'float16', model),
+                              auxiliary_weight=0.7, label_smooth=0.2)
+    assert metrics['train_loss'] == pytest.approx(
+        cross_entropy(logits, label, 0.2) + 0.7 * cross_entropy(logits_aux, label, 0.2), rel=1e-5)
+    assert metrics['train_acc'] == pytest.approx((logits.argmax(1) == label).mean())
+    assert metrics['train_acc5'] == 1  # of three classes
+
+
+def test_drop_path_rises_linearly_and_the_validation_loss_is_not_smoothed():
+    model, rng = Probe(), np.random.default_rng(0)
+    batches = Batches([(rng.normal(size=(4, 3, 2, 2)).astype('float32'), rng.integers(0, 3, 4)) for _ in range(2)])
+    schedule = paddle.optimizer.lr.ExponentialDecay(1e-9, 0.5)
+    optimizer = paddle.optimizer.SGD(schedule, parameters=model.parameters())
+    seen = []
+    fit(model, batches, batches[:1], optimizer, schedule, 4, lambda m: seen.append((model.drop_path_prob, batches.epoch, m)),
+        Precision('O0', 'float16', model), drop_path_prob=0.2, label_smooth=0.3)
+    assert [(prob, epoch) for prob, epoch, _ in seen] == [(0.0, 0), (0.05, 1), (0.1, 2), (0.15000000000000002, 3)]
+    assert [m['lr'] for _, _, m in seen] == [1e-9 * 0.5**epoch for epoch in range(4)]
+    image, label = batches[0]
+    logits = model(paddle.to_tensor(image))[0].numpy()
+    assert seen[-1][2]['valid_loss'] == pytest.approx(cross_entropy(logits, label, 0), rel=1e-4)
