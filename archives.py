@@ -18,21 +18,28 @@ from utility import UserError, logger
 
 CIFAR10_URL = 'https://dataset.bj.bcebos.com/cifar%2Fcifar-10-python.tar.gz'
 CIFAR10_MD5 = 'c58f30108f718f92721af3b95e74349a'
-CIFAR10_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'dataset', 'cifar-10-python.tar.gz')
+CIFAR100_URL = 'https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz'
+CIFAR100_MD5 = 'eb9058c3a382ffc7106e4002c42a8d85'
+CIFAR = {'cifar10': (CIFAR10_URL, CIFAR10_MD5, 'cifar-10-python.tar.gz'),
+         'cifar100': (CIFAR100_URL, CIFAR100_MD5, 'cifar-100-python.tar.gz')}
+DATASET_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'dataset')
 DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: used if it is there
 
 
-def cifar10_archive(data):
-    """The path of the CIFAR-10 archive: what --data gave, whatever its md5, or else dataset/, downloaded when it isn't there."""
+def cifar_archive(name, data):
+    """The path of the archive of 'cifar10' or 'cifar100': what --data gave, whatever its md5, or else the one in dataset/, which is
+    downloaded when it isn't there."""
+    url, md5, file_name = CIFAR[name]
     if data is not None and (data != DEFAULT_DATA or os.path.exists(data)):
         if not os.path.exists(data):
-            raise UserError('--data: {} does not exist; give the CIFAR-10 archive or the folder it unpacks to'.format(data))
-        if os.path.isfile(data) and _md5(data) != CIFAR10_MD5:
-            logger.info('--data: %s is not the official CIFAR-10 archive (another md5); taken since it was asked for', data)
+            raise UserError('--data: {} does not exist; give the CIFAR archive or the folder it unpacks to'.format(data))
+        if os.path.isfile(data) and _md5(data) != md5:
+            logger.info('--data: %s is not the official %s (another md5); taken since it was asked for', data, file_name)
         return data
-    if not (os.path.isfile(CIFAR10_PATH) and _md5(CIFAR10_PATH) == CIFAR10_MD5):
-        download(CIFAR10_URL, CIFAR10_PATH, CIFAR10_MD5)
-    return CIFAR10_PATH
+    path = os.path.join(DATASET_FOLDER, file_name)
+    if not (os.path.isfile(path) and _md5(path) == md5):
+        download(url, path, md5)
+    return path
 
 
 def download(url, path, md5):

@@ -5,6 +5,7 @@ A flag is a row (name, type, default, help) of a table; a table is a group of th
 import argparse
 import difflib
 import math
+import os
 
 
 def boolean(text):
@@ -75,9 +76,18 @@ class ArgumentParser(argparse.ArgumentParser):
             shown = '' if default is None else ' (default: {})'.format(default)
             group.add_argument('--' + name, default=default, help=text.replace('%', '%%') + shown, **options)
 
-    def parse_use(self, argv):
-        """parse_args for the scripts with USE_FLAGS, whose eval_only and export need a network."""
+    def parse_data(self, argv):
+        """parse_args for the scripts with DATA_FLAGS, some of which go together."""
         args = self.parse_args(argv)
+        if args.image_size and args.dataset != 'folder':
+            self.error('argument --image_size: goes with --dataset=folder; the images of {} have their own size'.format(args.dataset))
+        if args.dataset == 'folder' and not os.path.isdir(str(args.data)):
+            self.error('argument --data: {} is not a folder; --dataset=folder takes one with a folder of images a class'.format(
+                args.data))
+        return args
+
+    def check_use(self, args):
+        """Of the USE_FLAGS, eval_only and export need a network."""
         for name in ('eval_only', 'export'):
             if getattr(args, name) and not args.pretrained:
                 self.error('argument --{}: give the network with --pretrained=PATH of a best_model.pdparams'.format(name))
@@ -103,7 +113,9 @@ DEVICE_FLAGS = [
     ('seed', integer(0, 2**32 - 1), 0, 'seed of all that is random'),
 ]
 DATA_FLAGS = [
-    ('dataset', ['cifar10', 'digits'], 'cifar10', "cifar10, or digits: scikit-learn's 1,797 digits, 8x8, nothing to download"),
+    ('dataset', ['cifar10', 'cifar100', 'digits', 'folder'], 'cifar10',
+     "cifar10; cifar100; digits: scikit-learn's 1,797 digits, 8x8, nothing to download; folder: one folder of images a class"),
+    ('image_size', integer(8, 1024), None, 'for --dataset=folder: images are brought to so many pixels a side (default: 32)'),
     ('trainset_num', integer(2), 50000, 'use at most so many training images'),
     ('cutout_length', integer(0), 16, 'side of the blanked square, in pixels of a 32x32 image; other sizes in proportion'),
 ]
@@ -123,6 +135,7 @@ def reader_flags(num_workers):
     return [
         ('use_multiprocess', boolean, True, 'read images in worker processes; False: in the main process'),
         ('num_workers', integer(1, 64), num_workers, 'worker processes of a reader'),
+        ('max_bad_images', integer(0), 0, 'leave out at most so many image files that cannot be read; one more ends the run'),
     ]
 
 

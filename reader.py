@@ -1,28 +1,24 @@
-"""Images for the search and the training: archives and folders, augmentation, loaders.
-
-Four functions are what the scripts call and what you replace to use data of your own:
+"""The images that the scripts read. To use data of your own, change this file:
 
     train_search    the two halves of a training set, for search.py
     train_valid     the training or the test set, for train.py
-    cifar10_reader  the (image, label) pairs of a CIFAR archive
+    cifar10_reader  the (image, label) pairs of a CIFAR archive; put a function of yours in its place
     imagenet_reader the training or the validation set of a folder with image lists, for train_imagenet.py
 
-Images stay uint8 until the batch is made; augmentation works on whole batches. Which image stands where, and how it is cropped
-and flipped, follows from the seed, the epoch and the place in the epoch's order alone: it is the same with any number of worker
-processes, and n ranks together read what one rank would read with an n times larger batch.
+Such a function returns (image, label) pairs, all images of one size: uint8 arrays [3, H, W], [H, W, 3], [H, W] or PIL images are
+augmented and normalised, float arrays are taken as they are. Or it returns a paddle.io.Dataset of (float image [3, H, W], label).
 """
 import os
 
 import numpy as np
-from paddle.io import DataLoader, Dataset
+from paddle.io import Dataset
 
-from archives import cifar10_archive, cifar_batch, members
-from transforms import (CIFAR_MEAN, CIFAR_STD, DIGITS_MEAN, DIGITS_STD, IMAGENET_MEAN, IMAGENET_STD, Augmentation, CentreCrop,
-                        RandomResizedCrop, load_photo)
-from utility import UserError, logger, rank, world_size
+import transforms
+from archives import cifar_archive, cifar_batch, members
+from loader import ORDER, TRAIN, VALID, ArrayImages, BatchLoader, DatasetImages, ImageFiles, generator
+from utility import UserError, logger
 
-# Streams of random numbers, so that the two halves of a search are not augmented alike.
-ORDER, TRAIN, VALID = 0, 1, 2
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -37,49 +33,47 @@ def train_search(batch_size, train_portion, is_shuffle, args):
     the architecture. is_shuffle: False keeps the order of the archive.
     Returns two BatchLoaders, (train, valid), both augmented.
     """
-    if args.dataset == 'digits':
-        pairs = digits_reader('train')
-    else:
+    if _dataset(args) == 'cifar10':
         # To search on your own data, put a function of yours here that returns (image, label) pairs.
-        pairs = cifar10_reader(cifar10_archive(args.data), 'data_batch', is_shuffle, args)
-    images, labels = to_arrays(pairs, args.class_num)
-    order = np.arange(len(labels))
+        pairs = cifar10_reader(cifar_archive('cifar10', _data(args)), 'data_batch', is_shuffle, args)
+    else:
+        pairs = other_reader(True, args)
+    source = as_source(pairs, args)
+    order = np.arange(len(source))
     if is_shuffle:
-        order = _generator(args, ORDER).permutation(len(labels))
+        order = generator(args, ORDER).permutation(order)
     order = order[:args.trainset_num]
     split_point = int(np.floor(train_portion * len(order)))
     if not 0 < split_point < len(order):
         raise UserError('--train_portion: {:g} of {} images leaves one half of the search empty'.format(
             train_portion, len(order)))
-    logger.info('%d images of %dx%d, %d train the weights, %d the architecture', len(order), *images.shape[2:],
-                split_point, len(order) - split_point)
-    augmentation = _augmentation(args, images.shape[2])
-    return [BatchLoader(ArrayImages(images[half], labels[half], augmentation), batch_size, is_shuffle, stream, args)
+    logger.info('%d images: %d train the weights, %d the architecture; %s', len(order), split_point, len(order) - split_point,
+                source.transform or 'taken as they are')
+    return [BatchLoader(source.subset(half), batch_size, is_shuffle, stream, args)
             for half, stream in ((order[:split_point], TRAIN), (order[split_point:], VALID))]
 
 
 def train_valid(batch_size, is_train, is_shuffle, args):
     """The training set, augmented, or the whole test set as it is, for train.py. Returns a BatchLoader."""
-    if args.dataset == 'digits':
-        pairs = digits_reader('train' if is_train else 'test')
+    if _dataset(args) == 'cifar10':
+        pairs = cifar10_reader(cifar_archive('cifar10', _data(args)), 'data_batch' if is_train else 'test_batch', is_shuffle, args)
     else:
-        pairs = cifar10_reader(cifar10_archive(args.data), 'data_batch' if is_train else 'test_batch', is_shuffle, args)
-    images, labels = to_arrays(pairs, args.class_num)
-    augmentation = _augmentation(args, images.shape[2])
+        pairs = other_reader(is_train, args)
+    source = as_source(pairs, args)
     if not is_train:
-        return BatchLoader(ArrayImages(images, labels, augmentation.plain()), batch_size, False, VALID, args, train=False)
+        return BatchLoader(source.plain(), batch_size, False, VALID, args, train=False)
+    order = np.arange(len(source))
     if is_shuffle:
-        order = _generator(args, ORDER).permutation(len(labels))[:args.trainset_num]
-        images, labels = images[order], labels[order]
-    return BatchLoader(ArrayImages(images[:args.trainset_num], labels[:args.trainset_num], augmentation), batch_size,
-                       is_shuffle, TRAIN, args)
+        order = generator(args, ORDER).permutation(order)
+    logger.info('%d images train; %s', len(order[:args.trainset_num]), source.transform or 'taken as they are')
+    return BatchLoader(source.subset(order[:args.trainset_num]), batch_size, is_shuffle, TRAIN, args)
 
 
 def cifar10_reader(file_name, data_name, is_shuffle, args):
     """Read the batches of a CIFAR archive (.tar.gz) or of the folder it unpacks to.
 
-    data_name: 'data_batch' or 'test_batch', what the wanted members' names begin with. Members are read in place, nothing is
-    unpacked. is_shuffle shuffles by args.seed.
+    data_name: 'data_batch' or 'test_batch' ('train' or 'test' in CIFAR-100), what the wanted members' names begin with. Members are
+    read in place, nothing is unpacked. is_shuffle shuffles by args.seed.
     Returns a list of (image, label) pairs, image a uint8 array [3, 32, 32].
     Raises UserError for an archive that can't be read or holds something else.
     """
@@ -89,11 +83,11 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
         images.append(data)
         labels.append(label)
     if not images:
-        raise UserError("--data: {} holds no file whose name begins with '{}'; give the CIFAR-10 archive for Python "
+        raise UserError("--data: {} holds no file whose name begins with '{}'; give the CIFAR archive for Python "
                         'or the folder it unpacks to'.format(file_name, data_name))
     pairs = list(zip(np.concatenate(images), np.concatenate(labels)))
     if is_shuffle:
-        pairs = [pairs[i] for i in _generator(args, ORDER).permutation(len(pairs))]
+        pairs = [pairs[i] for i in generator(args, ORDER).permutation(len(pairs))]
     return pairs
 
 
@@ -102,7 +96,7 @@ def imagenet_reader(data_dir, mode):
 
     data_dir: the folder that holds train_list.txt and val_list.txt, whose lines are `relative/path label`. mode: 'train', cropped
     and flipped at random, or 'val', the centre of the image.
-    Returns ImageFiles, a paddle.io.Dataset of (image float32 [3, 224, 224], label). Raises UserError that names the line at fault.
+    Returns ImageFiles of 224x224. Raises UserError that names the line at fault.
     """
     list_name = os.path.join(data_dir, {'train': 'train_list.txt', 'val': 'val_list.txt'}[mode])
     try:
@@ -116,194 +110,151 @@ def imagenet_reader(data_dir, mode):
         if not line.strip():
             continue
         path, _, label = line.rstrip().rpartition(' ')  # the path itself may hold spaces
-        if not path or not label.isdecimal():
+        if not path or not (label.isascii() and label.isdecimal()) or len(label) > 9:
             raise UserError('--data_dir: {}, line {}: {!r:.80} is not "relative/path label"'.format(list_name, number, line))
-        paths.append(os.path.join(data_dir, path))
+        paths.append(os.path.join(data_dir, path.rstrip()))
         labels.append(int(label))
-        where.append('{}, line {}'.format(list_name, number))
+        where.append('{}, line {}: '.format(list_name, number))
     if not paths:
         raise UserError('--data_dir: {} names no image'.format(list_name))
-    return ImageFiles(paths, labels, where, RandomResizedCrop() if mode == 'train' else CentreCrop())
+    crop = transforms.RandomResizedCrop(224) if mode == 'train' else transforms.CentreCrop(224, share=224 / 256)
+    return ImageFiles(paths, labels, where, crop, transforms.Augmentation(*transforms.IMAGENET_PIXELS), max(labels) + 1)
 
 
-def digits_reader(data_name):
+def class_count(num_classes, args, given):
+    """The classes a network needs: --class_num where it was given, and not too few, else those of the data.
+
+    num_classes: what the data says, None if it can't tell. given: the names of the flags that were given.
+    """
+    if num_classes is None or num_classes == args.class_num:
+        return args.class_num
+    if 'class_num' not in given:
+        logger.info('the data has %d classes', num_classes)
+        return num_classes
+    if num_classes > args.class_num:
+        raise UserError('--class_num: {} is not allowed: the labels of the data are 0 to {}'.format(
+            args.class_num, num_classes - 1))
+    return args.class_num
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other data sets
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def other_reader(is_train, args):
+    """The training or the test set of --dataset=cifar100, digits or folder."""
+    if _dataset(args) == 'cifar100':
+        return cifar10_reader(cifar_archive('cifar100', _data(args)), 'train' if is_train else 'test', False, args)
+    if _dataset(args) == 'digits':
+        return digits_reader(is_train)
+    return folder_reader(_data(args), is_train, args)
+
+
+def digits_reader(is_train):
     """scikit-learn's 1,797 handwritten digits, 8x8 grey-scale: every fifth image is for the test, the others train.
 
-    Returns a list of (image, label) pairs, image a uint8 array [3, 8, 8] of three equal channels.
+    Returns a list of (image, label) pairs, image a uint8 array [8, 8].
     """
     from sklearn.datasets import load_digits  # comes with paddleslim
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype('uint8')
-    wanted = (np.arange(len(grey)) % 5 == 0) == (data_name == 'test')
-    return [(np.stack([image] * 3), label) for image, label in zip(grey[wanted], digits.target[wanted])]
+    wanted = (np.arange(len(grey)) % 5 != 0) == bool(is_train)
+    return list(zip(grey[wanted], digits.target[wanted]))
 
 
-def to_arrays(pairs, class_num):
-    """Stack (image, label) pairs into images uint8 [N, 3, H, W] and labels int64 [N], and check them.
+def folder_reader(folder, is_train, args):
+    """A folder of image files, one folder a class: folder/train/<class>/* and folder/test/<class>/* (or val/), or
+    folder/<class>/*, of which the seed sets a fifth apart for the test.
 
-    An image is [3, H, W], or flat in this order, all of one size.
+    Images are cut to their central square and brought to args.image_size pixels. Returns ImageFiles.
     """
-    images, labels = zip(*pairs)
-    images, labels = np.stack([np.asarray(image) for image in images]), np.asarray(labels, 'int64').reshape(-1)
-    if images.ndim == 2:
-        side = int(round((images.shape[1] / 3)**0.5))
-        images = images.reshape(-1, 3, side, side)
-    if labels.min() < 0 or labels.max() >= class_num:
-        raise UserError('--class_num: the labels of the data are {} to {}, {} classes allow 0 to {}'.format(
-            labels.min(), labels.max(), class_num, class_num - 1))
-    return images, labels
+    if folder is None or not os.path.isdir(folder):
+        raise UserError('--data: {} is not a folder; --dataset=folder reads one folder of images a class'.format(folder))
+    parts = [part for part in ('train', 'test', 'val') if os.path.isdir(os.path.join(folder, part))]
+    split = parts[:1] == ['train'] and len(parts) > 1
+    root = os.path.join(folder, parts[0 if is_train else 1]) if split else folder
+    classes = _folders(os.path.join(folder, 'train') if split else folder)
+    paths, labels = [], []
+    for name in _folders(root):
+        if name not in classes:
+            raise UserError('--data: {} holds the class {}, which the training images do not have'.format(root, name))
+        for path, _, files in sorted(os.walk(os.path.join(root, name))):
+            for file in sorted(files):
+                if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.'):
+                    paths.append(os.path.join(path, file))
+                    labels.append(classes.index(name))
+    if len(classes) < 2 or not paths:
+        raise UserError('--data: {} holds {} image{} in {} class{}; --dataset=folder reads one folder of images a class, two at '
+                        'least'.format(root, len(paths), '' if len(paths) == 1 else 's', len(classes),
+                                       '' if len(classes) == 1 else 'es'))
+    size = getattr(args, 'image_size', None) or 32
+    source = ImageFiles(paths, labels, [''] * len(paths), transforms.CentreCrop(size), _augmentation(args, size), len(classes))
+    if split:
+        return source
+    order = generator(args, ORDER).permutation(len(paths))
+    test = -(-len(paths) // 5)
+    return source.subset(np.sort(order[test:] if is_train else order[:test]))
+
+
+def _folders(folder):
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From pairs to a source of batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def as_source(pairs, args):
+    """Make a source (loader.py) of what a reader function returned. Raises UserError for images of different sizes."""
+    if isinstance(pairs, ImageFiles):
+        return pairs
+    if isinstance(pairs, Dataset):
+        return DatasetImages(pairs)
+    images, labels = zip(*[(_as_chw(image), int(label)) for image, label in pairs])
+    odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+    if odd is not None:
+        raise UserError('image {} of the data is {}, image 0 is {}: bring them to one size'.format(
+            odd, images[odd].shape, images[0].shape))
+    images, labels = np.stack(images), np.asarray(labels, 'int64')
+    if labels.min() < 0:
+        raise UserError('image {} of the data has the label {}; labels count from 0'.format(labels.argmin(), labels.min()))
+    transform = _augmentation(args, images.shape[2]) if images.dtype == np.uint8 else None
+    return ArrayImages(images, labels, transform, int(labels.max()) + 1)
+
+
+def _as_chw(image):
+    """An image in any form that the docstring above names, as an array [3, H, W]."""
+    image = np.asarray(image)
+    if image.ndim == 1:  # as CIFAR's pickles have it
+        side = int(round((image.size / 3)**0.5))
+        image = image.reshape(3, side, side)
+    elif image.ndim == 2:
+        image = np.stack([image] * 3)
+    elif image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
+        image = image.transpose(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise UserError('an image of the data has the shape {}; [3, H, W], [H, W, 3] and [H, W] are understood'.format(image.shape))
+    return image
 
 
 def _augmentation(args, size):
     """The augmentation of a data set of size x size images: the CIFAR recipe, in proportion to the image."""
-    digits = args.dataset == 'digits'
+    pixels = {'digits': transforms.DIGITS_PIXELS, 'cifar100': transforms.CIFAR100_PIXELS,
+              'folder': transforms.IMAGENET_PIXELS}.get(_dataset(args), transforms.CIFAR_PIXELS)
     cutout = max(2, args.cutout_length * size // 32) if args.cutout and args.cutout_length else 0
-    if cutout and size != 32:
-        logger.info('--cutout_length=%d is meant for 32x32 images: %d on %dx%d', args.cutout_length, cutout, size, size)
-    return Augmentation(DIGITS_MEAN if digits else CIFAR_MEAN, DIGITS_STD if digits else CIFAR_STD, padding=size // 8,
-                        flip=not digits,  # a mirrored digit is another sign
-                        cutout_length=cutout)
+    return transforms.Augmentation(*pixels, padding=size // 8,
+                                   flip=_dataset(args) != 'digits',  # a mirrored digit is another sign
+                                   cutout_length=cutout)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Loaders
-# ---------------------------------------------------------------------------------------------------------------------
+# Callers that have only the original example's arguments read CIFAR-10.
 
 
-class ArrayImages:
-    """Images in memory. images: uint8 [N, 3, H, W], labels: int64 [N], transform: an Augmentation."""
-
-    def __init__(self, images, labels, transform):
-        self.images, self.labels, self.transform = images, labels, transform
-        self.draws = transform.draws
-
-    def __len__(self):
-        return len(self.labels)
-
-    def plain(self):
-        return ArrayImages(self.images, self.labels, self.transform.plain())
-
-    def batch(self, indices, uniform):
-        """The images at `indices`, transformed by the random numbers `uniform` [N, draws]; float32 images, int64 labels."""
-        return self.transform(self.images[indices], uniform), self.labels[indices]
+def _dataset(args):
+    return getattr(args, 'dataset', 'cifar10')
 
 
-class ImageFiles(Dataset):
-    """Image files. paths, labels, where: for each image its path, its class, and what to call it in a message."""
-
-    def __init__(self, paths, labels, where, crop):
-        self.paths, self.labels, self.where, self.crop = paths, np.asarray(labels, 'int64'), where, crop
-        self.draws = crop.draws
-        self.normalise = Augmentation(IMAGENET_MEAN, IMAGENET_STD)
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        image, label = self.batch(np.asarray([i]), np.random.random((1, self.draws)))
-        return image[0], label[0]
-
-    def plain(self):
-        return ImageFiles(self.paths, self.labels, self.where, CentreCrop(self.crop.size))
-
-    def checked(self, class_num):
-        """Itself, if all labels are below class_num. Raises UserError that names the first line with another one."""
-        wrong = np.flatnonzero(self.labels >= class_num)
-        if len(wrong):
-            raise UserError('--class_num: {}: label {}, {} classes allow 0 to {}'.format(
-                self.where[wrong[0]], self.labels[wrong[0]], class_num, class_num - 1))
-        return self
-
-    def sample(self, count, args):
-        """At most `count` of the images, chosen by the seed."""
-        if count >= len(self):
-            return self
-        chosen = _generator(args, ORDER).permutation(len(self))[:count]
-        return ImageFiles([self.paths[i] for i in chosen], self.labels[chosen], [self.where[i] for i in chosen], self.crop)
-
-    def batch(self, indices, uniform):
-        """As ArrayImages.batch. Raises UserError (status 1) that names a file that can't be read."""
-        return self.normalise(np.stack([self._load(i, u) for i, u in zip(indices, uniform)]), None), self.labels[indices]
-
-    def _load(self, i, uniform):
-        try:
-            return load_photo(self.paths[i], self.crop, uniform)
-        except Exception as error:  # a damaged file can raise nearly anything
-            raise UserError('{}: {} cannot be read as an image: {}'.format(
-                self.where[i], self.paths[i], getattr(error, 'strerror', None) or error), status=1)
-
-
-class BatchLoader:
-    """Iterates over a source of images in batches of Paddle tensors, (image [N, 3, H, W], label [N]).
-
-    source: has __len__, `draws`, `batch(indices, uniform)` and `plain()`, as ArrayImages. stream: keeps the random numbers of
-    two loaders apart. train: True gives every rank the same number of batches, False gives every image to exactly one rank.
-    args: of them seed, use_multiprocess and num_workers are used.
-    """
-
-    def __init__(self, source, batch_size, shuffle, stream, args, train=True):
-        self.source, self.batch_size, self.shuffle, self.stream = source, batch_size, shuffle, stream
-        self.args, self.train = args, train
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch):
-        """Choose the epoch whose order and augmentation the next pass has; later passes differ until the next call."""
-        self.epoch, self.passes = epoch, 0
-
-    def without_augmentation(self):
-        """The same images in order, each once over all ranks, for evaluation."""
-        return BatchLoader(self.source.plain(), self.batch_size, False, self.stream, self.args, train=False)
-
-    def __len__(self):
-        return len(self._plan(np.arange(len(self.source))))
-
-    def __iter__(self):
-        key = (self.stream, self.epoch, self.passes)
-        self.passes += 1
-        order = np.arange(len(self.source))
-        if self.shuffle:
-            order = _generator(self.args, *key).permutation(order)
-        batches = _Batches(self.source, self._plan(order), self.args, key)
-        workers = getattr(self.args, 'num_workers', 1) if self.args.use_multiprocess else 0
-        for image, label in DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers):
-            if image.ndim == 1:
-                raise UserError(bytes(image.numpy()).decode('utf-8'), status=1)
-            yield image, label
-
-    def _plan(self, order):
-        """Cut an epoch's order into what this rank reads: for each batch (images of all ranks, first, last of this rank's)."""
-        size = self.batch_size * world_size()
-        plan = []
-        for start in range(0, len(order), size):
-            everyone = order[start:start + size]
-            if self.train and len(everyone) < world_size():
-                everyone = np.resize(everyone, world_size())  # no rank may stand still while the others average
-            bounds = np.linspace(0, len(everyone), world_size() + 1).astype(int)
-            first, last = bounds[rank()], bounds[rank() + 1]
-            if last > first:
-                plan.append((everyone, first, last))
-        return plan
-
-
-class _Batches(Dataset):
-    """The batches of one pass as a Paddle Dataset: item i is batch i, made in whichever process asks for it."""
-
-    def __init__(self, source, plan, args, key):
-        self.source, self.plan, self.args, self.key = source, plan, args, key
-
-    def __len__(self):
-        return len(self.plan)
-
-    def __getitem__(self, i):
-        everyone, first, last = self.plan[i]
-        uniform = _generator(self.args, *self.key, i).random((len(everyone), self.source.draws))
-        try:
-            return self.source.batch(everyone[first:last], uniform[first:last])
-        except UserError as error:
-            # Out of a worker process an exception comes wrapped in a traceback, so its message travels as a batch.
-            return np.frombuffer(str(error).encode('utf-8'), 'uint8'), np.zeros(1, 'int64')
-
-
-def _generator(args, *key):
-    """The random numbers that the seed and a key of small integers stand for."""
-    return np.random.default_rng((getattr(args, 'seed', 0),) + key)
+def _data(args):
+    return getattr(args, 'data', None)

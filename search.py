@@ -37,9 +37,9 @@ ARCH_FLAGS = [
     ('arch_weight_decay', number(0), 1e-3, 'L2 decay of the architecture parameters'),
 ]
 HALVES_FLAGS = [
-    ('data', str, None, 'the CIFAR-10 archive or the folder it unpacks to (default: dataset/ beside this script, downloaded '
-                        'when it is not there)'),
-    ('class_num', integer(2), 10, 'classes of the data'),
+    ('data', str, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, downloaded when it '
+                        'is not there); with --dataset=folder, the folder'),
+    ('class_num', integer(2), 10, "classes; without this flag the data's"),
     ('train_portion', positive(0, 1), 0.5, 'share of the images that trains the weights; the rest trains the architecture'),
     ('validate', boolean, True, 'measure the accuracy on the validation half after every epoch'),
     ('cutout', boolean, False, 'blank a square of every training image'),
@@ -55,7 +55,7 @@ def parse_arguments(argv=None):
                          ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar'))):
         parser.add_flags(title, table)
-    args = parser.parse_args(argv)
+    args = parser.parse_data(argv)
     if args.learning_rate_min is None:
         args.learning_rate_min = 0.0 if args.method == 'PC-DARTS' else min(1e-3, args.learning_rate)
     if args.learning_rate_min > args.learning_rate:
@@ -69,10 +69,11 @@ def main():
     place = start_script(args, args.model_save_dir)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     from model_search import Network
-    from reader import train_search
+    from reader import class_count, train_search
     from searcher import DARTSearch
 
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
+    args.class_num = class_count(train_loader.num_classes, args, given_flags(sys.argv[1:]))
     model = Network(args.init_channels, args.class_num, args.layers, args.method)
     searcher = DARTSearch(
         model, train_loader, valid_loader, place,
@@ -110,7 +111,7 @@ def report(genotype, args):
 def train_command(path, args):
     """The command that trains the genotype at `path` on the data it was searched on."""
     words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + path]
-    words += ['--{}={}'.format(name, getattr(args, name)) for name in ('dataset', 'data', 'class_num', 'trainset_num')
+    words += ['--{}={}'.format(name, getattr(args, name)) for name in ('dataset', 'data', 'image_size', 'class_num', 'trainset_num')
               if name in given_flags(sys.argv[1:])]
     if args.dataset == 'digits':
         words.append(DIGITS_TRAINING)

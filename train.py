@@ -25,8 +25,8 @@ TRAIN_FLAGS = [
     ('grad_clip', positive(), 5.0, 'largest global norm of the gradient'),
 ]
 CIFAR_FLAGS = [
-    ('data', str, 'dataset/cifar10', 'the CIFAR-10 archive or the folder it unpacks to; when the default is not there, dataset/ '
-                                     'beside this script, downloaded'),
+    ('data', str, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; when the default is not there, dataset/ '
+                                     'beside this script, downloaded; with --dataset=folder, the folder'),
     ('cutout', boolean, True, 'blank a square of every training image'),
 ]
 
@@ -38,7 +38,7 @@ def parse_arguments(argv=None):
                          ('use of a trained network', USE_FLAGS), ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='eval_cifar'))):
         parser.add_flags(title, table)
-    return parser.parse_use(argv)
+    return parser.check_use(parser.parse_data(argv))
 
 
 def main():
@@ -48,28 +48,30 @@ def main():
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     import paddle
     import trainer
-    from reader import train_valid
+    from reader import class_count, train_valid
 
     description = None
     if args.pretrained:
         model, description = trainer.load(args.pretrained, 'NetworkCIFAR', args, given)
         args.class_num = description['class_num']
-        if 'dataset' not in given:  # what it was trained on
-            args.dataset = description.get('dataset', args.dataset)
     if args.export:
         trainer.export(model, args.export, description.get('image_shape', [3, 32, 32]))
         if not args.eval_only:
             return
     test_loader = train_valid(args.batch_size, False, False, args)
-    image_shape = list(test_loader.source.images.shape[1:])
-    if description is None:
-        description = dict(trainer.describe('NetworkCIFAR', args), dataset=args.dataset, image_shape=image_shape)
-        model = trainer.build(description)
-    trainer.log_size(model, image_shape)
+    image_shape = test_loader.source.image_shape
     if args.eval_only:
+        trainer.log_size(model, image_shape)
         trainer.score(model, test_loader, args)
         return
     train_loader = train_valid(args.batch_size, True, True, args)
+    classes = class_count(train_loader.num_classes, args, given | ({'class_num'} if description else set()))
+    if description is None:
+        args.class_num = classes
+        description = dict(trainer.describe('NetworkCIFAR', args), image_shape=image_shape,
+                           data={name: getattr(args, name) for name in trainer.DATA})
+        model = trainer.build(description)
+    trainer.log_size(model, image_shape)
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs)
     trainer.train(model, description, train_loader, test_loader, schedule, args, log_epoch)
 

@@ -42,7 +42,7 @@ def parse_arguments(argv=None):
                          ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=100, model_save_dir='eval_imagenet'))):
         parser.add_flags(title, table)
-    return parser.parse_use(argv)
+    return parser.check_use(parser.parse_args(argv))
 
 
 def main():
@@ -51,28 +51,36 @@ def main():
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     import paddle
     import trainer
-    from reader import TRAIN, VALID, BatchLoader, imagenet_reader
+    from loader import ORDER, TRAIN, VALID, BatchLoader, generator
+    from reader import class_count, imagenet_reader
 
+    given = given_flags(sys.argv[1:])
+    description = None
     if args.pretrained:
-        model, description = trainer.load(args.pretrained, 'NetworkImageNet', args, given_flags(sys.argv[1:]),
-                                          dropout=args.dropout)
+        model, description = trainer.load(args.pretrained, 'NetworkImageNet', args, given, dropout=args.dropout)
         args.class_num = description['class_num']
-    else:
-        description = trainer.describe('NetworkImageNet', args)
-        model = trainer.build(description, dropout=args.dropout)
-    trainer.log_size(model, IMAGE_SHAPE)
+        given.add('class_num')
     if args.export:
         trainer.export(model, args.export, IMAGE_SHAPE)
         if not args.eval_only:
             return
-    valid_images = imagenet_reader(args.data_dir, 'val').checked(args.class_num)
-    valid_loader = BatchLoader(valid_images, args.batch_size, False, VALID, args, train=False)
+    valid_images = imagenet_reader(args.data_dir, 'val')
+    if not args.eval_only:
+        train_images = imagenet_reader(args.data_dir, 'train')
+        if 'class_num' in given:
+            train_images.checked(args.class_num)  # by the line of the list
+        args.class_num = class_count(train_images.num_classes, args, given)
+    valid_loader = BatchLoader(valid_images.checked(args.class_num), args.batch_size, False, VALID, args, train=False)
+    if description is None:
+        description = trainer.describe('NetworkImageNet', args)
+        model = trainer.build(description, dropout=args.dropout)
+    trainer.log_size(model, IMAGE_SHAPE)
     if args.eval_only:
         trainer.score(model, valid_loader, args)
         return
-    train_images = imagenet_reader(args.data_dir, 'train').checked(args.class_num).sample(args.trainset_num, args)
-    train_loader = BatchLoader(train_images, args.batch_size, True, TRAIN, args)
-    logger.info('%d images train, %d validate', len(train_images), len(valid_images))
+    chosen = generator(args, ORDER).permutation(len(train_images))[:args.trainset_num]
+    train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, True, TRAIN, args)
+    logger.info('%d images train, %d validate', len(chosen), len(valid_images))
     schedule = paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate)
     trainer.train(model, description, train_loader, valid_loader, schedule, args, log_epoch)
 

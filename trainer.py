@@ -17,6 +17,9 @@ from utility import UserError, logger, rank
 # What decides a network's shape, as the flags and as best_model.json call it.
 SHAPE = ('init_channels', 'layers', 'class_num', 'auxiliary')
 
+# What decides which images a network was trained on, and which it is scored on.
+DATA = ('dataset', 'image_size', 'seed')
+
 
 def describe(network, args):
     """What makes a network: the class of model.py, the genotype and the shape the arguments ask for, and the data it is for.
@@ -62,6 +65,10 @@ def load(path, network, args, given, **options):
                 raise UserError('--{}: {} was made with another one; leave the flag out'.format(flag, path))
     model = build(description, **options)
     set_state(model, state, path)
+    data = description.get('data')
+    for name in DATA:
+        if isinstance(data, dict) and name not in given and type(data.get(name)) in (str, int):
+            setattr(args, name, data[name])
     logger.info('loaded %s', path)
     return model, description
 

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 # Mean and standard deviation of the pixels, R, G, B, as fractions of 255.
-CIFAR_MEAN, CIFAR_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
-DIGITS_MEAN, DIGITS_STD = (0.3053,) * 3, (0.3760,) * 3
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_PIXELS = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
+CIFAR100_PIXELS = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+DIGITS_PIXELS = (0.3053,) * 3, (0.3760,) * 3
+IMAGENET_PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Augmentation:
@@ -29,31 +29,45 @@ class Augmentation:
         self.scale = (1 / (255 * np.asarray(std, 'float32'))).reshape(1, 3, 1, 1).astype('float32')
         self.shift = (np.asarray(mean) / np.asarray(std)).reshape(1, 3, 1, 1).astype('float32')
 
+    def __str__(self):
+        return 'padded by {} and cropped, {}flipped, {}'.format(
+            self.padding, '' if self.flip else 'not ', 'cutout of {0}x{0}'.format(self.cutout_length)
+            if self.cutout_length else 'no cutout')
+
     def plain(self):
         """The same normalisation without anything random, for evaluation."""
         return Augmentation(self.mean, self.std)
 
     def __call__(self, images, uniform):
         """images uint8 [N, 3, H, W], uniform [N, 5] in [0, 1) -> float32 [N, 3, H, W]."""
+        batch = np.empty(images.shape, 'float32')
+        for start in range(0, len(images), 64):  # so many at a time stay in the processor's cache: twice as fast at 256
+            part = slice(start, start + 64)
+            self._write(images[part], uniform[part], batch[part])
+        return batch
+
+    def _write(self, images, uniform, batch):
         n, _, h, w = images.shape
         if self.padding:
             p = self.padding
-            padded = np.pad(images, ((0, 0), (0, 0), (p, p), (p, p)))
+            padded = np.zeros((n, 3, h + 2 * p, w + 2 * p), 'uint8')
+            padded[:, :, p:-p, p:-p] = images
             windows = np.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(2, 3))
             y, x = (uniform[:, :2] * (2 * p + 1)).astype(int).T
             images = windows[np.arange(n), :, y, x]
         if self.flip:
-            images = np.where((uniform[:, 2] < 0.5).reshape(n, 1, 1, 1), images[:, :, :, ::-1], images)
-        batch = images.astype('float32')
-        batch *= self.scale
+            mirrored = uniform[:, 2] < 0.5
+            if not self.padding:
+                images = images.copy()  # the crop above has made one
+            images[mirrored] = images[mirrored][:, :, :, ::-1]
+        np.multiply(images, self.scale, out=batch)
         batch -= self.shift
         if self.cutout_length:
             half = self.cutout_length // 2
             y, x = (uniform[:, 3:] * (h, w)).astype(int).T
-            rows = np.abs(np.arange(h) + 0.5 - y[:, None]) < half  # y - half <= row < y + half
-            columns = np.abs(np.arange(w) + 0.5 - x[:, None]) < half
-            batch[np.broadcast_to((rows[:, :, None] & columns[:, None, :])[:, None], batch.shape)] = 0
-        return batch
+            rows = np.abs(np.arange(h) + 0.5 - y[:, None]) > half  # those outside y - half <= row < y + half
+            columns = np.abs(np.arange(w) + 0.5 - x[:, None]) > half
+            batch *= (rows[:, :, None] | columns[:, None, :])[:, None].astype('float32')
 
 
 class RandomResizedCrop:
@@ -63,8 +77,11 @@ class RandomResizedCrop:
     attempts = 10
     draws = 4 * attempts + 1  # for each attempt area, aspect ratio, y and x; then the flip
 
-    def __init__(self, size=224):
+    def __init__(self, size):
         self.size = size
+
+    def plain(self):
+        return CentreCrop(self.size, share=224 / 256)
 
     def box(self, width, height, uniform):
         """The part to take, (left, top, right, bottom) in pixels: the first attempt that fits, else the centre."""
@@ -83,15 +100,18 @@ class RandomResizedCrop:
 
 
 class CentreCrop:
-    """The centre of a photo, 224/256 of its shorter side, brought to size x size: ImageNet's evaluation."""
+    """The central square of a photo, `share` of its shorter side, brought to size x size. ImageNet's evaluation takes 224/256."""
 
-    draws = 1
+    draws = 0
 
-    def __init__(self, size=224):
-        self.size = size
+    def __init__(self, size, share=1.0):
+        self.size, self.share = size, share
+
+    def plain(self):
+        return self
 
     def box(self, width, height, uniform):
-        side = min(width, height) * 224 / 256
+        side = min(width, height) * self.share
         return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
 
     def flip(self, uniform):
@@ -111,7 +131,10 @@ def load_photo(path, crop, uniform):
         image.draft('RGB', (math.ceil(image.width * needed), math.ceil(image.height * needed)))
         image = ImageOps.exif_transpose(image)
         box *= np.asarray((image.width / width, image.height / height) * 2)
-        if image.mode == 'P':
+        if image.mode.startswith(('I', 'F')):  # 16 and more bits a pixel: PIL would cut off all above 255
+            values = np.asarray(image, 'float32')
+            image = Image.fromarray(np.uint8(np.clip(values / (257 if values.max() > 255 else 1), 0, 255)))
+        elif image.mode == 'P':
             image = image.convert('RGBA')  # a palette's transparency
         image = image.convert('RGB').resize((crop.size, crop.size), Image.BILINEAR, box=tuple(box), reducing_gap=2)
     if crop.flip(uniform):

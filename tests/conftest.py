@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,19 @@ def float64():
     paddle.set_default_dtype('float64')
     yield
     paddle.set_default_dtype('float32')
+
+
+def arguments(**changes):
+    """What the readers ask of a script's arguments."""
+    return Namespace(**dict(dict(dataset='digits', data=None, seed=0, class_num=10, trainset_num=50000, cutout=False,
+                                 cutout_length=16, use_multiprocess=False, num_workers=1, max_bad_images=0, image_size=None),
+                            **changes))
+
+
+def read(loader):
+    """All images and labels of one pass over a loader."""
+    images, labels = zip(*[(image.numpy(), label.numpy()) for image, label in loader])
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def shared_file(*parts):

@@ -43,7 +43,10 @@ WRONG_ARGUMENTS = {
     '--seed=-1': 'from 0 to 4294967295',
     '--class_num=1': 'at least 2',
     '--unrolled=maybe': "argument --unrolled: 'maybe' is not allowed: give True, False, 1 or 0",
-    '--dataset=mnist': 'give one of cifar10, digits',
+    '--dataset=mnist': 'give one of cifar10, cifar100, digits, folder',
+    '--image_size=64': 'argument --image_size: goes with --dataset=folder',
+    '--dataset=folder': 'argument --data: None is not a folder',
+    '--max_bad_images=-1': 'at least 0',
     '--epoch=3': 'there is no flag --epoch; did you mean --epochs?',
     '--qqq': 'there is no flag --qqq, see --help',
 }

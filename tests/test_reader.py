@@ -3,27 +3,16 @@ import io
 import os
 import pickle
 import tarfile
-from argparse import Namespace
 
 import numpy as np
 import pytest
 
 import archives
+import loader
 import reader
 import transforms
-from conftest import shared_file
+from conftest import arguments, read, shared_file
 from utility import UserError
-
-
-def arguments(**changes):
-    return Namespace(**dict(dict(dataset='digits', data=None, seed=0, class_num=10, trainset_num=50000, cutout=False,
-                                 cutout_length=16, use_multiprocess=False, num_workers=1), **changes))
-
-
-def read(loader):
-    """All images and labels of one pass."""
-    images, labels = zip(*[(image.numpy(), label.numpy()) for image, label in loader])
-    return np.concatenate(images), np.concatenate(labels)
 
 
 def fingerprints(source):
@@ -32,17 +21,17 @@ def fingerprints(source):
 
 def test_digits_are_real_and_split_for_good():
     from sklearn.datasets import load_digits
-    train, test = reader.digits_reader('train'), reader.digits_reader('test')
+    train, test = reader.digits_reader(True), reader.digits_reader(False)
     assert (len(train), len(test)) == (1437, 360)
     image, label = test[1]  # number 5 of the set
-    assert label == load_digits().target[5] and image.shape == (3, 8, 8)
-    assert (image[0] == np.round(load_digits().images[5] / 16 * 255)).all()
+    assert label == load_digits().target[5]
+    assert (image == np.round(load_digits().images[5] / 16 * 255)).all()
 
 
 def test_the_search_halves_share_no_image_and_follow_the_seed():
     train, valid = reader.train_search(64, 0.4, True, arguments())
     assert (len(train.source), len(valid.source)) == (574, 863)
-    whole = np.stack([image for image, _ in reader.digits_reader('train')])
+    whole = np.stack([np.stack([image] * 3) for image, _ in reader.digits_reader(True)])
     assert sorted(map(bytes, np.concatenate([train.source.images, valid.source.images]).reshape(1437, -1))) == sorted(
         map(bytes, whole.reshape(1437, -1)))
     again, _ = reader.train_search(64, 0.4, True, arguments())
@@ -79,7 +68,7 @@ def test_batches_do_not_depend_on_the_workers():
 def test_evaluation_sees_each_image_once_and_as_it_is():
     _, valid = reader.train_search(64, 0.5, True, arguments())
     images, labels = read(valid.without_augmentation())
-    expected = (valid.source.images / 255 - transforms.DIGITS_MEAN[0]) / transforms.DIGITS_STD[0]
+    expected = (valid.source.images / 255 - transforms.DIGITS_PIXELS[0][0]) / transforms.DIGITS_PIXELS[1][0]
     assert np.abs(images - expected).max() < 1e-5 and (labels == valid.source.labels).all()
     test = reader.train_valid(64, False, False, arguments())
     assert len(read(test)[1]) == 360 and len(test) == 6  # the last batch holds 40
@@ -94,7 +83,7 @@ def reference_augmentation(image, uniform, padding, cutout):
     image = padded[:, y:y + size, x:x + size]
     if uniform[2] < 0.5:
         image = image[:, :, ::-1]
-    image = (image / 255 - np.reshape(transforms.CIFAR_MEAN, (3, 1, 1))) / np.reshape(transforms.CIFAR_STD, (3, 1, 1))
+    image = (image / 255 - np.reshape(transforms.CIFAR_PIXELS[0], (3, 1, 1))) / np.reshape(transforms.CIFAR_PIXELS[1], (3, 1, 1))
     cy, cx = [int(u * size) for u in uniform[3:]]
     for row in range(size):
         for column in range(size):
@@ -106,7 +95,7 @@ def reference_augmentation(image, uniform, padding, cutout):
 def test_augmentation_against_pixel_loops():
     rng = np.random.default_rng(0)
     images, uniform = rng.integers(0, 256, (40, 3, 32, 32), 'uint8'), rng.random((40, 5))
-    augmentation = transforms.Augmentation(transforms.CIFAR_MEAN, transforms.CIFAR_STD, padding=4, flip=True, cutout_length=16)
+    augmentation = transforms.Augmentation(*transforms.CIFAR_PIXELS, padding=4, flip=True, cutout_length=16)
     batch = augmentation(images, uniform)
     assert batch.dtype == np.float32
     for image, u, result in zip(images, uniform, batch):
@@ -134,17 +123,17 @@ def test_augmentation_in_proportion_to_the_image():
 @pytest.mark.parametrize('train', [True, False])
 def test_ranks_read_what_one_rank_with_a_larger_batch_reads(monkeypatch, train):
     """Batch by batch, augmentation included, the uneven tail too."""
-    def loader(batch_size):
+    def half_of(batch_size):
         half, _ = reader.train_search(batch_size, 0.5, True, arguments(trainset_num=2 * 101))
         return half if train else half.without_augmentation()
 
-    whole = [image.numpy() for image, _ in loader(32)]
+    whole = [image.numpy() for image, _ in half_of(32)]
     assert [len(batch) for batch in whole] == [32, 32, 32, 5]
     parts = []
-    monkeypatch.setattr(reader, 'world_size', lambda: 2)
+    monkeypatch.setattr(loader, 'world_size', lambda: 2)
     for number in range(2):
-        monkeypatch.setattr(reader, 'rank', lambda number=number: number)
-        parts.append([image.numpy() for image, _ in loader(16)])
+        monkeypatch.setattr(loader, 'rank', lambda number=number: number)
+        parts.append([image.numpy() for image, _ in half_of(16)])
     assert [len(batch) for batch in parts[0]] == [16, 16, 16, 2]
     for both, first, second in zip(whole, *parts):
         assert (np.concatenate([first, second]) == both).all()
@@ -167,7 +156,7 @@ def write_archive(path, members):
 def batch(n=4, **changes):
     data = np.arange(n * 3072, dtype='int64').astype('uint8').reshape(n, 3072)
     content = dict(dict(data=data, labels=list(range(n))), **changes)
-    return pickle.dumps({key.encode(): value for key, value in content.items()}, 2)
+    return pickle.dumps({key.encode(): value for key, value in content.items() if value is not None}, 2)
 
 
 def test_an_archive_of_the_official_layout():
@@ -241,9 +230,13 @@ def test_a_truncated_archive_is_refused(tmp_path, keep):
         reader.cifar10_reader(str(path), 'data_batch', False, arguments())
 
 
-def test_labels_out_of_range_are_refused():
-    with pytest.raises(UserError, match='--class_num: the labels of the data are 0 to 9, 8 classes allow 0 to 7'):
-        reader.train_search(64, 0.5, True, arguments(class_num=8))
+def test_the_class_count_is_the_datas_unless_more_are_asked_for():
+    train, _ = reader.train_search(64, 0.5, True, arguments(trainset_num=2))
+    assert train.num_classes == 10  # of the whole set, not of two images
+    assert reader.class_count(10, arguments(class_num=3), set()) == 10
+    assert reader.class_count(10, arguments(class_num=12), {'class_num'}) == 12
+    with pytest.raises(UserError, match='--class_num: 8 is not allowed: the labels of the data are 0 to 9'):
+        reader.class_count(10, arguments(class_num=8), {'class_num'})
 
 
 def test_a_download_that_fails_or_differs_leaves_nothing(tmp_path):

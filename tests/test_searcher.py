@@ -202,5 +202,5 @@ def test_a_search_on_real_cifar_images(script):
     result = script('search.py', '--data=' + archive, '--method=PC-DARTS', '--layers=1', '--init_channels=4', '--epochs=1',
                     '--trainset_num=32', '--batch_size=8', '--cutout=True', '--validate=False')
     assert result.returncode == 0, result.stderr
-    assert 'not the official CIFAR-10 archive' in result.stderr and '32 images of 32x32' in result.stderr
+    assert 'is not the official cifar-10-python.tar.gz (another md5)' in result.stderr and '32 images: 16 train the weights, 16 the architecture; padded by 4 and cropped, flipped, cutout of 16x16' in result.stderr
     assert ' --data={} '.format(archive) in result.stdout + ' '

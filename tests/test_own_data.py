@@ -1,0 +1,343 @@
+"""Data of one's own, and image files of all kinds: what is read, what is left out, what is refused."""
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+import loader
+import reader
+import transforms
+from conftest import ROOT, arguments, read, shared_file
+from searcher import DARTSearch
+from test_bad_input import check_refusal
+from utility import UserError
+
+COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
+
+
+def colour_images(folder, count=10, size=(20, 16)):
+    """Image files of plain colours, a folder a class."""
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new('RGB', size, tuple(c + i for c in colour)).save(str(folder / name / 'image {}.png'.format(i)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --dataset=folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_a_test_part_is_split_by_the_seed(tmp_path):
+    colour_images(tmp_path)
+
+    def paths(is_train, seed=0):
+        return reader.folder_reader(str(tmp_path), is_train, arguments(dataset='folder', seed=seed)).paths
+
+    assert len(paths(True)) == 24 and len(paths(False)) == 6
+    assert not set(paths(True)) & set(paths(False)) and paths(True) == paths(True)
+    assert set(paths(False)) != set(paths(False, seed=1))
+
+
+def test_a_folder_with_a_test_part(tmp_path):
+    colour_images(tmp_path / 'train')
+    colour_images(tmp_path / 'test', count=2)
+    args = arguments(dataset='folder', data=str(tmp_path), image_size=12)
+    images, labels = read(reader.train_valid(4, False, False, args))
+    assert images.shape == (6, 3, 12, 12) and labels.tolist() == [0, 0, 1, 1, 2, 2]  # blue, green, red
+    colour = np.asarray(COLOURS['green']) / 255
+    mean, std = transforms.IMAGENET_PIXELS
+    assert np.allclose(images[2].mean((1, 2)), (colour - mean) / std, atol=1e-3)
+    train = reader.train_valid(4, True, True, args)
+    assert train.num_classes == 3 and len(read(train)[1]) == 30
+    (tmp_path / 'test' / 'yellow').mkdir()
+    with pytest.raises(UserError, match='the class yellow, which the training images do not have'):
+        reader.train_valid(4, False, False, args)
+
+
+@pytest.mark.parametrize('make', [lambda folder: None, lambda folder: (folder / 'one').mkdir(),
+                                  lambda folder: [(folder / name).mkdir() for name in ('one', 'two')]])
+def test_a_folder_without_classes_or_images_is_refused(tmp_path, make):
+    make(tmp_path)
+    with pytest.raises(UserError, match='--data: .* holds 0 images in .*one folder of images a class'):
+        reader.folder_reader(str(tmp_path), True, arguments(dataset='folder'))
+
+
+def test_searching_training_and_scoring_on_a_folder_of_real_photos(script, tmp_path):
+    """Two classes of photos, dogs and others, at 16 pixels; the class count comes from the folders."""
+    sample = shared_file('data', 'imagenet-sample')
+    source = reader.imagenet_reader(sample, 'train')
+    for i, path in enumerate(source.paths[:24]):
+        folder = tmp_path / 'photos' / ('odd' if i % 2 else 'even')
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'photo {}.jpeg'.format(i)).write_bytes(open(path, 'rb').read())
+    data = ['--dataset=folder', '--data=photos', '--image_size=16', '--batch_size=4']
+    result = script('search.py', *data, '--layers=1', '--init_channels=4', '--epochs=1')
+    assert result.returncode == 0, result.stderr
+    assert 'the data has 2 classes' in result.stderr and '19 images: 9 train the weights, 10 the architecture' in result.stderr
+    assert '--dataset=folder --data=photos --image_size=16' in result.stdout
+    small = ['--layers=1', '--init_channels=4', '--auxiliary=False', '--epochs=1', '--seed=3']
+    result = script('train.py', *data, *small, '--arch=search_cifar/genotype.json')
+    assert result.returncode == 0, result.stderr
+    best = result.stderr.split('best_valid_acc ')[-1].split(',')[0]
+    result = script('train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--data=photos')
+    assert 'valid_acc {}, '.format(best) in result.stdout and result.stdout.endswith(', 5 images\n'), result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A function of one's own in place of cifar10_reader, and a paddle.io.Dataset
+# ---------------------------------------------------------------------------------------------------------------------
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (3, 8, 8), 'uint8')
+
+
+@pytest.mark.parametrize('form', [lambda image: image, lambda image: image.transpose(1, 2, 0), lambda image: image.ravel(),
+                                  lambda image: Image.fromarray(image.transpose(1, 2, 0))])
+def test_images_in_any_form(monkeypatch, form):
+    monkeypatch.setattr(reader, 'cifar_archive', lambda name, data: 'none')
+    monkeypatch.setattr(reader, 'cifar10_reader', lambda *_: [(form(IMAGE), i % 3) for i in range(10)])
+    train, valid = reader.train_search(4, 0.5, True, arguments(dataset='cifar10'))
+    assert train.num_classes == 3 and len(train.source) == len(valid.source) == 5
+    assert (train.source.images == IMAGE).all()
+    mean, std = [np.reshape(values, (3, 1, 1)) for values in transforms.CIFAR_PIXELS]
+    assert np.allclose(read(valid.without_augmentation())[0], (IMAGE / 255 - mean) / std, atol=1e-5)
+
+
+def test_grey_images_float_images_and_what_is_refused():
+    grey = reader.as_source([(IMAGE[0], 0)], arguments())
+    assert (grey.images[0] == IMAGE[0]).all() and grey.images.shape == (1, 3, 8, 8)
+    ready = reader.as_source([(IMAGE / 7, 0)] * 2, arguments())
+    assert np.allclose(ready.batch([0], None)[0], IMAGE / 7)
+    with pytest.raises(UserError, match=r'image 1 of the data is \(3, 4, 4\), image 0 is \(3, 8, 8\)'):
+        reader.as_source([(IMAGE, 0), (IMAGE[:, :4, :4], 1)], arguments())
+    with pytest.raises(UserError, match=r'shape \(2, 2, 2, 2\)'):
+        reader.as_source([(np.zeros((2, 2, 2, 2), 'uint8'), 0)], arguments())
+    with pytest.raises(UserError, match='image 0 of the data has the label -1'):
+        reader.as_source([(IMAGE, -1)], arguments())
+
+
+class Users(paddle.io.Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return np.full((3, 8, 8), i, 'float32'), i % 2
+
+
+def test_a_dataset_in_place_of_cifar10_reader(monkeypatch):
+    monkeypatch.setattr(reader, 'cifar_archive', lambda name, data: 'none')
+    monkeypatch.setattr(reader, 'cifar10_reader', lambda *_: Users())
+    train, valid = reader.train_search(4, 0.5, True, arguments(dataset='cifar10'))
+    seen = [sorted(read(half)[0][:, 0, 0, 0].tolist()) for half in (train, valid)]
+    assert sorted(seen[0] + seen[1]) == list(range(12)) and len(seen[0]) == 6
+    images, labels = read(train)
+    assert (images[:, 0, 0, 0] % 2 == labels).all()
+
+
+def test_image_files_are_a_dataset_for_the_searcher(tmp_path):
+    from model_search import Network
+    colour_images(tmp_path)
+    files = reader.folder_reader(str(tmp_path), True, arguments(dataset='folder', image_size=8))
+    image, label = files[0]
+    assert image.shape == (3, 8, 8) and label == files.labels[0]
+    DARTSearch(Network(4, 3, 1, 'DARTS'), files, files, paddle.CPUPlace(), batchsize=12, num_epochs=1,
+               save_dir=str(tmp_path / 'search')).train()
+    assert (tmp_path / 'search' / 'genotype.json').exists()
+
+
+def test_cifar100(tmp_path):
+    from test_reader import batch, write_archive
+    members = {'cifar-100-python/train': batch(4, labels=None, fine_labels=[99, 3, 0, 7], coarse_labels=[1, 2, 3, 4]),
+               'cifar-100-python/test': batch(2, labels=None, fine_labels=[5, 6]), 'cifar-100-python/meta': b'?'}
+    path = write_archive(tmp_path / 'c.tar.gz', members)
+    args = arguments(dataset='cifar100', data=path)
+    assert sorted(read(reader.train_valid(2, True, True, args))[1]) == [0, 3, 7, 99]
+    assert read(reader.train_valid(2, False, False, args))[1].tolist() == [5, 6]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Image files
+# ---------------------------------------------------------------------------------------------------------------------
+
+WHOLE = transforms.CentreCrop(16)
+
+
+def quadrants(mode='RGB', size=64):
+    """An image whose quadrants are red, green, blue and grey: orientation and colours can be told."""
+    image = Image.new('RGB', (size, size), (128, 128, 128))
+    half = size // 2
+    for box, colour in (((0, 0), (250, 0, 0)), ((half, 0), (0, 250, 0)), ((0, half), (0, 0, 250))):
+        image.paste(colour, box + (box[0] + half, box[1] + half))
+    return image.convert(mode)
+
+
+def corners(path, crop=WHOLE, uniform=()):
+    """The colours near the four corners of what load_photo makes of a file, [4, 3], by rows."""
+    photo = transforms.load_photo(str(path), crop, np.asarray(uniform))
+    assert photo.shape == (3, crop.size, crop.size) and photo.dtype == np.uint8
+    near, far = crop.size // 8, crop.size - crop.size // 8
+    return np.asarray([photo[:, y, x] for y in (near, far) for x in (near, far)], int)
+
+
+EXPECTED = np.asarray([(250, 0, 0), (0, 250, 0), (0, 0, 250), (128, 128, 128)])
+
+
+@pytest.mark.parametrize('mode, name', [
+    ('RGB', 'a.jpeg'), ('RGB', 'a.png'), ('RGBA', 'a.png'), ('P', 'a.png'), ('P', 'a.gif'), ('CMYK', 'a.jpeg'), ('RGB', 'a.bmp')])
+def test_colour_modes(tmp_path, mode, name):
+    quadrants(mode).save(str(tmp_path / name))
+    assert np.abs(corners(tmp_path / name) - EXPECTED).max() < 12
+
+
+@pytest.mark.parametrize('mode', ['L', 'LA', '1', 'I;16'])
+def test_grey_modes(tmp_path, mode):
+    path = tmp_path / 'a.png'
+    if mode == 'I;16':
+        Image.fromarray((np.asarray(quadrants('L'), 'uint16') * 257)).save(str(path))
+    else:
+        quadrants(mode).save(str(path))
+    result = corners(path)
+    assert (result == result[:, :1]).all()
+    if mode != '1':
+        assert np.abs(result[:, 0] - [np.asarray(Image.new('RGB', (1, 1), tuple(c)).convert('L'))[0, 0] for c in EXPECTED]).max() < 4
+
+
+def test_a_png_named_jpeg_and_a_palette_with_transparency(tmp_path):
+    path = tmp_path / 'a.JPEG'
+    quadrants().save(str(path), format='PNG')
+    assert np.abs(corners(path) - EXPECTED).max() < 2
+    quadrants('P').save(str(path), format='PNG', transparency=bytes(range(200)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert np.abs(corners(path) - EXPECTED).max() < 4
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_rotation(tmp_path, orientation):
+    """A file that stores the picture turned and says so reads as the picture itself."""
+    undo = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}  # PIL's transpositions that make the stored picture
+    image = quadrants()
+    for turn in undo.get(orientation, []):
+        image = image.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(str(tmp_path / 'a.jpeg'), exif=exif, quality=95)
+    assert np.abs(corners(tmp_path / 'a.jpeg') - EXPECTED).max() < 12
+
+
+def test_a_large_jpeg_is_not_decoded_whole_and_looks_the_same(tmp_path, monkeypatch):
+    quadrants(size=2048).save(str(tmp_path / 'a.jpeg'))
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, 'resize', lambda self, *args, **kwargs: sizes.append(self.size) or resize(self, *args, **kwargs))
+    assert np.abs(corners(tmp_path / 'a.jpeg') - EXPECTED).max() < 12
+    assert max(sizes[0]) <= 256  # an eighth, libjpeg's smallest
+
+
+def test_random_crops_cover_8_to_100_per_cent_at_3_to_4_and_stay_inside():
+    crop, rng = transforms.RandomResizedCrop(16), np.random.default_rng(0)
+    boxes = np.asarray([crop.box(200, 150, rng.random(crop.draws)) for _ in range(3000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes[:, :2].min() >= 0 and boxes[:, 2].max() <= 200 and boxes[:, 3].max() <= 150
+    share, ratio = width * height / (200 * 150), width / height
+    assert 0.07 < share.min() < 0.1 and share.max() > 0.9
+    assert 0.7 < ratio.min() < 0.8 and 1.3 < ratio.max() < 1.4
+    assert len({tuple(box) for box in boxes}) > 2900
+    assert 0.47 < np.mean([crop.flip(rng.random(crop.draws)) for _ in range(3000)]) < 0.53
+
+
+def photo_list(folder, broken=()):
+    """A folder with a list of eight images, some of which are no images."""
+    for i in range(8):
+        path = folder / 'photo {}.jpeg'.format(i)
+        if i in broken:
+            path.write_bytes(b'text')
+        else:
+            Image.new('RGB', (40, 30), (20 * i, 0, 0)).save(str(path))
+    for name in ('train_list.txt', 'val_list.txt'):
+        (folder / name).write_text(''.join('photo {}.jpeg {}\n'.format(i, i % 2) for i in range(8)))
+    return str(folder)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_bad_images_are_left_out_up_to_the_limit(tmp_path, caplog, monkeypatch, workers):
+    monkeypatch.setattr(loader.logger, 'propagate', True)
+    source = reader.imagenet_reader(photo_list(tmp_path, broken=(2, 6, 7)), 'val')
+
+    def batches(limit):
+        args = arguments(use_multiprocess=workers > 0, num_workers=max(workers, 1), max_bad_images=limit)
+        return loader.BatchLoader(source, 2, False, loader.VALID, args, train=False)
+
+    several = batches(3)
+    for _ in range(2):  # the second pass does not count them again
+        assert read(several)[1].tolist() == [0, 1, 1, 0, 1]  # the last batch is empty and left out whole
+    assert len(several.bad_images) == 3 and sum('left out' in record.message for record in caplog.records) == 3
+    with pytest.raises(UserError, match='val_list.txt, line 8: .*photo 7.jpeg cannot be read .* --max_bad_images allows 2') as error:
+        read(batches(2))
+    assert error.value.status == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shared memory
+# ---------------------------------------------------------------------------------------------------------------------
+
+SMALL_SHM = '''
+mount -t tmpfs -o size=1m tmpfs /dev/shm &&
+exec "{python}" "{root}/train.py" --dataset=digits --auxiliary=False --init_channels=4 --layers=1 --epochs=1 --batch_size=1400 \
+    --num_workers={workers} --use_multiprocess={use}
+'''
+
+
+@pytest.mark.parametrize('use', [True, False])
+def test_too_small_a_shared_memory_is_one_line_that_names_the_flag(tmp_path, use):
+    command = ['unshare', '-m', 'sh', '-c', SMALL_SHM.format(python=sys.executable, root=ROOT, workers=1, use=use)]
+    try:
+        allowed = subprocess.run(command[:2] + ['sh', '-c', 'mount -t tmpfs tmpfs /dev/shm'], stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        allowed = False
+    if not allowed:
+        pytest.skip('this user cannot mount a small /dev/shm')
+    result = subprocess.run(command, cwd=str(tmp_path), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    if use:
+        check_refusal(result, '--use_multiprocess: /dev/shm has 1.0 MB free', status=1)
+        assert 'give --use_multiprocess=False' in result.stderr
+    else:
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_one_line(capfd):
+    """As by a bus error or the kernel's out-of-memory killer; not a hang."""
+    class Deadly:
+        draws, image_shape = 0, [3, 2, 2]
+
+        def __len__(self):
+            return 4
+
+        def batch(self, indices, uniform):
+            if indices[0] == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return np.zeros((len(indices), 3, 2, 2), 'float32'), np.zeros(len(indices), 'int64'), []
+
+    batches = loader.BatchLoader(Deadly(), 1, False, loader.TRAIN, arguments(use_multiprocess=True))
+    with pytest.raises(UserError, match='a worker process of the reader died.*--use_multiprocess=False'):
+        read(batches)
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_an_error_in_a_users_dataset_is_shown_as_it_is():
+    class Faulty(Users):
+        def __getitem__(self, i):
+            raise KeyError('my own mistake')
+
+    for workers in (False, True):
+        batches = loader.BatchLoader(loader.DatasetImages.__new__(loader.DatasetImages), 1, False, loader.TRAIN,
+                                     arguments(use_multiprocess=workers))
+        batches.source.dataset, batches.source.indices = Faulty(), np.arange(3)
+        with pytest.raises(KeyError, match='my own mistake'):
+            read(batches)
