@@ -341,3 +341,32 @@ def test_an_error_in_a_users_dataset_is_shown_as_it_is():
         batches.source.dataset, batches.source.indices = Faulty(), np.arange(3)
         with pytest.raises(KeyError, match='my own mistake'):
             read(batches)
+
+
+class Digits(paddle.io.Dataset):
+    """scikit-learn's real digits as a user's Dataset: float images, ready for the network."""
+
+    def __init__(self):
+        self.pairs = reader.digits_reader(True)
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        image, label = self.pairs[i]
+        return np.stack([image] * 3).astype('float32') / 255, label
+
+
+@pytest.mark.parametrize('mine', [lambda *_: reader.digits_reader(True), lambda *_: Digits()])
+def test_real_images_through_a_function_and_a_dataset(monkeypatch, mine):
+    """Both halves together hold every digit once, each with its own label."""
+    monkeypatch.setattr(reader, 'cifar_archive', lambda name, data: 'none')
+    monkeypatch.setattr(reader, 'cifar10_reader', mine)
+    halves = reader.train_search(64, 0.5, True, arguments(dataset='cifar10'))
+    mean, std = [np.reshape(values, (3, 1, 1)) for values in transforms.CIFAR_PIXELS]
+    as_they_are, seen = isinstance(mine(), Digits), []
+    for half in halves:
+        for image, label in zip(*read(half.without_augmentation())):
+            pixels = image if as_they_are else image * std + mean
+            seen.append((np.round(pixels[0] * 255).astype('uint8').tobytes(), int(label)))
+    assert sorted(seen) == sorted((image.tobytes(), int(label)) for image, label in reader.digits_reader(True))
