@@ -4,7 +4,6 @@ Members are read in place, never unpacked, and only numpy arrays are unpickled.
 """
 import hashlib
 import http.client
-import io
 import lzma
 import os
 import tarfile
@@ -75,27 +74,27 @@ def _md5(path):
 
 
 def members(file_name, data_name):
-    """Yield (name, bytes) of the files in an archive or a folder whose names begin with data_name, in the names' order."""
+    """Yield (name, open file) of the files in an archive or a folder whose names begin with data_name, in the names' order."""
     try:
         if os.path.isdir(file_name):
             for folder, _, names in sorted(os.walk(file_name)):
                 for name in sorted(names):
                     if name.startswith(data_name):
                         with open(os.path.join(folder, name), 'rb') as f:
-                            yield name, f.read()
+                            yield name, f
             return
         with tarfile.open(file_name) as archive:
             members = [m for m in archive.getmembers() if m.isfile() and os.path.basename(m.name).startswith(data_name)]
             for member in sorted(members, key=lambda m: m.name):
-                yield member.name, archive.extractfile(member).read()
+                yield member.name, archive.extractfile(member)
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise UserError('--data: {} cannot be read, it may be truncated or no archive: {}'.format(file_name, error))
 
 
-def cifar_batch(where, content):
+def cifar_batch(where, file):
     """Unpickle a CIFAR batch -> images uint8 [N, 3, 32, 32], labels int64 [N]."""
     try:
-        batch = load_arrays(io.BytesIO(content), encoding='bytes')
+        batch = load_arrays(file, encoding='bytes')
         data = batch[b'data']
         labels = np.asarray(batch.get(b'labels', batch.get(b'fine_labels')))
         if (data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]

@@ -34,30 +34,44 @@ def generator(args, *key):
 
 
 class ArrayImages:
-    """Images in memory. images: uint8 [N, 3, H, W], labels: int64 [N], transform: an Augmentation; None takes float images as
-    they are."""
+    """Images in memory, also a sequence of (image, label) pairs.
 
-    def __init__(self, images, labels, transform, num_classes):
-        self.images, self.labels, self.transform, self.num_classes = images, labels, transform, num_classes
+    images: uint8 [M, 3, H, W], labels: int64 [M], transform: an Augmentation; None takes float images as they are. indices: which of
+    the M images are meant, in which order (default: all); subsets share one array, so a data set is held once.
+    """
+
+    def __init__(self, images, labels, transform=None, num_classes=None, indices=None):
+        self.images, self.labels, self.transform = images, labels, transform
+        self.num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+        self.indices = np.arange(len(labels)) if indices is None else indices
         self.draws = transform.draws if transform else 0
         self.image_shape = list(images.shape[1:])
 
     def __len__(self):
-        return len(self.labels)
+        return len(self.indices)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return self.subset(np.arange(len(self))[i])
+        return self.images[self.indices[i]], int(self.labels[self.indices[i]])
 
     def plain(self):
-        return ArrayImages(self.images, self.labels, self.transform and self.transform.plain(), self.num_classes)
+        return self.with_transform(self.transform and self.transform.plain())
+
+    def with_transform(self, transform):
+        return ArrayImages(self.images, self.labels, transform, self.num_classes, self.indices)
 
     def subset(self, indices):
-        return ArrayImages(self.images[indices], self.labels[indices], self.transform, self.num_classes)
+        return ArrayImages(self.images, self.labels, self.transform, self.num_classes, self.indices[indices])
 
     def batch(self, indices, uniform):
         """The images at `indices`, transformed by the random numbers `uniform` [N, draws].
 
         Returns (float32 images, int64 labels, []); the list names what could not be read.
         """
-        images = self.images[indices]
-        return (self.transform(images, uniform) if self.transform else images.astype('float32')), self.labels[indices], []
+        where = self.indices[indices]
+        images, labels = self.images[where], self.labels[where]
+        return (self.transform(images, uniform) if self.transform else images.astype('float32')), labels, []
 
 
 class ImageFiles(Dataset):

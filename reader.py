@@ -74,21 +74,21 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
 
     data_name: 'data_batch' or 'test_batch' ('train' or 'test' in CIFAR-100), what the wanted members' names begin with. Members are
     read in place, nothing is unpacked. is_shuffle shuffles by args.seed.
-    Returns a list of (image, label) pairs, image a uint8 array [3, 32, 32].
+    Returns a sequence of (image, label) pairs, image a uint8 array [3, 32, 32].
     Raises UserError for an archive that can't be read or holds something else.
     """
-    images, labels = [], []
-    for name, content in members(file_name, data_name):
-        data, label = cifar_batch('{}: {}'.format(file_name, name), content)
-        images.append(data)
+    images, labels = np.empty((0, 3, 32, 32), 'uint8'), []
+    for name, file in members(file_name, data_name):
+        data, label = cifar_batch('{}: {}'.format(file_name, name), file)
+        # Grown in place: the images are never held twice, as concatenating parts would.
+        images.resize((len(images) + len(data),) + images.shape[1:], refcheck=False)
+        images[-len(data):] = data
         labels.append(label)
-    if not images:
+    if not labels:
         raise UserError("--data: {} holds no file whose name begins with '{}'; give the CIFAR archive for Python "
                         'or the folder it unpacks to'.format(file_name, data_name))
-    pairs = list(zip(np.concatenate(images), np.concatenate(labels)))
-    if is_shuffle:
-        pairs = [pairs[i] for i in generator(args, ORDER).permutation(len(pairs))]
-    return pairs
+    pairs = ArrayImages(images, np.concatenate(labels))
+    return pairs.subset(generator(args, ORDER).permutation(len(pairs))) if is_shuffle else pairs
 
 
 def imagenet_reader(data_dir, mode):
@@ -212,6 +212,8 @@ def as_source(pairs, args):
         return pairs
     if isinstance(pairs, Dataset):
         return DatasetImages(pairs)
+    if isinstance(pairs, ArrayImages):
+        return pairs.with_transform(_augmentation(args, pairs.image_shape[1]))
     images, labels = zip(*[(_as_chw(image), int(label)) for image, label in pairs])
     odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
     if odd is not None:
@@ -221,7 +223,7 @@ def as_source(pairs, args):
     if labels.min() < 0:
         raise UserError('image {} of the data has the label {}; labels count from 0'.format(labels.argmin(), labels.min()))
     transform = _augmentation(args, images.shape[2]) if images.dtype == np.uint8 else None
-    return ArrayImages(images, labels, transform, int(labels.max()) + 1)
+    return ArrayImages(images, labels, transform)
 
 
 def _as_chw(image):

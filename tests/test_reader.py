@@ -16,7 +16,7 @@ from utility import UserError
 
 
 def fingerprints(source):
-    return {image.tobytes() for image in source.images}
+    return {image.tobytes() for image, _ in source}
 
 
 def test_digits_are_real_and_split_for_good():
@@ -32,11 +32,11 @@ def test_the_search_halves_share_no_image_and_follow_the_seed():
     train, valid = reader.train_search(64, 0.4, True, arguments())
     assert (len(train.source), len(valid.source)) == (574, 863)
     whole = np.stack([np.stack([image] * 3) for image, _ in reader.digits_reader(True)])
-    assert sorted(map(bytes, np.concatenate([train.source.images, valid.source.images]).reshape(1437, -1))) == sorted(
+    assert sorted(image.tobytes() for half in (train, valid) for image, _ in half.source) == sorted(
         map(bytes, whole.reshape(1437, -1)))
     again, _ = reader.train_search(64, 0.4, True, arguments())
     other, _ = reader.train_search(64, 0.4, True, arguments(seed=1))
-    assert (again.source.images == train.source.images).all()
+    assert all((a[0] == b[0]).all() and a[1] == b[1] for a, b in zip(again.source, train.source))
     assert fingerprints(other.source) != fingerprints(train.source)
     few, rest = reader.train_search(64, 0.5, True, arguments(trainset_num=100))
     assert (len(few.source), len(rest.source)) == (50, 50)
@@ -68,8 +68,8 @@ def test_batches_do_not_depend_on_the_workers():
 def test_evaluation_sees_each_image_once_and_as_it_is():
     _, valid = reader.train_search(64, 0.5, True, arguments())
     images, labels = read(valid.without_augmentation())
-    expected = (valid.source.images / 255 - transforms.DIGITS_PIXELS[0][0]) / transforms.DIGITS_PIXELS[1][0]
-    assert np.abs(images - expected).max() < 1e-5 and (labels == valid.source.labels).all()
+    expected = (np.stack([image for image, _ in valid.source]) / 255 - transforms.DIGITS_PIXELS[0][0]) / transforms.DIGITS_PIXELS[1][0]
+    assert np.abs(images - expected).max() < 1e-5 and (labels == [label for _, label in valid.source]).all()
     test = reader.train_valid(64, False, False, arguments())
     assert len(read(test)[1]) == 360 and len(test) == 6  # the last batch holds 40
 
