@@ -59,7 +59,7 @@ class Architect:
         loss = self.model._loss(image, label)
         gradients = paddle.grad(loss, parameters, allow_unused=True)
         gradients = [paddle.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
-        average_over_ranks(gradients)
+        average_over_ranks(gradients, image.shape[0])
         return gradients
 
     @paddle.no_grad()

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 
 from checkpoint import atomic_write, load_arrays
-from utility import UserError, logger
+from utility import UserError, first_rank_first, logger
 
 CIFAR10_URL = 'https://dataset.bj.bcebos.com/cifar%2Fcifar-10-python.tar.gz'
 CIFAR10_MD5 = 'c58f30108f718f92721af3b95e74349a'
@@ -27,7 +27,12 @@ DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: used if
 
 def cifar_archive(name, data):
     """The path of the archive of 'cifar10' or 'cifar100': what --data gave, whatever its md5, or else the one in dataset/, which is
-    downloaded when it isn't there."""
+    downloaded when it isn't there; of several processes one a machine does that."""
+    with first_rank_first():
+        return _cifar_archive(name, data)
+
+
+def _cifar_archive(name, data):
     url, md5, file_name = CIFAR[name]
     if data is not None and (data != DEFAULT_DATA or os.path.exists(data)):
         if not os.path.exists(data):

@@ -157,4 +157,7 @@ def run_flags(log_freq, model_save_dir):
     return [
         ('log_freq', integer(1), log_freq, 'steps between two log lines'),
         ('model_save_dir', str, model_save_dir, 'folder for all that the run leaves'),
+        ('resume', boolean, False, 'go on from the newest whole checkpoint in --model_save_dir, if there is one'),
+        ('save_freq', integer(0), 0, 'steps between two checkpoints within an epoch; 0: one at the end of each epoch'),
+        ('keep', integer(1), 2, 'how many checkpoints stay, the newest ones'),
     ]

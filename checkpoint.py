@@ -7,10 +7,11 @@ import contextlib
 import json
 import os
 import pickle
+import re
 
 import numpy as np
 
-from utility import UserError
+from utility import UserError, logger
 
 
 @contextlib.contextmanager
@@ -83,6 +84,60 @@ def load_arrays(file, encoding='ASCII'):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The checkpoints of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Checkpoints:
+    """The checkpoints in a folder, of which the last `keep` stay: epoch-0012-step-000300.npz, the state before step 300 of epoch 12.
+
+    A file is numpy's archive of arrays; its member `info` is a JSON object. Each member carries a CRC-32, and nothing is unpickled.
+    """
+
+    def __init__(self, folder, keep):
+        self.folder, self.keep, self.own = folder, keep, []
+
+    def paths(self):
+        """The checkpoints in the folder, the newest first."""
+        if not os.path.isdir(self.folder):
+            return []
+        names = [name for name in os.listdir(self.folder) if re.fullmatch(r'epoch-\d{4,}-step-\d{6,}\.npz', name)]
+        return [os.path.join(self.folder, name) for name in sorted(
+            names, key=lambda name: [int(n) for n in re.findall(r'\d+', name)], reverse=True)]
+
+    def save(self, epoch, step, arrays, info):
+        """Write one, whole or not at all, then remove those that are too many. Returns its path."""
+        path = os.path.join(self.folder, 'epoch-{:04d}-step-{:06d}.npz'.format(epoch, step))
+        with atomic_write(path) as temporary:
+            np.savez(temporary, info=np.frombuffer(json.dumps(info).encode('utf-8'), 'uint8'), **arrays)
+        if path not in self.own:
+            self.own.append(path)
+        self.own = self.own[-self.keep:]
+        for other in self.paths():  # also those of an earlier run, and those found broken
+            if other not in self.own:
+                with contextlib.suppress(OSError):
+                    os.remove(other)
+        return path
+
+    def newest(self):
+        """The newest checkpoint that is whole -> (path, {name: array}, info), (None, None, None) where there is none."""
+        for path in self.paths():
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    broken = archive.zip.testzip()
+                    if broken:
+                        raise ValueError('the checksum of {} is wrong'.format(broken))
+                    arrays = dict(archive)
+                info = json.loads(arrays.pop('info').tobytes().decode('utf-8'))
+            except Exception as error:  # a damaged archive can raise nearly anything
+                logger.warning('%s is not whole, the one before it is taken: %s', path, str(error) or type(error).__name__)
+                continue
+            self.own = [other for other in self.paths()[::-1] if other <= path][-self.keep:]
+            return path, arrays, info
+        return None, None, None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # A trained network: best_model.pdparams and, beside it, best_model.json with what made it
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -120,8 +175,8 @@ def load_model(path):
     return state, description
 
 
-def set_state(model, state, path):
-    """Load arrays into a layer. Raises UserError that lists the names and shapes that don't fit."""
+def set_state(model, state, what):
+    """Load arrays into a layer. Raises UserError that lists the names and shapes that don't fit; it begins with `what`."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: value.shape for name, value in state.items()}
     wrong = (['{} is missing'.format(name) for name in wanted if name not in given]
@@ -129,8 +184,8 @@ def set_state(model, state, path):
              + ['{} is {}, not {}'.format(name, given[name], wanted[name]) for name in wanted
                 if name in given and given[name] != wanted[name]])
     if wrong:
-        raise UserError('--pretrained: {} does not fit this network: {}{}'.format(
-            path, '; '.join(wrong[:5]), '' if len(wrong) <= 5 else '; and {} more'.format(len(wrong) - 5)))
+        raise UserError('{} does not fit this network: {}{}'.format(
+            what, '; '.join(wrong[:5]), '' if len(wrong) <= 5 else '; and {} more'.format(len(wrong) - 5)))
     model.set_state_dict(state)
 
 

@@ -9,7 +9,8 @@ import math
 import paddle
 import paddle.nn.functional as F
 
-from utility import (AverageMeter, Progress, UserError, average_over_ranks, logger, peak_memory_mb, sum_over_ranks)
+from utility import (AverageMeter, Progress, UserError, average_over_ranks, check_agreement, logger, peak_memory_mb,
+                     sum_over_ranks)
 
 
 class Precision:
@@ -34,10 +35,10 @@ class Precision:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(level=self.level, dtype=self.dtype)
 
-    def step(self, loss, optimizer, parameters):
-        """Backward, the mean over the ranks, and the optimizer's step."""
+    def step(self, loss, optimizer, parameters, count):
+        """Backward, the mean over the ranks, of which this one read `count` images, and the optimizer's step."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        average_over_ranks([p.grad for p in parameters if p.grad is not None])
+        average_over_ranks([p.grad for p in parameters if p.grad is not None], count)
         if self.scaler is None:
             optimizer.step()
         else:  # takes the scale off the gradients first, so that clipping sees the true ones
@@ -46,24 +47,27 @@ class Precision:
         optimizer.clear_grad()
 
 
-def fit(model, train_loader, valid_loader, optimizer, schedule, epochs, report, precision, drop_path_prob=0.0, **options):
+def fit(model, train_loader, valid_loader, optimizer, schedule, epochs, report, precision, run, drop_path_prob=0.0, **options):
     """Train for some epochs and score the network after each.
 
     drop_path_prob: the probability after the last epoch; it rises linearly from 0 (DARTS, section 3.2, after NASNet).
-    schedule: the optimizer's learning rate, stepped once an epoch.
-    report: called after each epoch with its figures, a dict for metrics.jsonl. options: go to train_one_epoch.
+    schedule: the optimizer's learning rate, stepped once an epoch. run: a resume.Run, started.
+    report: called after each epoch with its figures, a dict, of which it makes the line for metrics.jsonl. options: go to
+    train_one_epoch.
     """
-    for epoch in range(epochs):
-        logger.info('Epoch %d, lr %.6f', epoch, optimizer.get_lr())
-        model.drop_path_prob = drop_path_prob * epoch / epochs
-        train_loader.set_epoch(epoch)
-        metrics = train_one_epoch(model, train_loader, optimizer, epoch, precision, **options)
-        valid_loss, top1, top5 = evaluate(model, valid_loader, precision)
-        schedule.step()
-        report(dict(metrics, valid_loss=valid_loss, valid_acc=top1, valid_acc5=top5, peak_memory_mb=peak_memory_mb()))
+    with run:
+        for epoch in range(run.epoch, epochs):
+            logger.info('Epoch %d, lr %.6f', epoch, optimizer.get_lr())
+            model.drop_path_prob = drop_path_prob * epoch / epochs
+            metrics = train_one_epoch(model, train_loader, optimizer, epoch, precision, run, **options)
+            agree(model)
+            valid_loss, top1, top5 = evaluate(model, valid_loader, precision, run.check)
+            schedule.step()
+            run.end_epoch(report(dict(metrics, valid_loss=valid_loss, valid_acc=top1, valid_acc5=top5,
+                                      peak_memory_mb=peak_memory_mb())))
 
 
-def train_one_epoch(model, loader, optimizer, epoch, precision, auxiliary_weight=0.4, label_smooth=0.0, log_freq=50):
+def train_one_epoch(model, loader, optimizer, epoch, precision, run, auxiliary_weight=0.4, label_smooth=0.0, log_freq=50):
     """One pass over the training set. Returns its figures for metrics.jsonl.
 
     auxiliary_weight: of the auxiliary head's loss. label_smooth: epsilon of label smoothing, in both losses (Szegedy et al. 2016).
@@ -71,9 +75,11 @@ def train_one_epoch(model, loader, optimizer, epoch, precision, auxiliary_weight
     """
     model.train()
     parameters = [p for p in model.parameters() if p.trainable]
-    loss_meter, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
-    progress = Progress('Train', epoch, len(loader), log_freq)
-    for step, batch in progress.batches(loader):
+    meters = loss_meter, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+    first = run.begin_epoch(epoch, meters)
+    progress = Progress('Train', epoch, len(loader), log_freq, first)
+    for step, batch in progress.batches(run.batches(loader)):
+        run.begin_step(epoch, step)
         image, label = to_batch(batch)
         with precision.autocast():
             logits, logits_aux = model(image)
@@ -81,15 +87,23 @@ def train_one_epoch(model, loader, optimizer, epoch, precision, auxiliary_weight
             if logits_aux is not None:
                 loss += auxiliary_weight * F.cross_entropy(logits_aux, label.flatten(), label_smoothing=label_smooth)
         check_finite(float(loss), epoch, step, optimizer)
-        precision.step(loss, optimizer, parameters)
         n = image.shape[0]
+        precision.step(loss, optimizer, parameters, n)
         loss_meter.update(loss, n)
         for meter, value in zip((top1, top5), accuracy(logits, label)):
             meter.update(value, n)
         progress.update(step, n, loss_meter, top1, top5)
-    train_loss, train_top1, train_top5 = mean_over_ranks(loss_meter, top1, top5)
+        run.end_step(step, meters)
+    train_loss, train_top1, train_top5 = mean_over_ranks(*meters)
     return dict(progress.costs(), epoch=epoch, lr=optimizer.get_lr(), train_loss=train_loss, train_acc=train_top1,
                 train_acc5=train_top5)
+
+
+def agree(model):
+    """Bring ranks together at the end of an epoch: batch norm's running statistics, of which each has seen its own images, become
+    their mean, and the trained parameters must be the same to the last bit. Raises UserError (status 1) where they aren't."""
+    average_over_ranks([p for p in model.parameters() if not p.trainable])
+    check_agreement([p for p in model.parameters() if p.trainable], 'the parameters')
 
 
 def check_finite(loss, epoch, step, optimizer):
@@ -100,9 +114,10 @@ def check_finite(loss, epoch, step, optimizer):
 
 
 @paddle.no_grad()
-def evaluate(model, loader, precision=None):
+def evaluate(model, loader, precision=None, check=None):
     """Score a network in eval mode on every batch of a loader, over all ranks, each image counted once.
 
+    check: called between batches; it may raise what ends the evaluation.
     Returns (loss, top-1, top-5), means over the images. The model is left in the mode it was in.
     """
     training = model.training
@@ -117,6 +132,8 @@ def evaluate(model, loader, precision=None):
         loss.update(F.cross_entropy(logits, label), n)
         for meter, value in zip((top1, top5), accuracy(logits, label)):
             meter.update(value, n)
+        if check is not None:
+            check()
     if training:
         model.train()
     return mean_over_ranks(loss, top1, top5)

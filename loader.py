@@ -5,8 +5,13 @@ same images without augmentation), `image_shape` [3, H, W] and `num_classes`. Ba
 and flipped, follows from the seed, the epoch and the place in the epoch's order alone: it is the same with any number of worker
 processes, and n ranks together read what one rank would read with an n times larger batch.
 """
+import atexit
+import ctypes
+import multiprocessing
 import os
 import shutil
+import signal
+import sys
 import threading
 import traceback
 
@@ -168,7 +173,15 @@ class BatchLoader:
 
     def set_epoch(self, epoch):
         """Choose the epoch whose order and augmentation the next pass has; later passes differ until the next call."""
-        self.epoch, self.passes = epoch, 0
+        self.set_position([epoch, 0, 0])
+
+    def position(self):
+        """The place in the data, [epoch, pass, batches taken of it]; after set_position, the next pass goes on from there."""
+        return [self.epoch, max(self.passes - 1, 0), self.taken]
+
+    def set_position(self, position):
+        self.epoch, self.passes, self.taken = position
+        self.first = self.taken  # batch of the next pass
 
     def without_augmentation(self):
         """The same images in order, each once over all ranks, for evaluation."""
@@ -185,30 +198,35 @@ class BatchLoader:
     def __iter__(self):
         key = (self.stream, self.epoch, self.passes)
         self.passes += 1
+        first = self.taken = self.first
+        self.first = 0
         order = np.arange(len(self.source))
         if self.shuffle:
             order = generator(self.args, *key).permutation(order)
-        batches = _Batches(self.source, self._plan(order), self.args, key)
+        batches = _Batches(self.source, self._plan(order), self.args, key, first)
         workers = getattr(self.args, 'num_workers', 1) if self.args.use_multiprocess else 0
         if workers:
             self._check_shared_memory(workers)
-            ready = DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers)
+            ready = DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers, worker_init_fn=_leave_signals)
         else:  # without DataLoader, which would wait for ever after an error in a data set
             ready = (tuple(map(paddle.to_tensor, batches[i])) for i in range(len(batches)))
         read = 0
         try:
             for image, label, errors in ready:
+                self.taken += 1
                 self._count_bad_images(bytes(errors.numpy()).decode('utf-8').strip())
                 if image.ndim == 4:  # not a batch without an image that could be read
                     read += 1
                     yield image, label
+                elif self.train and world_size() > 1:  # the other ranks would wait for this one's gradient
+                    raise UserError('none of the {} images of a batch could be read'.format(self.batch_size), status=1)
         except SystemError as error:  # Paddle's word that its reading thread has failed
             cause = _thread_failures.pop() if _thread_failures else error
             if 'exited unexpectedly' not in str(cause) and cause is not error:
                 raise cause  # of a user's own code
             raise UserError('a worker process of the reader died, perhaps for lack of memory; --use_multiprocess=False reads '
                             'without one', status=1)
-        if self.train and len(batches) and not read:
+        if self.train and len(batches) and not first and not read:
             raise UserError('none of the {} images could be read'.format(len(self.source)), status=1)
 
     def _plan(self, order):
@@ -264,18 +282,37 @@ def _thread_failed(args, otherwise=threading.excepthook):
 threading.excepthook = _thread_failed
 
 
-class _Batches(Dataset):
-    """The batches of one pass as a Paddle Dataset: item i is batch i, made in whichever process asks for it."""
+def _leave_signals(worker):
+    """In a worker process: Ctrl-C reaches every process, and the main one decides when its workers end; when it is killed they go
+    with it (on Linux; Paddle's own watch waits for ever)."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
 
-    def __init__(self, source, plan, args, key):
-        self.source, self.plan, self.args, self.key = source, plan, args, key
+
+@atexit.register
+def _end_workers():
+    """At exit, Python would ask the workers that are left to end by a signal they leave alone, and wait."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where Paddle raises an error for a worker that ends
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+class _Batches(Dataset):
+    """The batches of one pass from number `first` on, as a Paddle Dataset, each made in whichever process asks for it."""
+
+    def __init__(self, source, plan, args, key, first):
+        self.source, self.plan, self.args, self.key, self.first = source, plan, args, key, first
 
     def __len__(self):
-        return len(self.plan)
+        return len(self.plan) - self.first
 
     def __getitem__(self, i):
         """(images, labels, errors). Errors travel as UTF-8 lines in an array: an exception in a worker process would arrive as
         a page of traceback. Paddle hands over no empty array, so an empty batch goes as one number, no errors as a blank."""
+        i += self.first
         everyone, first, last = self.plan[i]
         uniform = generator(self.args, *self.key, i).random((len(everyone), self.source.draws))
         images, labels, errors = self.source.batch(everyone[first:last], uniform[first:last])

@@ -44,6 +44,9 @@ HALVES_FLAGS = [
     ('validate', boolean, True, 'measure the accuracy on the validation half after every epoch'),
     ('cutout', boolean, False, 'blank a square of every training image'),
 ]
+SAVE_FLAGS = [
+    ('save_params', boolean, True, "keep each epoch's parameters, <epoch>/params.pdparams"),
+]
 
 # Sizes that fit 1,437 images of 8x8, for minutes on a CPU; the auxiliary head needs images of 32x32.
 DIGITS_TRAINING = '--auxiliary=False --init_channels=16 --layers=5 --epochs=12 --batch_size=32 --learning_rate=0.05'
@@ -53,7 +56,7 @@ def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
                          ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
-                         ('run', run_flags(log_freq=50, model_save_dir='search_cifar'))):
+                         ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
     args = parser.parse_data(argv)
     if args.learning_rate_min is None:
@@ -66,14 +69,15 @@ def parse_arguments(argv=None):
 
 def main():
     args = parse_arguments()
-    place = start_script(args, args.model_save_dir)
+    given = given_flags(sys.argv[1:])
+    place = start_script(args, args.model_save_dir, given)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     from model_search import Network
     from reader import class_count, train_search
     from searcher import DARTSearch
 
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
-    args.class_num = class_count(train_loader.num_classes, args, given_flags(sys.argv[1:]))
+    args.class_num = class_count(train_loader.num_classes, args, given)
     model = Network(args.init_channels, args.class_num, args.layers, args.method)
     searcher = DARTSearch(
         model, train_loader, valid_loader, place,
@@ -94,7 +98,12 @@ def main():
         learning_rate_min=args.learning_rate_min,
         eval_reader=valid_loader.without_augmentation(),
         validate=args.validate,
-        search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset})
+        search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
+        resume=args.resume,
+        save_freq=args.save_freq,
+        keep=args.keep,
+        save_params=args.save_params,
+        arguments=vars(args))
     genotype = searcher.train()
     if rank() == 0:
         report(genotype, args)

@@ -8,18 +8,19 @@ A search that was written for PaddleSlim runs with ours by changing the import:
 Each step moves the architecture on a validation batch (architect.py) and then the weights on a training batch (DARTS,
 algorithm 1).
 """
-import json
 import os
 
 import paddle
 import paddleslim.nas
-from paddle.io import DataLoader, Dataset, IterableDataset
+from paddle.io import DataLoader, Dataset, DistributedBatchSampler, IterableDataset, Subset
 
 import genotypes
 from architect import Architect, weight_parameters
 from checkpoint import save_params, write_text
-from engine import accuracy, check_finite, evaluate, mean_over_ranks, to_batch
-from utility import AverageMeter, Progress, UserError, average_over_ranks, logger, peak_memory_mb, rank
+from engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
+from resume import Run
+from utility import (AverageMeter, Progress, UserError, average_over_ranks, broadcast, check_agreement, logger, peak_memory_mb,
+                     rank, world_size)
 
 
 class DARTSearch(paddleslim.nas.DARTSearch):
@@ -43,21 +44,26 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     eval_reader: what the accuracy at the end of an epoch is measured on, without augmentation; default: valid_reader.
     validate: False leaves that measurement out.
     search_info: a dict that goes into every genotype.json under "search".
+    resume, save_freq, keep: go on from the newest checkpoint in save_dir; steps between two checkpoints within an epoch; how many stay.
+    save_params: False leaves <epoch>/params.pdparams out.
+    arguments: {name: value} of all that made the run; --resume refuses a checkpoint of other ones. Default: the figures above.
     """
 
     def __init__(self, model, train_reader, valid_reader, place, learning_rate=0.025, batchsize=64, num_imgs=50000,
                  arch_learning_rate=3e-4, unrolled=False, num_epochs=50, epochs_no_archopt=0, use_multiprocess=False,
                  save_dir='./', log_freq=50, momentum=0.9, weight_decay=3e-4, grad_clip=5.0, arch_weight_decay=1e-3,
-                 learning_rate_min=1e-3, eval_reader=None, validate=True, search_info=None):
+                 learning_rate_min=1e-3, eval_reader=None, validate=True, search_info=None, resume=False, save_freq=0, keep=2,
+                 save_params=True, arguments=None):
         super().__init__(model, train_reader, valid_reader, place, learning_rate, batchsize, num_imgs, arch_learning_rate,
                          unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir, log_freq)
         paddle.set_device(_device_name(place))
-        self.validate = validate
+        self.validate, self.resume, self.save_params = validate, resume, save_params
         self.search_info = dict(search_info or {})
         self.train_loader = as_loader(train_reader, batchsize, use_multiprocess)
         self.valid_loader = as_loader(valid_reader, batchsize, use_multiprocess)
-        self.eval_loader = self.valid_loader if eval_reader is None else as_loader(eval_reader, batchsize, use_multiprocess)
+        self.eval_loader = as_loader(valid_reader if eval_reader is None else eval_reader, batchsize, use_multiprocess, train=False)
 
+        broadcast(list(model.parameters()) + list(model.arch_parameters()))
         self.weights = weight_parameters(model)
         # Stepped once an epoch, so that epoch e runs at min + (lr - min) * (1 + cos(pi * e / epochs)) / 2.
         self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, num_epochs, learning_rate_min)
@@ -66,6 +72,13 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             grad_clip=paddle.nn.ClipGradByGlobalNorm(grad_clip) if grad_clip else None)
         self.architect = Architect(model, self.optimizer, arch_learning_rate, arch_weight_decay, unrolled, momentum,
                                    weight_decay)
+        if arguments is None:
+            arguments = dict(learning_rate=learning_rate, batchsize=batchsize, arch_learning_rate=arch_learning_rate,
+                             unrolled=unrolled, epochs=num_epochs, epochs_no_archopt=epochs_no_archopt, momentum=momentum,
+                             weight_decay=weight_decay, grad_clip=grad_clip, arch_weight_decay=arch_weight_decay,
+                             learning_rate_min=learning_rate_min)
+        self.run = Run(save_dir, model, [(self.optimizer, self.weights), (self.architect.optimizer, self.architect.arch_parameters)],
+                       self.schedule, [self.train_loader, self.valid_loader], arguments, save_freq, keep)
 
     def train(self):
         """Search, and leave the parameters and the genotype of every epoch and the final genotype in save_dir.
@@ -73,37 +86,41 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         Returns the final genotype. Raises UserError (status 1) when the loss is not finite.
         """
         logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
-        self.best_valid_acc = 0.0
-        if rank() == 0:
-            write_text(os.path.join(self.save_dir, 'metrics.jsonl'), '')
-        for epoch in range(self.num_epochs):
-            logger.info('Epoch %d, lr %.6f', epoch, self.optimizer.get_lr())
-            logger.info('genotype = %s', self.genotype())
-            metrics = self.train_one_epoch(self.train_loader, self.valid_loader, self.architect, self.optimizer, epoch)
-            logger.info('Epoch %d, train_acc %.6f', epoch, metrics['train_acc'])
-            if self.validate:
-                metrics.update(self.valid_one_epoch(self.eval_loader, epoch))
-                self.best_valid_acc = max(self.best_valid_acc, metrics['valid_acc'])
-                logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f', epoch, metrics['valid_acc'],
-                            self.best_valid_acc)
-            self.schedule.step()
-            if rank() == 0:
-                self._save(epoch, metrics)
+        self.run.start(self.resume)
+        with self.run:
+            for epoch in range(self.run.epoch, self.num_epochs):
+                self._epoch(epoch)
         logger.info('genotype = %s', self.genotype())
         return self.genotype()
+
+    def _epoch(self, epoch):
+        logger.info('Epoch %d, lr %.6f', epoch, self.optimizer.get_lr())
+        logger.info('genotype = %s', self.genotype())
+        metrics = self.train_one_epoch(self.train_loader, self.valid_loader, self.architect, self.optimizer, epoch)
+        agree(self.model)
+        check_agreement(self.architect.arch_parameters, 'the architecture parameters')
+        logger.info('Epoch %d, train_acc %.6f', epoch, metrics['train_acc'])
+        if self.validate:
+            metrics.update(self.valid_one_epoch(self.eval_loader, epoch))
+            best = self.run.results['best_valid_acc'] = max(self.run.results.get('best_valid_acc', 0.0), metrics['valid_acc'])
+            logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f', epoch, metrics['valid_acc'], best)
+        self.schedule.step()
+        if rank() == 0:
+            self._save(epoch, metrics)
+        self.run.end_epoch(dict(metrics, peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_dict(self.genotype()),
+                                alphas=[parameter.tolist() for parameter in self.model.arch_parameters()]))
 
     def train_one_epoch(self, train_loader, valid_loader, architect, optimizer, epoch):
         """One pass over the training half. Returns the epoch's figures for metrics.jsonl.
 
         The signature is PaddleSlim's; architect and optimizer are those of this object.
         """
-        for loader in (train_loader, valid_loader):
-            if hasattr(loader, 'set_epoch'):
-                loader.set_epoch(epoch)
         self.model.train()
-        loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
-        progress = Progress('Train', epoch, _length(train_loader), self.log_freq)
-        for step, (train_batch, valid_batch) in progress.batches(zip(train_loader, forever(valid_loader))):
+        loss, top1, top5 = meters = AverageMeter(), AverageMeter(), AverageMeter()
+        first = self.run.begin_epoch(epoch, meters)
+        progress = Progress('Train', epoch, _length(train_loader), self.log_freq, first)
+        for step, (train_batch, valid_batch) in progress.batches(self.run.batches(zip(train_loader, forever(valid_loader)))):
+            self.run.begin_step(epoch, step)
             image, label = to_batch(train_batch)
             step_loss, logits = self.train_step(image, label, *to_batch(valid_batch),
                                                 arch_step=epoch >= self.epochs_no_archopt)
@@ -113,6 +130,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             for meter, value in zip((top1, top5), accuracy(logits, label)):
                 meter.update(value, n)
             progress.update(step, n, loss, top1, top5)
+            self.run.end_step(step, meters)
         if not loss.count:
             raise UserError('the training half holds no batch')
         train_loss, train_acc, _ = mean_over_ranks(loss, top1, top5)
@@ -128,7 +146,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         logits = self.model(train_image)
         loss = paddle.nn.functional.cross_entropy(logits, train_label)
         gradients = paddle.grad(loss, self.weights, allow_unused=True)
-        average_over_ranks([gradient for gradient in gradients if gradient is not None])
+        average_over_ranks([gradient for gradient in gradients if gradient is not None], train_image.shape[0])
         for weight, gradient in zip(self.weights, gradients):
             if gradient is not None:
                 weight.grad = gradient
@@ -138,7 +156,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
 
     def valid_one_epoch(self, valid_loader, epoch):
         """Score the model in eval mode, without gradients. Returns the figures for metrics.jsonl."""
-        valid_loss, top1, _ = evaluate(self.model, valid_loader)
+        valid_loss, top1, _ = evaluate(self.model, valid_loader, check=self.run.check)
         return {'valid_loss': valid_loss, 'valid_acc': top1}
 
     def genotype(self):
@@ -148,25 +166,31 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return _genotype_of_attributes(self.model)
 
     def _save(self, epoch, metrics):
-        """Write the epoch's parameters and genotype, the genotype so far, and a line of metrics.jsonl."""
-        genotype = self.genotype()
+        """Write the epoch's parameters and genotype, and the genotype so far."""
         folder = os.path.join(self.save_dir, str(epoch))
-        save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
+        if self.save_params:
+            save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
         search = dict(self.search_info, epoch=epoch, valid_acc=metrics.get('valid_acc'))
         for place in (folder, self.save_dir):
-            write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(genotype, search))
-        metrics = dict(metrics, peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_dict(genotype),
-                       alphas=[parameter.tolist() for parameter in self.model.arch_parameters()])
-        with open(os.path.join(self.save_dir, 'metrics.jsonl'), 'a', encoding='utf-8') as f:
-            f.write(json.dumps(metrics) + '\n')
+            write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(self.genotype(), search))
 
 
-def as_loader(reader, batch_size, use_multiprocess=False):
-    """Turn any reader that DARTSearch takes into an object that is iterated once an epoch and gives batches."""
+def as_loader(reader, batch_size, use_multiprocess=False, train=True):
+    """Turn any reader that DARTSearch takes into an object that is iterated once an epoch and gives batches.
+
+    A Dataset is shared out over the ranks: to train, shuffled and in equally many batches each; else each image once. Other readers
+    must see to that themselves.
+    """
+    workers = int(use_multiprocess)
     if isinstance(reader, IterableDataset):
-        return DataLoader(reader, batch_size=batch_size, num_workers=int(use_multiprocess))
+        return DataLoader(reader, batch_size=batch_size, num_workers=workers)
+    if isinstance(reader, Dataset) and train and world_size() > 1:
+        batches = DistributedBatchSampler(reader, batch_size, world_size(), rank(), shuffle=True)
+        return DataLoader(reader, batch_sampler=batches, num_workers=workers)
     if isinstance(reader, Dataset):
-        return DataLoader(reader, batch_size=batch_size, shuffle=True, num_workers=int(use_multiprocess))
+        if not train:
+            reader = Subset(reader, range(rank(), len(reader), world_size()))
+        return DataLoader(reader, batch_size=batch_size, shuffle=train, num_workers=workers)
     if hasattr(reader, '__iter__') and not hasattr(reader, '__next__'):
         return reader
     if callable(reader):
@@ -186,13 +210,14 @@ class _FunctionLoader:
 
 
 def forever(loader):
-    """Yield a loader's batches, pass after pass. A pass without a batch is a UserError, not a hang."""
+    """Yield a loader's batches, pass after pass. Passes without a batch are a UserError, not a hang."""
+    empty = 0
     while True:
-        empty = True
+        empty += 1
         for batch in loader:
-            empty = False
+            empty = 0
             yield batch
-        if empty:
+        if empty > 1:  # the first one may be the end of a pass that a resumed run goes on with
             raise UserError('the validation half holds no batch')
 
 

@@ -44,7 +44,7 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    start_script(args, None if args.eval_only or args.export else args.model_save_dir)
+    start_script(args, None if args.eval_only or args.export else args.model_save_dir, given)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     import paddle
     import trainer

@@ -47,14 +47,14 @@ def parse_arguments(argv=None):
 
 def main():
     args = parse_arguments()
-    start_script(args, None if args.eval_only or args.export else args.model_save_dir)
+    given = given_flags(sys.argv[1:])
+    start_script(args, None if args.eval_only or args.export else args.model_save_dir, given)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     import paddle
     import trainer
     from loader import ORDER, TRAIN, VALID, BatchLoader, generator
     from reader import class_count, imagenet_reader
 
-    given = given_flags(sys.argv[1:])
     description = None
     if args.pretrained:
         model, description = trainer.load(args.pretrained, 'NetworkImageNet', args, given, dropout=args.dropout)

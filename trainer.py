@@ -3,16 +3,16 @@
 best_model.pdparams is a plain state dict. best_model.json beside it says what made it, so that a network can be scored, trained on
 or exported without repeating any argument.
 """
-import json
 import os
 
 import paddle
 
 import genotypes
 import model as networks
-from checkpoint import load_model, save_model, set_state, write_text
+from checkpoint import load_model, save_model, set_state
 from engine import Precision, evaluate, fit
-from utility import UserError, logger, rank
+from resume import Run
+from utility import UserError, broadcast, logger, rank
 
 # What decides a network's shape, as the flags and as best_model.json call it.
 SHAPE = ('init_channels', 'layers', 'class_num', 'auxiliary')
@@ -64,7 +64,7 @@ def load(path, network, args, given, **options):
             if flag in given and asked[name] != description.get(name):
                 raise UserError('--{}: {} was made with another one; leave the flag out'.format(flag, path))
     model = build(description, **options)
-    set_state(model, state, path)
+    set_state(model, state, '--pretrained: ' + path)
     data = description.get('data')
     for name in DATA:
         if isinstance(data, dict) and name not in given and type(data.get(name)) in (str, int):
@@ -86,32 +86,30 @@ def train(model, description, train_loader, valid_loader, schedule, args, log_ep
     schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. log_epoch: called with the epoch's figures to log them.
     Returns the best top-1 accuracy.
     """
-    optimizer = paddle.optimizer.Momentum(
-        schedule, args.momentum, parameters=[p for p in model.parameters() if p.trainable], weight_decay=args.weight_decay,
-        grad_clip=paddle.nn.ClipGradByGlobalNorm(args.grad_clip))
+    broadcast(model.parameters())
+    parameters = [p for p in model.parameters() if p.trainable]
+    optimizer = paddle.optimizer.Momentum(schedule, args.momentum, parameters=parameters, weight_decay=args.weight_decay,
+                                          grad_clip=paddle.nn.ClipGradByGlobalNorm(args.grad_clip))
     precision = Precision(args.amp_level, args.amp_dtype, model, optimizer)
-    metrics_path = os.path.join(args.model_save_dir, 'metrics.jsonl')
-    best_path = os.path.join(args.model_save_dir, 'best_model.pdparams')
-    best = {'acc': -1.0}
-    if rank() == 0:
-        write_text(metrics_path, '')
+    run = Run(args.model_save_dir, model, [(optimizer, parameters)], schedule, [train_loader],
+              dict(vars(args), genotype=description['genotype']), args.save_freq, args.keep, scaler=precision.scaler,
+              same_on_all_ranks=False)  # each rank drops paths of its own images
+    run.start(args.resume)
 
     def report(metrics):
-        improved = metrics['valid_acc'] > best['acc']
-        best['acc'] = max(best['acc'], metrics['valid_acc'])
-        log_epoch(metrics, best['acc'])
-        if rank() == 0:
-            with open(metrics_path, 'a', encoding='utf-8') as f:
-                f.write(json.dumps(dict(metrics, genotype=description['genotype'])) + '\n')
-            if improved:
-                save_model(best_path, model.state_dict(), dict(
-                    description, epoch=metrics['epoch'], valid_acc=metrics['valid_acc'], valid_acc5=metrics['valid_acc5'],
-                    arguments=vars(args)))
+        best = run.results.get('best', -1.0)
+        run.results['best'] = max(best, metrics['valid_acc'])
+        log_epoch(metrics, run.results['best'])
+        if metrics['valid_acc'] > best and rank() == 0:
+            save_model(os.path.join(args.model_save_dir, 'best_model.pdparams'), model.state_dict(), dict(
+                description, epoch=metrics['epoch'], valid_acc=metrics['valid_acc'], valid_acc5=metrics['valid_acc5'],
+                arguments=vars(args)))
+        return dict(metrics, genotype=description['genotype'])
 
-    fit(model, train_loader, valid_loader, optimizer, schedule, args.epochs, report, precision,
+    fit(model, train_loader, valid_loader, optimizer, schedule, args.epochs, report, precision, run,
         drop_path_prob=args.drop_path_prob, auxiliary_weight=args.auxiliary_weight,
         label_smooth=getattr(args, 'label_smooth', 0.0), log_freq=args.log_freq)
-    return best['acc']
+    return run.results['best']
 
 
 def score(model, loader, args):

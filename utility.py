@@ -2,9 +2,12 @@
 
 Paddle takes seconds to import, so nothing here imports it before it is needed: `--help` and a wrong argument answer at once.
 """
+import contextlib
+import hashlib
 import logging
 import os
 import random
+import signal
 import sys
 import time
 import warnings
@@ -24,8 +27,16 @@ class UserError(Exception):
 
 
 def run_script(main):
-    """Run a script's main() and turn a UserError into one line on standard error and its exit status."""
+    """Run a script's main() and turn a UserError into one line on standard error and its exit status.
+
+    SIGTERM and SIGINT end it in the same way; while steps are run, resume.py saves first.
+    """
+    def stop(number, frame):
+        raise UserError('stopped by {}'.format(signal.Signals(number).name), status=128 + number)
+
     try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
         main()
     except UserError as error:
         line = '{}: error: {}'.format(os.path.basename(sys.argv[0]), error)
@@ -41,17 +52,20 @@ def run_script(main):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def start_script(args, save_dir):
+def start_script(args, save_dir, given):
     """Make the folder, start the log, choose the device, seed everything. Returns the paddle place.
 
-    save_dir: where train.log goes; None when the run leaves nothing there.
+    save_dir: where train.log goes; None when the run leaves nothing there. given: the names of the flags that were given.
     """
     if save_dir is not None:
         prepare_folder(save_dir, '--model_save_dir')
-    start_logging(save_dir)
+    start_logging(save_dir, append=getattr(args, 'resume', False))
     logger.info('arguments: %s', ' '.join('--{}={}'.format(name, value) for name, value in sorted(vars(args).items())))
     quiet_warnings()
     place = select_device(args.use_gpu, args.use_data_parallel)
+    if world_size() > 1 and 'learning_rate' not in given:
+        logger.info('%d processes read %d images a step: consider --learning_rate=%g, %d times the default, which is for one card',
+                    world_size(), world_size() * args.batch_size, args.learning_rate * world_size(), world_size())
     set_seed(args.seed)
     return place
 
@@ -71,8 +85,8 @@ def prepare_folder(folder, flag):
 STEP = logging.DEBUG
 
 
-def start_logging(folder=None):
-    """Send the log to standard error and, on rank 0, to train.log in `folder`."""
+def start_logging(folder=None, append=False):
+    """Send the log to standard error and, on rank 0, to train.log in `folder`, begun anew or appended to."""
     logger.setLevel(logging.DEBUG)
     logger.propagate = False  # paddleslim sets up the root logger: every line would come twice
     for handler in list(logger.handlers):
@@ -82,7 +96,7 @@ def start_logging(folder=None):
     screen.setLevel((logging.INFO if sys.stderr.isatty() else STEP) if rank() == 0 else logging.WARNING)
     handlers = [screen]
     if folder is not None and rank() == 0:
-        handlers.append(logging.FileHandler(os.path.join(folder, 'train.log'), mode='w', encoding='utf-8'))
+        handlers.append(logging.FileHandler(os.path.join(folder, 'train.log'), mode='a' if append else 'w', encoding='utf-8'))
     for handler in handlers:
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         logger.addHandler(handler)
@@ -110,19 +124,20 @@ class Progress:
     the seconds of the whole step.
     """
 
-    def __init__(self, name, epoch, steps, log_freq):
+    def __init__(self, name, epoch, steps, log_freq, first=0):
         self.head = '{} Epoch {}'.format(name, epoch)
         self.log_freq = log_freq
         self.reader_cost, self.batch_cost, self.images = AverageMeter(), AverageMeter(), 0
+        self.first = first  # the number of the first step, where a resumed run goes on
         self.bar = None
         if sys.stderr.isatty() and rank() == 0:
             from tqdm import tqdm  # comes with paddleslim
-            self.bar = tqdm(total=steps, desc=self.head, leave=False, dynamic_ncols=True)
+            self.bar = tqdm(total=steps, initial=first, desc=self.head, leave=False, dynamic_ncols=True)
         self.start = time.perf_counter()
 
     def batches(self, loader):
         """Yield (step, batch); each step is to end with a call of update()."""
-        iterator, step = iter(loader), 0
+        iterator, step = iter(loader), self.first
         while True:
             begin = time.perf_counter()
             try:
@@ -213,14 +228,18 @@ def select_device(use_gpu, use_data_parallel):
     if not use_gpu:
         paddle.set_device('cpu')
     elif use_data_parallel and world_size() > 1:
-        paddle.set_device('gpu:{}'.format(os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]))
+        card, cards = int(os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]), paddle.device.cuda.device_count()
+        if card >= cards:
+            raise UserError('process {} is to run on card {}, and there are {} cards: start fewer processes'.format(rank(), card, cards))
+        paddle.set_device('gpu:{}'.format(card))
     else:
         paddle.set_device('gpu')
     if use_data_parallel:
         if world_size() > 1:
             paddle.distributed.init_parallel_env()
         else:
-            logger.info('--use_data_parallel=True: running on 1 process; python -m paddle.distributed.launch starts more')
+            logger.info('--use_data_parallel=True: running on 1 process; python -m paddle.distributed.launch starts more%s',
+                        '' if use_gpu else ': on a CPU --nproc_per_node says how many, --selected_gpus does not')
     elif world_size() > 1:
         raise UserError('started by paddle.distributed.launch as {} processes: add --use_data_parallel 1'.format(
             world_size()))
@@ -249,14 +268,57 @@ def sum_over_ranks(values):
     return total.tolist()
 
 
-def average_over_ranks(tensors):
-    """Replace each tensor by its mean over the ranks, in place and in one message; with one rank, do nothing."""
+def average_over_ranks(tensors, count=1):
+    """Replace each tensor by its mean over the ranks, in place and in one message; with one rank, do nothing.
+
+    count: the images a rank's tensors stand for. Ranks weigh by it, so gradients of batches of unequal size average to the gradient of
+    all images together.
+    """
     if world_size() == 1 or not tensors:
         return
     import paddle
     with paddle.no_grad():
-        flat = paddle.concat([tensor.reshape([-1]) for tensor in tensors])
+        dtype = 'float64' if tensors[0].dtype == paddle.float64 else 'float32'  # float16 would lose what is added up
+        flat = paddle.concat([tensor.reshape([-1]).astype(dtype) for tensor in tensors] + [paddle.ones([1], dtype)]) * count
         paddle.distributed.all_reduce(flat)
-        flat /= world_size()
-        for tensor, part in zip(tensors, flat.split([tensor.size for tensor in tensors])):
-            paddle.assign(part.reshape(tensor.shape), tensor)
+        parts = (flat[:-1] / flat[-1]).split([tensor.size for tensor in tensors])
+        for tensor, part in zip(tensors, parts):
+            paddle.assign(part.reshape(tensor.shape).astype(tensor.dtype), tensor)
+
+
+def broadcast(tensors):
+    """Give every rank rank 0's values, in place; with one rank, do nothing."""
+    if world_size() > 1:
+        import paddle
+        for tensor in tensors:
+            paddle.distributed.broadcast(tensor, src=0)
+
+
+def check_agreement(tensors, what):
+    """See that all ranks hold the same values to the last bit. Raises UserError (status 1), on every rank, where they don't.
+
+    what: the name of these tensors, for the message.
+    """
+    if world_size() == 1:
+        return
+    import paddle
+    digest = hashlib.sha256(b''.join(tensor.numpy().tobytes() for tensor in tensors)).digest()[:8]
+    digests = []
+    paddle.distributed.all_gather(digests, paddle.to_tensor([int.from_bytes(digest, 'little', signed=True)]))
+    others = [other for other, value in enumerate(digests) if int(value) != int(digests[0])]
+    if others:
+        raise UserError('{} of rank {} differ from those of rank 0: the processes no longer compute the same thing'.format(
+            what, ', '.join(map(str, others))), status=1)
+
+
+@contextlib.contextmanager
+def first_rank_first():
+    """Let one process of each machine run the block before the others do: it downloads, they find the file."""
+    if world_size() > 1:
+        import paddle
+    local_rank = int(os.environ.get('PADDLE_RANK_IN_NODE', rank()))
+    if world_size() > 1 and local_rank:
+        paddle.distributed.barrier()
+    yield
+    if world_size() > 1 and not local_rank:
+        paddle.distributed.barrier()

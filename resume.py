@@ -1,0 +1,280 @@
+"""A run that may be stopped at any moment and goes on where it was: what it holds, when that is written, how it is taken up again.
+
+A checkpoint holds all that the next step depends on: weights, architecture and batch norm's statistics, the optimizers' velocity and
+moments, the learning rate's schedule, the place in the data, the epoch's meters, the random states of every rank, and the arguments
+that made the run. Paddle's own random state is not saved but set anew before every step, from the seed, the epoch and the step: not every
+version of Paddle can hand it out. So on a CPU a run that was killed and resumed ends with the same bits as one that was not.
+"""
+import itertools
+import json
+import os
+import random
+import re
+import signal
+
+import numpy as np
+import paddle
+
+from checkpoint import Checkpoints, set_state, write_text
+from utility import UserError, logger, rank, world_size
+
+# Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
+FREE = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params', 'num_workers', 'use_multiprocess',
+        'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export', 'pretrained'}
+
+
+class Run:
+    """The progress of a run: `epoch` and `step` are the next ones, `meters` the state of the epoch's meters, `results` a dict of
+    what was reached so far.
+
+    folder: gets checkpoints/ and metrics.jsonl. model: a layer. optimizers: with their lists of parameters, as pairs.
+    schedule: the learning rate's. loaders: those whose batches the steps take. arguments: {name: value}, what made the run.
+    save_freq: steps between two checkpoints within an epoch; 0 writes at the ends of epochs alone. keep: how many stay.
+    scaler: a paddle.amp.GradScaler or None. same_on_all_ranks: whether the ranks draw the same random numbers in a step.
+    Used as a context, it turns SIGTERM and SIGINT into a checkpoint and a UserError of status 143 or 130.
+    """
+
+    def __init__(self, folder, model, optimizers, schedule, loaders, arguments, save_freq=0, keep=2, scaler=None,
+                 same_on_all_ranks=True):
+        self.folder, self.model, self.optimizers, self.schedule = folder, model, optimizers, schedule
+        self.loaders, self.save_freq, self.scaler = loaders, save_freq, scaler
+        self.arguments = dict(arguments, processes=world_size())
+        self.checkpoints = Checkpoints(os.path.join(folder, 'checkpoints'), keep)
+        self.statistics = [p for p in model.parameters() if not p.trainable] + list(model.buffers())
+        self.seed = [int(paddle.randint(0, 2**31 - 1, [1])), 0 if same_on_all_ranks else rank()]
+        self.epoch, self.step, self.meters, self.results = 0, 0, None, {}
+        self.metrics, self.random, self.loader_states = [], random_states(), None
+        self.signal = None
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Going on
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def start(self, resume):
+        """Begin the run or, with `resume`, take up the newest checkpoint that is whole.
+
+        Raises UserError for a checkpoint of other arguments or of another network.
+        """
+        arrays = info = None
+        if rank() == 0:
+            if resume:
+                path, arrays, info = self.checkpoints.newest()
+                if info is None:
+                    logger.info('--resume: %s holds no checkpoint, the run starts from the beginning', self.folder)
+            elif self.checkpoints.paths():
+                logger.info('%s holds checkpoints of an earlier run; the first one of this run replaces them (--resume would go on '
+                            'from them)', self.checkpoints.folder)
+        if world_size() > 1:
+            shared = [(arrays, info)]
+            paddle.distributed.broadcast_object_list(shared, src=0)
+            arrays, info = shared[0]
+        if info is not None:
+            self._check_arguments(info['arguments'])
+            self._restore(arrays, info)
+            logger.info('resumed at epoch %d, step %d', self.epoch, self.step)
+        self._write_metrics()
+
+    def _check_arguments(self, saved):
+        other = [name for name in sorted(saved) if name not in FREE and saved[name] != self.arguments.get(name, saved[name])]
+        if other:
+            raise UserError('--resume: the checkpoint was made with {}; now {}. Give the same, or start anew without --resume'.format(
+                ', '.join('--{}={}'.format(name, saved[name]) for name in other),
+                'it is ' + ', '.join(str(self.arguments[name]) for name in other)))
+
+    def _restore(self, arrays, info):
+        if info['paddle'] != paddle.__version__:
+            logger.info('the checkpoint was made with Paddle %s, this is %s: the bits may differ', info['paddle'], paddle.__version__)
+        set_state(self.model, _part(arrays, 'model/'), '--resume: the checkpoint')
+        for i, value in enumerate(self.statistics):
+            value.set_value(arrays['rank{}/{}'.format(rank(), i)])
+        self.epoch, self.step, self.meters = info['epoch'], info['step'], info['meters']
+        self.results, self.metrics, self.seed[0] = info['results'], info['metrics'], info['seed']
+        self.schedule.set_state_dict(info['schedule'])
+        if self.scaler and info['scaler']:
+            self.scaler.load_state_dict({name: np.asarray(value, 'float32') if name == 'scale' else value
+                                         for name, value in info['scaler'].items()})
+        if info['arguments'].get('epochs') != self.arguments.get('epochs'):
+            self.schedule.step(self.epoch)  # the curve of the new number of epochs, at this epoch
+        for i, (optimizer, parameters) in enumerate(self.optimizers):
+            set_optimizer_state(optimizer, parameters, _part(arrays, 'optimizer{}/'.format(i)))
+        own = info['ranks'][rank()]
+        self.random, self.loader_states = own['epoch_random'], own['loaders']
+        set_random_states(own['random'])
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Within an epoch
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def batches(self, batches):
+        """What an epoch's steps take: `batches`, without those that were taken before the run was stopped.
+
+        Loaders that know their place were set to it by begin_epoch; of others, whose order comes from numpy's random state, the batches
+        are read again and passed over.
+        """
+        skip = self.step if self.loader_states is not None and None in self.loader_states else 0
+        self.loader_states = None
+        if not skip:
+            return batches
+        now = random_states()
+        set_random_states(self.random)
+        iterator = iter(batches)
+        next(itertools.islice(iterator, skip - 1, skip), None)
+        set_random_states(now)
+        return iterator
+
+    def begin_epoch(self, epoch, meters):
+        """Set the loaders to an epoch, and the meters to where they were. Returns the number of the epoch's first step."""
+        self.epoch = epoch
+        for loader, state in zip(self.loaders, self.loader_states or [None] * len(self.loaders)):
+            set_epoch(loader, epoch)
+            if state is not None:
+                loader.set_position(state)
+        for meter, (total, count) in zip(meters, self.meters or []):
+            meter.sum, meter.count = total, count
+        if not self.step:
+            self.random = random_states()
+        return self.step
+
+    def begin_step(self, epoch, step):
+        """Set Paddle's random state to that of a step."""
+        paddle.seed(int(np.random.SeedSequence(self.seed + [epoch, step]).generate_state(1)[0]))
+
+    def end_step(self, step, meters):
+        """Count a step as done, write a checkpoint if it is time, and stop if that was asked for."""
+        self.step, self.meters = step + 1, [[meter.sum, meter.count] for meter in meters]
+        if self.save_freq and self.step % self.save_freq == 0:
+            self.save()
+        self.stop_if_asked()
+
+    def end_epoch(self, metrics):
+        """Write the epoch's line of metrics.jsonl and a checkpoint."""
+        self.metrics.append(metrics)
+        self._write_metrics()
+        self.epoch, self.step, self.meters = self.epoch + 1, 0, None
+        self.save()
+        self.stop_if_asked()
+
+    def _write_metrics(self):
+        if rank() == 0:
+            write_text(os.path.join(self.folder, 'metrics.jsonl'), ''.join(json.dumps(line) + '\n' for line in self.metrics))
+
+    def save(self):
+        """Write a checkpoint of the state before step `step` of epoch `epoch`. Returns its path.
+
+        Raises UserError (status 1) for a disk that refuses and for values that are not finite; older checkpoints stay.
+        """
+        positions = [loader.position() if hasattr(loader, 'position') else None for loader in self.loaders]
+        own = {'random': random_states(), 'epoch_random': self.random, 'loaders': positions}
+        statistics = [value.numpy() for value in self.statistics]
+        everyone = [(own, statistics)]
+        if world_size() > 1:
+            everyone = []
+            paddle.distributed.all_gather_object(everyone, (own, statistics))
+        if rank():
+            return None
+        arrays = {'model/' + name: value.numpy() for name, value in self.model.state_dict().items()}
+        for i, (optimizer, parameters) in enumerate(self.optimizers):
+            arrays.update(('optimizer{}/{}'.format(i, name), value) for name, value in optimizer_state(optimizer, parameters).items())
+        arrays.update(('rank{}/{}'.format(r, i), value) for r, (_, values) in enumerate(everyone) for i, value in enumerate(values))
+        wrong = [name for name, value in arrays.items() if value.dtype.kind == 'f' and not np.isfinite(value).all()]
+        if wrong:
+            raise UserError('{} is not finite at epoch {}, step {}, learning rate {:g}: try a lower --learning_rate or --grad_clip; '
+                            'the last checkpoint is whole'.format(wrong[0], self.epoch, self.step, self.schedule.get_lr()), status=1)
+        info = {'epoch': self.epoch, 'step': self.step, 'meters': self.meters, 'results': self.results, 'metrics': self.metrics,
+                'seed': self.seed[0], 'schedule': self.schedule.state_dict(),
+                'scaler': self.scaler and {name: np.asarray(value).tolist() for name, value in self.scaler.state_dict().items()},
+                'ranks': [state for state, _ in everyone], 'arguments': self.arguments, 'paddle': paddle.__version__}
+        return self.checkpoints.save(self.epoch, self.step, arrays, info)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Being stopped
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def __enter__(self):
+        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        if self.signal is not None:
+            os._exit(128 + number)  # a second one: at once
+        self.signal = number
+
+    def check(self):
+        """To be called between the batches of an evaluation: one process can stop there; several stop together, after it."""
+        if world_size() == 1:
+            self.stop_if_asked()
+
+    def stop_if_asked(self):
+        """After a signal, on any rank, write a checkpoint and end the run on all of them. Raises UserError."""
+        number = self.signal or 0
+        if world_size() > 1:
+            asked = paddle.to_tensor([number])
+            paddle.distributed.all_reduce(asked, op=paddle.distributed.ReduceOp.MAX)
+            number = int(asked)
+        if number:
+            path = self.save()
+            raise UserError('stopped by {} before epoch {}, step {}; saved {}, --resume goes on from there'.format(
+                signal.Signals(number).name, self.epoch, self.step, path or 'by rank 0'), status=128 + number)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts of the state
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def set_epoch(loader, epoch):
+    """Tell a loader, or the sampler of a paddle.io.DataLoader, which epoch's order is wanted, if it asks for that."""
+    for listener in (loader, getattr(loader, 'batch_sampler', None)):
+        if hasattr(listener, 'set_epoch'):
+            listener.set_epoch(epoch)
+
+
+def random_states():
+    """The states of Python's and numpy's random numbers, in a form that JSON keeps."""
+    version, internal, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {'python': [version, list(internal), gauss], 'numpy': [name, keys.tolist()] + rest}
+
+
+def set_random_states(states):
+    """Set what random_states gave."""
+    version, internal, gauss = states['python']
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states['numpy']
+    np.random.set_state((name, np.asarray(keys, 'uint32')) + tuple(rest))
+
+
+def optimizer_state(optimizer, parameters):
+    """An optimizer's arrays by the place of their parameter: Paddle's own names depend on what else the process has built."""
+    place = {parameter.name: i for i, parameter in enumerate(parameters)}
+    state = optimizer.state_dict()
+    arrays = {'{}/master'.format(place[name]): value.numpy() for name, value in state.get('master_weights', {}).items()}
+    for name, value in state.items():
+        match = re.fullmatch(r'(.*)_((?:velocity|moment1|moment2|beta1_pow_acc|beta2_pow_acc)_0)', name)
+        if match:
+            arrays['{}/{}'.format(place[match.group(1)], match.group(2))] = value.numpy()
+    return arrays
+
+
+def set_optimizer_state(optimizer, parameters, arrays):
+    """Set what optimizer_state gave."""
+    state, masters = {}, {}
+    for name, value in arrays.items():
+        i, part = name.split('/')
+        if part == 'master':
+            masters[parameters[int(i)].name] = paddle.to_tensor(value)
+        else:
+            state['{}_{}'.format(parameters[int(i)].name, part)] = paddle.to_tensor(value)
+    if masters:
+        state['master_weights'] = masters
+    if isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
+        state['LR_Scheduler'] = optimizer._learning_rate.state_dict()  # Paddle insists on it; it stays as it is
+    optimizer.set_state_dict(state)
+
+
+def _part(arrays, prefix):
+    return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}

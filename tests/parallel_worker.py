@@ -1,0 +1,61 @@
+"""What tests/test_parallel.py runs in one process and in several: a few steps of the search on batches that the ranks share out.
+
+    python parallel_worker.py OUT METHOD UNROLLED          writes OUT.rankN.npz
+    python parallel_worker.py OUT disagree                 rank 1's architecture is disturbed; ends as check_agreement has it
+"""
+import os
+import sys
+
+import numpy as np
+import paddle
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from engine import evaluate  # noqa: E402
+from model_search import Network  # noqa: E402
+from searcher import DARTSearch  # noqa: E402
+from utility import check_agreement, quiet_warnings, rank, run_script, select_device, start_logging, world_size  # noqa: E402
+
+BATCH = 8
+
+
+def share(batch):
+    """This rank's images of a batch: of 8 for two ranks the first 3 and the last 5, so that their means weigh differently."""
+    if world_size() == 1:
+        return batch
+    return [part[:3] if rank() == 0 else part[3:] for part in batch]
+
+
+def main():
+    out, method = sys.argv[1:3]
+    start_logging()
+    quiet_warnings()
+    place = select_device(False, world_size() > 1)
+    paddle.set_default_dtype('float64')
+    paddle.seed(0)
+    model = Network(4, 10, 3, 'DARTS' if method == 'disagree' else method)
+    if method == 'disagree':
+        if rank() == 1:
+            model.alphas_normal.set_value(model.alphas_normal + 1e-15)
+        check_agreement(model.arch_parameters(), 'the alphas')
+        return
+    paddle.seed(rank())  # what is random from here on differs; the searcher must bring the ranks together
+    if rank() == 1:
+        model.alphas_reduce.set_value(model.alphas_reduce + 1)
+    random = np.random.default_rng(0)
+    images, labels = random.normal(size=(6, BATCH, 3, 8, 8)), random.integers(0, 10, (6, BATCH))
+    batches = [[paddle.to_tensor(part) for part in share(batch)] for batch in zip(images, labels)]
+    search = DARTSearch(model, lambda: [], lambda: [], place, unrolled=sys.argv[3] == 'True', arch_learning_rate=3e-3)
+    model.eval()  # batch norm is frozen: it must not see which images share a process
+    gradient = search.architect.gradient(*batches[1], search.architect.arch_parameters)
+    for train, valid in zip(batches[0::2], batches[1::2]):
+        search.train_step(*train, *valid)
+    second = search.architect.unrolled_gradient(*batches[0], *batches[1])
+    np.savez('{}.rank{}.npz'.format(out, rank()), score=evaluate(model, batches),
+             **{'{}{}'.format(name, i): value.numpy() for name, values in (
+                 ('gradient', gradient), ('second', second), ('alphas', model.arch_parameters()), ('weights', search.weights))
+                for i, value in enumerate(values)})
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,166 @@
+"""Several processes compute what one computes, and fail together."""
+import glob
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, arguments, relative_error
+
+import reader
+
+WORKER = os.path.join(ROOT, 'tests', 'parallel_worker.py')
+SMALL = ['--dataset=digits', '--use_data_parallel', '1', '--epochs=1', '--init_channels=4', '--layers=3', '--log_freq=1']
+
+
+def start(folder, *command, launcher=('--nproc_per_node', '2', '--log_dir', 'log')):
+    return subprocess.Popen([sys.executable, '-m', 'paddle.distributed.launch', *launcher, *command], cwd=str(folder),
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def launch(folder, *command, **options):
+    """Run a command as two processes -> (status, the logs of all ranks)."""
+    process = start(folder, *command, **options)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    logs = [open(path, errors='replace').read() for path in sorted(glob.glob(os.path.join(str(folder), 'log*', 'workerlog.*')))]
+    return process.returncode, logs or [output]
+
+
+@pytest.mark.parametrize('method, unrolled', [('DARTS', False), ('DARTS', True), ('PC-DARTS', False)])
+def test_two_ranks_compute_what_one_does_with_both_batches(tmp_path, method, unrolled):
+    """Uneven shares, 3 and 5 images: without weighting by counts the gradients would be far off."""
+    status, logs = launch(tmp_path, WORKER, 'two', method, str(unrolled))
+    assert status == 0, logs
+    subprocess.run([sys.executable, WORKER, 'one', method, str(unrolled)], cwd=str(tmp_path), check=True)
+    one = np.load(str(tmp_path / 'one.rank0.npz'))
+    ranks = [np.load(str(tmp_path / 'two.rank{}.npz'.format(r))) for r in (0, 1)]
+    for name in one.files:
+        if not name.startswith(('score', 'weights')):
+            assert relative_error(ranks[0][name], one[name]) < 1e-6, name
+        # the parameters that a rank's next step starts from are the same to the last bit
+        assert (ranks[0][name] == ranks[1][name]).all(), name
+    assert relative_error(ranks[0]['score'], one['score']) < 1e-6  # three numbers over all images, each counted once
+
+
+@pytest.mark.parametrize('batch_size', [8, 10])  # 101 images: three ranks' last batches hold 5 or 11 of them
+def test_ranks_read_disjoint_images_and_together_all(monkeypatch, batch_size):
+    """Three ranks with batch b read what one rank reads with batch 3 b, image by image, in training; the test set exactly once."""
+    def passes(ranks, size):
+        monkeypatch.setenv('PADDLE_TRAINERS_NUM', str(ranks))
+        found = []
+        for number in range(ranks):
+            monkeypatch.setenv('PADDLE_TRAINER_ID', str(number))
+            halves = reader.train_search(size, 0.5, True, arguments(trainset_num=202))
+            test = reader.train_valid(size, False, False, arguments())
+            found.append([[image.numpy() for image, _ in loader] for loader in (*halves, test)])
+        return found
+
+    whole = passes(1, 3 * batch_size)[0]
+    ranks = passes(3, batch_size)
+    for part in (0, 1):
+        assert len({len(r[part]) for r in ranks}) == 1, 'ranks take a different number of steps'
+        for step, batch in enumerate(whole[part]):
+            assert (np.concatenate([r[part][step] for r in ranks]) == batch).all()
+    everything = np.concatenate([batch for r in ranks for batch in r[2]])
+    assert sorted(map(bytes, everything)) == sorted(map(bytes, np.concatenate(whole[2])))
+
+
+def test_ranks_that_disagree_are_stopped(tmp_path):
+    status, logs = launch(tmp_path, WORKER, 'out', 'disagree')
+    assert status != 0
+    assert 'the alphas of rank 1 differ from those of rank 0' in logs[0] + logs[1]
+
+
+def test_search_as_the_readme_launches_it(tmp_path):
+    """101 images a half on two ranks: uneven tails. --selected_gpus is there as in the README; on a CPU it counts nothing."""
+    status, logs = launch(tmp_path, os.path.join(ROOT, 'search.py'), *SMALL, '--trainset_num=202', '--batch_size=16', '--method=PC-DARTS',
+                          launcher=('--selected_gpus=0,1', '--nproc_per_node', '2', '--log_dir', 'log'))
+    assert status == 0, logs
+    assert '2 processes read 32 images a step: consider --learning_rate=0.05, 2 times the default' in logs[0]
+    assert 'Train Epoch' not in logs[1] and 'genotype = ' not in logs[1]
+    assert sorted(os.listdir(str(tmp_path / 'search_cifar')))[:2] == ['0', 'genotype.json']
+    metrics = [json.loads(line) for line in open(str(tmp_path / 'search_cifar' / 'metrics.jsonl'))]
+    assert len(metrics) == 1
+    # 101 images, each counted once: a multiple of 1/101
+    assert abs(metrics[0]['valid_acc'] * 101 - round(metrics[0]['valid_acc'] * 101)) < 1e-4
+    assert abs(metrics[0]['train_acc'] * 101 - round(metrics[0]['train_acc'] * 101)) < 1e-4
+
+
+def test_train_on_two_ranks(tmp_path):
+    status, logs = launch(tmp_path, os.path.join(ROOT, 'train.py'), *SMALL, '--auxiliary=False', '--trainset_num=75', '--batch_size=16',
+                          '--learning_rate=0.05')
+    assert status == 0, logs
+    assert 'consider --learning_rate' not in logs[0]
+    metrics = json.loads(open(str(tmp_path / 'eval_cifar' / 'metrics.jsonl')).read())
+    assert abs(metrics['valid_acc'] * 360 - round(metrics['valid_acc'] * 360)) < 1e-4
+
+
+def test_two_launchers_are_two_machines(tmp_path):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    nodes = []
+    for node in ('a', 'b'):
+        (tmp_path / node).mkdir()
+        nodes.append(start(tmp_path / node, os.path.join(ROOT, 'search.py'), *SMALL, '--trainset_num=64', '--batch_size=8',
+                           launcher=('--master', '127.0.0.1:{}'.format(port), '--nnodes', '2', '--nproc_per_node', '1', '--log_dir', 'log')))
+    try:
+        outputs = [node.communicate(timeout=240)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    results = [os.path.isfile(str(tmp_path / node / 'search_cifar' / 'genotype.json')) for node in ('a', 'b')]
+    assert sorted(results) == [False, True]  # rank 0 alone writes
+    assert any(', 2 processes' in output for output in outputs)
+
+
+def test_a_killed_rank_ends_the_job(tmp_path):
+    process = start(tmp_path, os.path.join(ROOT, 'search.py'), *SMALL, '--epochs=100', '--batch_size=16')
+    try:
+        victim = None
+        deadline = time.time() + 120
+        while time.time() < deadline and victim is None:
+            log = tmp_path / 'log' / 'workerlog.0'
+            if log.exists() and 'Step 1' in log.read_text(errors='replace'):
+                children = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(process.pid)], stdout=subprocess.PIPE, text=True)
+                ranks = [int(line.split()[0]) for line in children.stdout.splitlines() if 'search.py' in line]
+                assert len(ranks) == 2, children.stdout
+                victim = ranks[1]
+            time.sleep(0.5)
+        assert victim is not None, 'the search did not start'
+        os.kill(victim, signal.SIGKILL)
+        killed = time.time()
+        process.communicate(timeout=60)
+        assert process.returncode != 0 and time.time() - killed < 60
+        assert not os.path.exists('/proc/{}'.format(ranks[0])), 'the other rank is still there'
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize('launcher, line', [
+    (None, 'running on 1 process; python -m paddle.distributed.launch starts more: on a CPU --nproc_per_node says how many'),
+    (('--selected_gpus=0,1', '--log_dir', 'log'), 'running on 1 process; python -m paddle.distributed.launch starts more: on a CPU')])
+def test_one_process_says_so(tmp_path, script, launcher, line):
+    arguments = SMALL + ['--trainset_num=32', '--batch_size=16', '--use_gpu=False']
+    if launcher is None:
+        result = script('search.py', *arguments)
+        assert result.returncode == 0 and line in result.stderr
+    else:
+        status, logs = launch(tmp_path, os.path.join(ROOT, 'search.py'), *arguments, launcher=launcher)
+        assert status == 0 and line in logs[0]
+
+
+def test_several_processes_without_the_flag_are_refused(tmp_path):
+    status, logs = launch(tmp_path, os.path.join(ROOT, 'search.py'), '--dataset=digits')
+    assert status != 0
+    assert 'started by paddle.distributed.launch as 2 processes: add --use_data_parallel 1' in logs[0]
+    assert 'Traceback' not in logs[0]
