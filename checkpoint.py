@@ -4,6 +4,7 @@ What a run leaves is written beside its place and then renamed into it. Paramete
 that can make numpy arrays and plain containers and call nothing else.
 """
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -108,8 +109,11 @@ class Checkpoints:
     def save(self, epoch, step, arrays, info):
         """Write one, whole or not at all, then remove those that are too many. Returns its path."""
         path = os.path.join(self.folder, 'epoch-{:04d}-step-{:06d}.npz'.format(epoch, step))
+        archive = io.BytesIO()  # first whole in memory: a zip file that meets a full disk prints tracebacks of its own
+        np.savez(archive, info=np.frombuffer(json.dumps(info).encode('utf-8'), 'uint8'), **arrays)
         with atomic_write(path) as temporary:
-            np.savez(temporary, info=np.frombuffer(json.dumps(info).encode('utf-8'), 'uint8'), **arrays)
+            with open(temporary, 'wb') as f:
+                f.write(archive.getbuffer())
         if path not in self.own:
             self.own.append(path)
         self.own = self.own[-self.keep:]

@@ -87,7 +87,7 @@ class Run:
         set_state(self.model, _part(arrays, 'model/'), '--resume: the checkpoint')
         for i, value in enumerate(self.statistics):
             value.set_value(arrays['rank{}/{}'.format(rank(), i)])
-        self.epoch, self.step, self.meters = info['epoch'], info['step'], info['meters']
+        self.epoch, self.step = info['epoch'], info['step']
         self.results, self.metrics, self.seed[0] = info['results'], info['metrics'], info['seed']
         self.schedule.set_state_dict(info['schedule'])
         if self.scaler and info['scaler']:
@@ -98,7 +98,7 @@ class Run:
         for i, (optimizer, parameters) in enumerate(self.optimizers):
             set_optimizer_state(optimizer, parameters, _part(arrays, 'optimizer{}/'.format(i)))
         own = info['ranks'][rank()]
-        self.random, self.loader_states = own['epoch_random'], own['loaders']
+        self.random, self.loader_states, self.meters = own['epoch_random'], own['loaders'], own['meters']
         set_random_states(own['random'])
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -108,8 +108,8 @@ class Run:
     def batches(self, batches):
         """What an epoch's steps take: `batches`, without those that were taken before the run was stopped.
 
-        Loaders that know their place were set to it by begin_epoch; of others, whose order comes from numpy's random state, the batches
-        are read again and passed over.
+        BatchLoaders were set to their place by begin_epoch. Other loaders are read again from the epoch's beginning, with the random
+        states of then, and what was taken is passed over.
         """
         skip = self.step if self.loader_states is not None and None in self.loader_states else 0
         self.loader_states = None
@@ -125,14 +125,14 @@ class Run:
     def begin_epoch(self, epoch, meters):
         """Set the loaders to an epoch, and the meters to where they were. Returns the number of the epoch's first step."""
         self.epoch = epoch
+        if not self.step:
+            self.loader_states, self.random = None, random_states()
         for loader, state in zip(self.loaders, self.loader_states or [None] * len(self.loaders)):
             set_epoch(loader, epoch)
             if state is not None:
                 loader.set_position(state)
         for meter, (total, count) in zip(meters, self.meters or []):
             meter.sum, meter.count = total, count
-        if not self.step:
-            self.random = random_states()
         return self.step
 
     def begin_step(self, epoch, step):
@@ -164,7 +164,7 @@ class Run:
         Raises UserError (status 1) for a disk that refuses and for values that are not finite; older checkpoints stay.
         """
         positions = [loader.position() if hasattr(loader, 'position') else None for loader in self.loaders]
-        own = {'random': random_states(), 'epoch_random': self.random, 'loaders': positions}
+        own = {'random': random_states(), 'epoch_random': self.random, 'loaders': positions, 'meters': self.meters}
         statistics = [value.numpy() for value in self.statistics]
         everyone = [(own, statistics)]
         if world_size() > 1:
@@ -180,7 +180,7 @@ class Run:
         if wrong:
             raise UserError('{} is not finite at epoch {}, step {}, learning rate {:g}: try a lower --learning_rate or --grad_clip; '
                             'the last checkpoint is whole'.format(wrong[0], self.epoch, self.step, self.schedule.get_lr()), status=1)
-        info = {'epoch': self.epoch, 'step': self.step, 'meters': self.meters, 'results': self.results, 'metrics': self.metrics,
+        info = {'epoch': self.epoch, 'step': self.step, 'results': self.results, 'metrics': self.metrics,
                 'seed': self.seed[0], 'schedule': self.schedule.state_dict(),
                 'scaler': self.scaler and {name: np.asarray(value).tolist() for name, value in self.scaler.state_dict().items()},
                 'ranks': [state for state, _ in everyone], 'arguments': self.arguments, 'paddle': paddle.__version__}

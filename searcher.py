@@ -9,18 +9,20 @@ Each step moves the architecture on a validation batch (architect.py) and then t
 algorithm 1).
 """
 import os
+from argparse import Namespace
 
 import paddle
 import paddleslim.nas
-from paddle.io import DataLoader, Dataset, DistributedBatchSampler, IterableDataset, Subset
+from paddle.io import DataLoader, Dataset, IterableDataset
 
 import genotypes
 from architect import Architect, weight_parameters
 from checkpoint import save_params, write_text
 from engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
+from loader import TRAIN, VALID, BatchLoader, DatasetImages
 from resume import Run
 from utility import (AverageMeter, Progress, UserError, average_over_ranks, broadcast, check_agreement, logger, peak_memory_mb,
-                     rank, world_size)
+                     rank)
 
 
 class DARTSearch(paddleslim.nas.DARTSearch):
@@ -43,7 +45,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     learning_rate_min: where the cosine schedule ends.
     eval_reader: what the accuracy at the end of an epoch is measured on, without augmentation; default: valid_reader.
     validate: False leaves that measurement out.
-    search_info: a dict that goes into every genotype.json under "search".
+    search_info: a dict that goes into every genotype.json under "search"; its seed is that of a Dataset's order.
     resume, save_freq, keep: go on from the newest checkpoint in save_dir; steps between two checkpoints within an epoch; how many stay.
     save_params: False leaves <epoch>/params.pdparams out.
     arguments: {name: value} of all that made the run; --resume refuses a checkpoint of other ones. Default: the figures above.
@@ -59,9 +61,10 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         paddle.set_device(_device_name(place))
         self.validate, self.resume, self.save_params = validate, resume, save_params
         self.search_info = dict(search_info or {})
-        self.train_loader = as_loader(train_reader, batchsize, use_multiprocess)
-        self.valid_loader = as_loader(valid_reader, batchsize, use_multiprocess)
-        self.eval_loader = as_loader(valid_reader if eval_reader is None else eval_reader, batchsize, use_multiprocess, train=False)
+        options = batchsize, use_multiprocess, self.search_info.get('seed', 0)
+        self.train_loader = as_loader(train_reader, *options)
+        self.valid_loader = as_loader(valid_reader, *options, stream=VALID)
+        self.eval_loader = as_loader(valid_reader if eval_reader is None else eval_reader, *options, train=False)
 
         broadcast(list(model.parameters()) + list(model.arch_parameters()))
         self.weights = weight_parameters(model)
@@ -175,22 +178,17 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(self.genotype(), search))
 
 
-def as_loader(reader, batch_size, use_multiprocess=False, train=True):
+def as_loader(reader, batch_size, use_multiprocess=False, seed=0, stream=TRAIN, train=True):
     """Turn any reader that DARTSearch takes into an object that is iterated once an epoch and gives batches.
 
     A Dataset is shared out over the ranks: to train, shuffled and in equally many batches each; else each image once. Other readers
     must see to that themselves.
     """
-    workers = int(use_multiprocess)
     if isinstance(reader, IterableDataset):
-        return DataLoader(reader, batch_size=batch_size, num_workers=workers)
-    if isinstance(reader, Dataset) and train and world_size() > 1:
-        batches = DistributedBatchSampler(reader, batch_size, world_size(), rank(), shuffle=True)
-        return DataLoader(reader, batch_sampler=batches, num_workers=workers)
+        return DataLoader(reader, batch_size=batch_size, num_workers=int(use_multiprocess))
     if isinstance(reader, Dataset):
-        if not train:
-            reader = Subset(reader, range(rank(), len(reader), world_size()))
-        return DataLoader(reader, batch_size=batch_size, shuffle=train, num_workers=workers)
+        options = Namespace(seed=seed, use_multiprocess=use_multiprocess)
+        return BatchLoader(DatasetImages(reader), batch_size, train, stream, options, train)
     if hasattr(reader, '__iter__') and not hasattr(reader, '__next__'):
         return reader
     if callable(reader):
