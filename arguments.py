@@ -7,6 +7,8 @@ import difflib
 import math
 import os
 
+from genotypes import get_genotype
+
 
 def boolean(text):
     """True, False, 1 or 0 (also yes/no, on/off), as the scripts have always taken them."""
@@ -87,10 +89,11 @@ class ArgumentParser(argparse.ArgumentParser):
         return args
 
     def check_use(self, args):
-        """Of the USE_FLAGS, eval_only and export need a network."""
+        """Of the USE_FLAGS, eval_only and export need a network. --arch is looked at before anything is read or downloaded."""
         for name in ('eval_only', 'export'):
             if getattr(args, name) and not args.pretrained:
                 self.error('argument --{}: give the network with --pretrained=PATH of a best_model.pdparams'.format(name))
+        get_genotype(args.arch)
         return args
 
     def error(self, message):

@@ -39,7 +39,7 @@ def run_script(main):
             signal.signal(number, stop)
         main()
     except UserError as error:
-        line = '{}: error: {}'.format(os.path.basename(sys.argv[0]), error)
+        line = '{}: error: {}'.format(os.path.basename(sys.argv[0]), ' '.join(str(error).splitlines()))
         if any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
             logger.error(line)  # to the screen and to train.log
         else:

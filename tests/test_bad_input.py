@@ -1,12 +1,18 @@
 """A user's mistake ends in one line on standard error that names the flag and what is allowed, and in status 2."""
+import io
+import json
+import os
+import pickle
 import re
 import subprocess
 import sys
+import tarfile
 
+import numpy as np
 import pytest
 
 from conftest import ROOT
-from test_reader import batch, write_archive
+from test_reader import Hostile, batch, write_archive
 
 
 def check_refusal(result, message, status=2):
@@ -52,10 +58,39 @@ WRONG_ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize('argument', sorted(WRONG_ARGUMENTS))
-def test_a_wrong_argument_is_refused_at_once(script, tmp_path, argument):
-    result = script('search.py', argument)
-    check_refusal(result, WRONG_ARGUMENTS[argument])
+WRONG_ARGUMENTS_OF_TRAINING = {
+    ('train.py', '--epochs=0'): 'at least 1',
+    ('train.py', '--batch_size=-3'): 'at least 1',
+    ('train.py', '--layers=x'): 'a whole number of at least 1',
+    ('train.py', '--auxiliary=perhaps'): 'give True, False, 1 or 0',
+    ('train.py', '--auxiliary_weight=-1'): 'at least 0',
+    ('train.py', '--drop_path_prob=1.5'): 'from 0 to 1',
+    ('train.py', '--cutout_length=-16'): 'at least 0',
+    ('train.py', '--amp_level=O3'): 'give one of O0, O1, O2',
+    ('train.py', '--keep=0'): 'at least 1',
+    ('train.py', '--save_freq=-1'): 'at least 0',
+    ('train.py', '--resume=later'): 'give True, False, 1 or 0',
+    ('train.py', '--init_channel=8'): 'did you mean --init_channels?',
+    ('train.py', '--eval_only'): 'argument --eval_only: give the network with --pretrained',
+    ('train.py', 'DARTS_V2'): 'unrecognized arguments: DARTS_V2',
+    ('train_imagenet.py', '--decay_rate=0'): 'above 0',
+    ('train_imagenet.py', '--label_smooth=2'): 'from 0 to 1',
+    ('train_imagenet.py', '--dropout=-0.1'): 'from 0 to 1',
+    ('train_imagenet.py', '--class_num=1'): 'at least 2',
+    ('train_imagenet.py', '--amp_dtype=int8'): 'give one of float16, bfloat16',
+    ('train_imagenet.py', '--num_workers=1000'): 'from 1 to 64',
+    ('train_imagenet.py', '--max_bad_images=some'): 'at least 0',
+    ('train_imagenet.py', '--dataset=digits'): 'there is no flag --dataset; did you mean --data',
+    ('train_imagenet.py', '--export=model'): 'argument --export: give the network with --pretrained',
+}
+WRONG = {('search.py', argument): message for argument, message in WRONG_ARGUMENTS.items()}
+WRONG.update(WRONG_ARGUMENTS_OF_TRAINING)
+
+
+@pytest.mark.parametrize('name, argument', sorted(WRONG))
+def test_a_wrong_argument_is_refused_at_once(script, tmp_path, name, argument):
+    result = script(name, argument)
+    check_refusal(result, WRONG[name, argument])
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -110,3 +145,102 @@ def test_archives_that_are_missing_truncated_or_something_else(script, tmp_path)
     check_refusal(script('search.py', '--data=cut.tar.gz'), '--data: cut.tar.gz cannot be read, it may be truncated')
     write_archive(tmp_path / 'other.tar.gz', {'readme': b'text'})
     check_refusal(script('search.py', '--data=other.tar.gz'), '--data: other.tar.gz holds no file whose name begins with')
+
+
+GENOTYPE = {'normal': [['skip_connect', 0], ['skip_connect', 1]], 'normal_concat': [2], 'reduce': [['skip_connect', 0], ['skip_connect', 1]],
+            'reduce_concat': [2]}
+
+
+@pytest.fixture(scope='module')
+def wrong_files(tmp_path_factory):
+    """A folder of files that are not what a script asks for."""
+    folder = tmp_path_factory.mktemp('wrong files \u00e9\u4e2d')
+    (folder / 'a folder').mkdir()
+    (folder / 'evil.pdparams').write_bytes(pickle.dumps({'w': Hostile('harm')}, protocol=2))
+    (folder / 'list.pdparams').write_bytes(pickle.dumps([1, 2], protocol=2))
+    (folder / 'empty.pdparams').write_bytes(b'')
+    (folder / 'w.pdparams').write_bytes(pickle.dumps({'w': np.zeros(3)}, protocol=2))
+    (folder / 'bad.pdparams').write_bytes(pickle.dumps({'w': np.zeros(3)}, protocol=2))
+    (folder / 'bad.json').write_text('{"network": "os.system"}')
+    (folder / 'call.json').write_text('__import__("os").system("touch harm")')
+    (folder / 'deep.json').write_text('[' * 100000)
+    (folder / 'op.json').write_text(json.dumps(dict(GENOTYPE, normal=[['rm -rf', 0], ['skip_connect', 1]])))
+    (folder / 'state.json').write_text(json.dumps(dict(GENOTYPE, normal=[['skip_connect', 0], ['skip_connect', 9]])))
+    (folder / 'key.json').write_text('{"normal": []}')
+    (folder / 'bytes.json').write_bytes(b'\xff\xfe\x00')
+    for name, member, content in (
+            ('evil.tar.gz', 'cifar/data_batch_1', pickle.dumps({b'data': Hostile('harm'), b'labels': [0]}, protocol=2)),
+            ('shape.tar.gz', 'cifar/data_batch_1', pickle.dumps({b'data': np.zeros((2, 5), 'uint8'), b'labels': [0, 1]}, protocol=2)),
+            ('path.tar.gz', '../../escaped', b'x'), ('absolute.tar.gz', '/tmp/escaped_from_an_archive', b'x')):
+        with tarfile.open(str(folder / name), 'w:gz') as archive:
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with tarfile.open(str(folder / 'link.tar.gz'), 'w:gz') as archive:
+        info = tarfile.TarInfo('cifar/data_batch_1')
+        info.type, info.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        archive.addfile(info)
+    for name in ('labels', 'pictures', 'one class'):
+        (folder / name).mkdir()
+    (folder / 'labels' / 'train_list.txt').write_text('a.jpg 1\nb.jpg -2\n')
+    (folder / 'labels' / 'val_list.txt').write_text('a.jpg 1\n')
+    for name in ('a', 'b'):
+        (folder / 'pictures' / name).mkdir()
+        for number in range(5):
+            (folder / 'pictures' / name / '{} broken picture.png'.format(number)).write_bytes(b'\x89PNG\r\n\x1a\n broken')
+    (folder / 'one class' / 'only').mkdir()
+    return folder
+
+
+TINY = ['--init_channels=4', '--layers=1', '--auxiliary=False', '--epochs=1']
+EVAL = ['train.py', '--dataset=digits', '--eval_only']
+WRONG_INPUTS = [
+    (['search.py', '--data=a folder'], "a folder holds no file whose name begins with 'data_batch'", 2),
+    (['search.py', '--data=evil.tar.gz'], 'mkdir, which no file of this kind needs: refused', 2),
+    (['search.py', '--data=shape.tar.gz'], 'it must hold data [N, 3072] of uint8 and N labels', 2),
+    (['search.py', '--data=path.tar.gz'], 'holds no file whose name begins with', 2),
+    (['search.py', '--data=absolute.tar.gz'], 'holds no file whose name begins with', 2),
+    (['search.py', '--data=link.tar.gz'], 'holds no file whose name begins with', 2),
+    (['search.py', '--data=op.json'], 'cannot be read, it may be truncated or no archive', 2),
+    (['search.py', '--dataset=folder', '--data=op.json'], 'argument --data: op.json is not a folder', 2),
+    (['search.py', '--dataset=folder', '--data=a folder'], 'holds 0 images in 0 classes', 2),
+    (['search.py', '--dataset=folder', '--data=one class'], 'holds 0 images in 1 class', 2),
+    (['search.py', '--dataset=folder', '--data=pictures', '--train_portion=0.5'], 'broken picture.png cannot be read as an image', 1),
+    (['search.py', '--dataset=digits', '--class_num=3'], '--class_num: 3 is not allowed: the labels of the data are 0 to 9', 2),
+    (['search.py', '--dataset=digits', '--trainset_num=2', '--train_portion=0.1'], 'leaves one half of the search empty', 2),
+    (['search.py', '--model_save_dir=op.json'], '--model_save_dir: op.json is not a folder that can be written to', 2),
+    (['search.py', '--model_save_dir=/proc/none'], '--model_save_dir: /proc/none is not a folder that can be written to', 2),
+    (['train.py', '--arch=DARTS'], "--arch: 'DARTS' is neither a genotype's name (DARTS_V1, DARTS_V2, PC_DARTS) nor", 2),
+    (['train.py', '--arch=a folder'], "--arch: 'a folder' is neither", 2),
+    (['train.py', '--arch=call.json'], 'call.json: not a genotype', 2),
+    (['train.py', '--arch=deep.json'], 'deep.json: not a genotype', 2),
+    (['train.py', '--arch=op.json'], "unknown operation 'rm -rf'", 2),
+    (['train.py', '--arch=state.json'], 'node 0 can take its input from states 0 to 1, not from 9', 2),
+    (['train.py', '--arch=key.json'], 'the key normal_concat and reduce and reduce_concat is missing', 2),
+    (['train.py', '--arch=bytes.json'], 'bytes.json: not a genotype', 2),
+    (EVAL + ['--pretrained=evil.pdparams'], 'mkdir, which no file of this kind needs: refused', 2),
+    (EVAL + ['--pretrained=list.pdparams'], 'it must hold a dictionary of arrays', 2),
+    (EVAL + ['--pretrained=empty.pdparams'], 'empty.pdparams cannot be loaded', 2),
+    (EVAL + ['--pretrained=a folder'], 'a folder cannot be loaded: Is a directory', 2),
+    (EVAL + ['--pretrained=w.pdparams'], 'does not fit this network: ', 2),
+    (EVAL + ['--pretrained=bad.pdparams'], 'holds a os.system, this script takes a NetworkCIFAR', 2),
+    (['train.py', '--dataset=folder', '--data=pictures'], 'broken picture.png cannot be read as an image', 1),
+    (['train_imagenet.py', '--data_dir=absent'], 'val_list.txt cannot be read: No such file', 2),
+    (['train_imagenet.py', '--data_dir=labels'], "train_list.txt, line 2: 'b.jpg -2' is not", 2),
+    (['train_imagenet.py', '--data_dir=labels', '--arch=op.json'], "unknown operation 'rm -rf'", 2),
+]
+
+
+@pytest.mark.parametrize('words, message, status', WRONG_INPUTS, ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+def test_a_wrong_input_is_one_line(wrong_files, tmp_path, words, message, status):
+    """Files are named as from their own folder, which has spaces and letters of two scripts in its name."""
+    words = words + (TINY if words[0] != 'search.py' else TINY[:2] + TINY[3:])
+    save = [] if any(word.startswith('--model_save_dir') for word in words) else ['--model_save_dir=' + str(tmp_path / 'run \u4e2d')]
+    before = sorted(os.listdir(str(wrong_files)))
+    result = subprocess.run([sys.executable, os.path.join(ROOT, words[0])] + words[1:] + save, cwd=str(wrong_files), text=True,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    check_refusal(result, message, status)
+    assert sorted(os.listdir(str(wrong_files))) == before, 'it left something, or ran what a file told it to'
+    left = [name for _, _, names in os.walk(str(tmp_path)) for name in names]
+    assert set(left) <= {'train.log', 'metrics.jsonl'}
+    assert not os.path.exists('/tmp/escaped_from_an_archive') and not os.path.exists(str(wrong_files.parent.parent / 'escaped'))

@@ -194,7 +194,7 @@ def test_a_run_leaves_what_it_should_and_one_seed_gives_one_result(script, tmp_p
         assert md5(params[0]) == md5(params[1]) != md5(params[2])
     assert md5(final) == md5(tmp_path / 'b' / 'genotype.json') != md5(tmp_path / 'other' / 'genotype.json')
     assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == [
-        '0', '1', 'genotype.json', 'metrics.jsonl', 'train.log']
+        '0', '1', 'checkpoints', 'genotype.json', 'metrics.jsonl', 'train.log']
 
 
 def test_a_search_on_real_cifar_images(script):

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, shared_file
 from engine import Precision, fit, train_one_epoch
 from genotypes import PC_DARTS, genotype_json
+from resume import Run
 from test_bad_input import check_refusal
 from test_reader import Hostile
 
@@ -46,7 +47,7 @@ def test_a_training_run_leaves_what_it_should(trained):
     best = json.loads((save / 'best_model.json').read_text())
     assert best['valid_acc'] == max(m['valid_acc'] for m in metrics) > 0
     assert (best['init_channels'], best['layers'], best['class_num'], best['auxiliary']) == (4, 2, 10, False)
-    assert sorted(path.name for path in save.iterdir()) == ['best_model.json', 'best_model.pdparams', 'metrics.jsonl',
+    assert sorted(path.name for path in save.iterdir()) == ['best_model.json', 'best_model.pdparams', 'checkpoints', 'metrics.jsonl',
                                                             'train.log']
 
 
@@ -216,12 +217,19 @@ def cross_entropy(logits, label, epsilon):
     return -(target * log_p).sum(1).mean()
 
 
-def test_the_loss_is_smoothed_and_has_the_auxiliary_heads_part():
+def a_run(folder, model, optimizer, schedule, loader):
+    run = Run(str(folder), model, [(optimizer, model.parameters())], schedule, [loader], {})
+    run.start(False)
+    return run
+
+
+def test_the_loss_is_smoothed_and_has_the_auxiliary_heads_part(tmp_path):
     model, rng = Probe(), np.random.default_rng(0)
     image, label = rng.normal(size=(6, 3, 2, 2)).astype('float32'), rng.integers(0, 3, 6)
     logits, logits_aux = [output.numpy() for output in model(paddle.to_tensor(image))]
     optimizer = paddle.optimizer.SGD(0.1, parameters=model.parameters())
-    metrics = train_one_epoch(model, [(image, label)], optimizer, 0, Precision('O0', 'float16', model),
+    run = a_run(tmp_path, model, optimizer, None, [(image, label)])
+    metrics = train_one_epoch(model, [(image, label)], optimizer, 0, Precision('O0', 'float16', model), run,
                               auxiliary_weight=0.7, label_smooth=0.2)
     assert metrics['train_loss'] == pytest.approx(
         cross_entropy(logits, label, 0.2) + 0.7 * cross_entropy(logits_aux, label, 0.2), rel=1e-5)
@@ -229,14 +237,19 @@ def test_the_loss_is_smoothed_and_has_the_auxiliary_heads_part():
     assert metrics['train_acc5'] == 1  # of three classes
 
 
-def test_drop_path_rises_linearly_and_the_validation_loss_is_not_smoothed():
+def test_drop_path_rises_linearly_and_the_validation_loss_is_not_smoothed(tmp_path):
     model, rng = Probe(), np.random.default_rng(0)
     batches = Batches([(rng.normal(size=(4, 3, 2, 2)).astype('float32'), rng.integers(0, 3, 4)) for _ in range(2)])
     schedule = paddle.optimizer.lr.ExponentialDecay(1e-9, 0.5)
     optimizer = paddle.optimizer.SGD(schedule, parameters=model.parameters())
     seen = []
-    fit(model, batches, batches[:1], optimizer, schedule, 4, lambda m: seen.append((model.drop_path_prob, batches.epoch, m)),
-        Precision('O0', 'float16', model), drop_path_prob=0.2, label_smooth=0.3)
+
+    def report(metrics):
+        seen.append((model.drop_path_prob, batches.epoch, metrics))
+        return metrics
+
+    fit(model, batches, batches[:1], optimizer, schedule, 4, report, Precision('O0', 'float16', model),
+        a_run(tmp_path, model, optimizer, schedule, batches), drop_path_prob=0.2, label_smooth=0.3)
     assert [(prob, epoch) for prob, epoch, _ in seen] == [(0.0, 0), (0.05, 1), (0.1, 2), (0.15000000000000002, 3)]
     assert [m['lr'] for _, _, m in seen] == [1e-9 * 0.5**epoch for epoch in range(4)]
     image, label = batches[0]
