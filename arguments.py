@@ -163,4 +163,6 @@ def run_flags(log_freq, model_save_dir):
         ('resume', boolean, False, 'go on from the newest whole checkpoint in --model_save_dir, if there is one'),
         ('save_freq', integer(0), 0, 'steps between two checkpoints within an epoch; 0: one at the end of each epoch'),
         ('keep', integer(1), 2, 'how many checkpoints stay, the newest ones'),
+        ('use_vdl', boolean, False, 'log curves, alphas and the cells for VisualDL, to vdl/ in --model_save_dir'),
+        ('summary', boolean, False, "print the network's size, part by part, and end"),
     ]

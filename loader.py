@@ -210,7 +210,7 @@ class BatchLoader:
             ready = DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers, worker_init_fn=_leave_signals)
         else:  # without DataLoader, which would wait for ever after an error in a data set
             ready = (tuple(map(paddle.to_tensor, batches[i])) for i in range(len(batches)))
-        read = 0
+        read, ready = 0, iter(ready)
         try:
             for image, label, errors in ready:
                 self.taken += 1
@@ -226,6 +226,9 @@ class BatchLoader:
                 raise cause  # of a user's own code
             raise UserError('a worker process of the reader died, perhaps for lack of memory; --use_multiprocess=False reads '
                             'without one', status=1)
+        finally:
+            if workers:
+                ready._try_shutdown_all(1)  # seconds; a pass that is left half-way would keep its workers
         if self.train and len(batches) and not first and not read:
             raise UserError('none of the {} images could be read'.format(len(self.source)), status=1)
 

@@ -141,32 +141,3 @@ class NetworkImageNet(_Network):
     def forward(self, image):
         s0 = self.stem0(image)
         return self._run(s0, self.stem1(s0))
-
-
-def count_parameters(network, auxiliary=True):
-    """The number of trainable parameters, with those of the auxiliary head or without."""
-    return sum(p.size for name, p in network.named_parameters()
-               if p.trainable and (auxiliary or not name.startswith('auxiliary_head.')))
-
-
-@paddle.no_grad()
-def count_macs(network, image_shape):
-    """The multiply-adds of convolutions and linear layers for one image [3, H, W]; the auxiliary head does not count."""
-    macs = []
-
-    def count_convolution(layer, inputs, output):
-        macs.append(output.size * layer.weight.size // layer.weight.shape[0])  # [out, in / groups, kernel h, kernel w]
-
-    def count_linear(layer, inputs, output):
-        macs.append(layer.weight.size)
-
-    kinds = {nn.Conv2D: count_convolution, nn.Linear: count_linear}
-    hooks = [layer.register_forward_post_hook(kinds[type(layer)]) for layer in network.sublayers() if type(layer) in kinds]
-    training = network.training
-    network.eval()
-    network(paddle.zeros([1] + list(image_shape)))
-    if training:
-        network.train()
-    for hook in hooks:
-        hook.remove()
-    return sum(macs)

@@ -137,6 +137,12 @@ def class_count(num_classes, args, given):
     return args.class_num
 
 
+def image_shape(args):
+    """The shape [3, H, W] of a data set's images, without reading them."""
+    size = {'digits': 8, 'folder': getattr(args, 'image_size', None) or 32}.get(_dataset(args), 32)
+    return [3, size, size]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Other data sets
 # ---------------------------------------------------------------------------------------------------------------------

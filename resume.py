@@ -31,11 +31,12 @@ class Run:
     schedule: the learning rate's. loaders: those whose batches the steps take. arguments: {name: value}, what made the run.
     save_freq: steps between two checkpoints within an epoch; 0 writes at the ends of epochs alone. keep: how many stay.
     scaler: a paddle.amp.GradScaler or None. same_on_all_ranks: whether the ranks draw the same random numbers in a step.
+    on_epoch: called on rank 0 with each epoch's line of metrics.jsonl.
     Used as a context, it turns SIGTERM and SIGINT into a checkpoint and a UserError of status 143 or 130.
     """
 
     def __init__(self, folder, model, optimizers, schedule, loaders, arguments, save_freq=0, keep=2, scaler=None,
-                 same_on_all_ranks=True):
+                 same_on_all_ranks=True, on_epoch=None):
         self.folder, self.model, self.optimizers, self.schedule = folder, model, optimizers, schedule
         self.loaders, self.save_freq, self.scaler = loaders, save_freq, scaler
         self.arguments = dict(arguments, processes=world_size())
@@ -44,7 +45,7 @@ class Run:
         self.seed = [int(paddle.randint(0, 2**31 - 1, [1])), 0 if same_on_all_ranks else rank()]
         self.epoch, self.step, self.meters, self.results = 0, 0, None, {}
         self.metrics, self.random, self.loader_states = [], random_states(), None
-        self.signal = None
+        self.signal, self.on_epoch = None, on_epoch
 
     # -----------------------------------------------------------------------------------------------------------------
     # Going on
@@ -150,6 +151,8 @@ class Run:
         """Write the epoch's line of metrics.jsonl and a checkpoint."""
         self.metrics.append(metrics)
         self._write_metrics()
+        if self.on_epoch is not None and rank() == 0:
+            self.on_epoch(metrics)
         self.epoch, self.step, self.meters = self.epoch + 1, 0, None
         self.save()
         self.stop_if_asked()

@@ -70,12 +70,17 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    place = start_script(args, args.model_save_dir, given)
+    place = start_script(args, None if args.summary else args.model_save_dir, given)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     from model_search import Network
-    from reader import class_count, train_search
+    from reader import class_count, image_shape, train_search
     from searcher import DARTSearch
+    from summary import summary
+    from vdl import visual_log
 
+    if args.summary:
+        print(summary(Network(args.init_channels, args.class_num, args.layers, args.method), image_shape(args), args.batch_size))
+        return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     args.class_num = class_count(train_loader.num_classes, args, given)
     model = Network(args.init_channels, args.class_num, args.layers, args.method)
@@ -103,7 +108,8 @@ def main():
         save_freq=args.save_freq,
         keep=args.keep,
         save_params=args.save_params,
-        arguments=vars(args))
+        arguments=vars(args),
+        on_epoch=visual_log(args))
     genotype = searcher.train()
     if rank() == 0:
         report(genotype, args)

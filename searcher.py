@@ -48,6 +48,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     search_info: a dict that goes into every genotype.json under "search"; its seed is that of a Dataset's order.
     resume, save_freq, keep: go on from the newest checkpoint in save_dir; steps between two checkpoints within an epoch; how many stay.
     save_params: False leaves <epoch>/params.pdparams out.
+    on_epoch: called with the line of metrics.jsonl, a dict, of each epoch.
     arguments: {name: value} of all that made the run; --resume refuses a checkpoint of other ones. Default: the figures above.
     """
 
@@ -55,7 +56,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
                  arch_learning_rate=3e-4, unrolled=False, num_epochs=50, epochs_no_archopt=0, use_multiprocess=False,
                  save_dir='./', log_freq=50, momentum=0.9, weight_decay=3e-4, grad_clip=5.0, arch_weight_decay=1e-3,
                  learning_rate_min=1e-3, eval_reader=None, validate=True, search_info=None, resume=False, save_freq=0, keep=2,
-                 save_params=True, arguments=None):
+                 save_params=True, arguments=None, on_epoch=None):
         super().__init__(model, train_reader, valid_reader, place, learning_rate, batchsize, num_imgs, arch_learning_rate,
                          unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir, log_freq)
         paddle.set_device(_device_name(place))
@@ -81,7 +82,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
                              weight_decay=weight_decay, grad_clip=grad_clip, arch_weight_decay=arch_weight_decay,
                              learning_rate_min=learning_rate_min)
         self.run = Run(save_dir, model, [(self.optimizer, self.weights), (self.architect.optimizer, self.architect.arch_parameters)],
-                       self.schedule, [self.train_loader, self.valid_loader], arguments, save_freq, keep)
+                       self.schedule, [self.train_loader, self.valid_loader], arguments, save_freq, keep, on_epoch=on_epoch)
 
     def train(self):
         """Search, and leave the parameters and the genotype of every epoch and the final genotype in save_dir.

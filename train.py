@@ -44,34 +44,38 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    start_script(args, None if args.eval_only or args.export else args.model_save_dir, given)
+    start_script(args, None if args.eval_only or args.export or args.summary else args.model_save_dir, given)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     import paddle
     import trainer
-    from reader import class_count, train_valid
+    from reader import class_count, image_shape, train_valid
+    from summary import summary
 
     description = None
     if args.pretrained:
         model, description = trainer.load(args.pretrained, 'NetworkCIFAR', args, given)
         args.class_num = description['class_num']
+    if args.summary:
+        print(summary(model if description else trainer.build(trainer.describe('NetworkCIFAR', args)), image_shape(args), args.batch_size))
+        return
     if args.export:
         trainer.export(model, args.export, description.get('image_shape', [3, 32, 32]))
         if not args.eval_only:
             return
     test_loader = train_valid(args.batch_size, False, False, args)
-    image_shape = test_loader.source.image_shape
+    shape = test_loader.source.image_shape
     if args.eval_only:
-        trainer.log_size(model, image_shape)
+        trainer.log_size(model, shape)
         trainer.score(model, test_loader, args)
         return
     train_loader = train_valid(args.batch_size, True, True, args)
     classes = class_count(train_loader.num_classes, args, given | ({'class_num'} if description else set()))
     if description is None:
         args.class_num = classes
-        description = dict(trainer.describe('NetworkCIFAR', args), image_shape=image_shape,
+        description = dict(trainer.describe('NetworkCIFAR', args), image_shape=shape,
                            data={name: getattr(args, name) for name in trainer.DATA})
         model = trainer.build(description)
-    trainer.log_size(model, image_shape)
+    trainer.log_size(model, shape)
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs)
     trainer.train(model, description, train_loader, test_loader, schedule, args, log_epoch)
 

@@ -48,18 +48,23 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    start_script(args, None if args.eval_only or args.export else args.model_save_dir, given)
+    start_script(args, None if args.eval_only or args.export or args.summary else args.model_save_dir, given)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     import paddle
     import trainer
     from loader import ORDER, TRAIN, VALID, BatchLoader, generator
     from reader import class_count, imagenet_reader
+    from summary import summary
 
     description = None
     if args.pretrained:
         model, description = trainer.load(args.pretrained, 'NetworkImageNet', args, given, dropout=args.dropout)
         args.class_num = description['class_num']
         given.add('class_num')
+    if args.summary:
+        network = model if description else trainer.build(trainer.describe('NetworkImageNet', args), dropout=args.dropout)
+        print(summary(network, IMAGE_SHAPE, args.batch_size))
+        return
     if args.export:
         trainer.export(model, args.export, IMAGE_SHAPE)
         if not args.eval_only:

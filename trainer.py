@@ -12,7 +12,9 @@ import model as networks
 from checkpoint import load_model, save_model, set_state
 from engine import Precision, evaluate, fit
 from resume import Run
+from summary import count_macs, count_parameters
 from utility import UserError, broadcast, logger, rank
+from vdl import visual_log
 
 # What decides a network's shape, as the flags and as best_model.json call it.
 SHAPE = ('init_channels', 'layers', 'class_num', 'auxiliary')
@@ -76,8 +78,7 @@ def load(path, network, args, given, **options):
 def log_size(model, image_shape):
     """Log the parameters and the multiply-adds of a network for one image [3, H, W]."""
     logger.info('param size = %.6fMB (%d parameters), %d multiply-adds for an image of %s',
-                networks.count_parameters(model) / 1e6, networks.count_parameters(model),
-                networks.count_macs(model, image_shape), 'x'.join(map(str, image_shape[1:])))
+                count_parameters(model) / 1e6, count_parameters(model), count_macs(model, image_shape), 'x'.join(map(str, image_shape[1:])))
 
 
 def train(model, description, train_loader, valid_loader, schedule, args, log_epoch):
@@ -93,7 +94,7 @@ def train(model, description, train_loader, valid_loader, schedule, args, log_ep
     precision = Precision(args.amp_level, args.amp_dtype, model, optimizer)
     run = Run(args.model_save_dir, model, [(optimizer, parameters)], schedule, [train_loader],
               dict(vars(args), genotype=description['genotype']), args.save_freq, args.keep, scaler=precision.scaler,
-              same_on_all_ranks=False)  # each rank drops paths of its own images
+              same_on_all_ranks=False, on_epoch=visual_log(args))  # each rank drops paths of its own images
     run.start(args.resume)
 
     def report(metrics):
