@@ -165,9 +165,28 @@ def read_genotype(path):
         raise UserError('{}: not a genotype: {}'.format(path, getattr(error, 'strerror', None) or error))
 
 
+def to_json(result):
+    """What a search found, as JSON keeps it: a Genotype's dict; the result of another space, such as a string, as it is."""
+    return to_dict(result) if isinstance(result, Genotype) else result
+
+
+def random_genotype(random, steps=4):
+    """Draw two cells: each node takes two different states before it, on each edge one operation that is not `none`, all alike likely.
+
+    random: a random.Random.
+    """
+    operations = [name for name in PRIMITIVES if name != 'none']
+    cells = [[(random.choice(operations), state) for node in range(steps) for state in sorted(random.sample(range(2 + node), 2))]
+             for _ in range(2)]
+    return Genotype(cells[0], range(2, 2 + steps), cells[1], range(2, 2 + steps))
+
+
 def genotype_json(genotype, search=None):
-    """The text of a genotype.json; `search` says how the genotype was found (method, seed, epoch, …) and is not read back."""
-    data = to_dict(genotype)
+    """The text of a genotype.json; `search` says how the genotype was found (method, seed, epoch, …) and is not read back.
+
+    The result of another space stands there as {"architecture": result}.
+    """
+    data = to_dict(genotype) if isinstance(genotype, Genotype) else {'architecture': genotype}
     if search is not None:
         data['search'] = search
     return json.dumps(data) + '\n'

@@ -6,10 +6,14 @@ differentiable search methods differ.
 
     DARTS     Liu, Simonyan, Yang: DARTS: Differentiable Architecture Search, ICLR 2019
     PC-DARTS  Xu et al.: PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search, ICLR 2020
+    GDAS, DrNAS, FairDARTS, DARTS-: see their classes
 
 To search a space of your own, change PRIMITIVES, Cell or Network; the searcher asks a network only for `arch_parameters()`,
 `_loss(image, label)`, `genotype()` and being callable on a batch of images.
 """
+import math
+
+import numpy as np
 import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
@@ -21,24 +25,48 @@ from operations import OPS, FactorizedReduce, ReLUConvBN, batch_norm, conv2d, li
 from utility import UserError
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Methods: how architecture parameters become weights, and what is added to the loss
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 class DARTS:
-    """Softmax over the operations of an edge (DARTS, equation 2); every edge counts the same."""
+    """Softmax over the operations of an edge (Liu et al. 2019, equation 2); every edge counts the same.
+
+    The other methods are this one with something changed. A method of your own: a subclass here, named in METHODS.
+    """
 
     name = 'DARTS'
     partial = 1  # 1/partial of the channels pass the mixed operation
-    with_betas = False
+    with_betas = False  # whether edges have architecture parameters too
+    sampled = False  # whether operation_weights gives one operation of each edge the weight 1, so that it alone is computed
+    auxiliary_skip = False  # whether an edge has one more skip connection, of weight skip_weight
+    skip_weight = 0.0
+    progress = 0.0  # of the search, from 0 in its first epoch to 1 in its last; the searcher sets it
 
     def operation_weights(self, alphas):
         """alphas [edges, operations] -> the weights of the operations, [edges, operations]."""
+        return F.softmax(alphas, axis=-1)
+
+    def strengths(self, alphas):
+        """alphas [edges, operations] -> how strong each operation is for the genotype, and for scoring the network."""
         return F.softmax(alphas, axis=-1)
 
     def edge_weights(self, betas, steps):
         """betas [edges] -> the weights of the edges, [edges], or None where edges have none."""
         return None
 
+    def regularizer(self, alphas):
+        """What is added to the loss, a scalar, for a list of alphas [edges, operations]; 0 for nothing."""
+        return 0.0
+
+    def derive(self, strengths, steps):
+        """The cell that strengths [edges, operations], nested lists, stand for."""
+        return genotypes.derive_cell(strengths, PRIMITIVES, steps)
+
 
 class PCDARTS(DARTS):
-    """Partial channel connections (PC-DARTS, section 3.2) with edge normalisation (section 3.3, equation 3)."""
+    """Partial channel connections (Xu et al. 2020, section 3.2) with edge normalisation (section 3.3, equation 3)."""
 
     name = 'PC-DARTS'
     partial = 4  # K = 4 for CIFAR-10 and ImageNet, section 4.1
@@ -49,7 +77,113 @@ class PCDARTS(DARTS):
         return paddle.concat([F.softmax(node, axis=-1) for node in betas.split([i + 2 for i in range(steps)])])
 
 
-METHODS = {method.name: method for method in (DARTS, PCDARTS)}
+class GDAS(DARTS):
+    """Gumbel-softmax with a hard sample (Dong, Yang: Searching for a Robust Neural Architecture in Four GPU Hours, CVPR 2019,
+    equations 3 to 6).
+
+    h = softmax((log softmax(alpha) + o) / tau) with o = -log(-log u), u uniform; forward, the largest h of an edge is 1 and the others are 0;
+    backward, the gradient is h's. tau falls linearly from 10 to 0.1 (section 4.1).
+    """
+
+    name = 'GDAS'
+    sampled = True
+    tau_max, tau_min = 10.0, 0.1
+
+    def operation_weights(self, alphas):
+        tau = self.tau_max - (self.tau_max - self.tau_min) * self.progress
+        gumbel = -paddle.log(-paddle.log(paddle.uniform(alphas.shape, alphas.dtype, 1e-9, 1 - 1e-7)))
+        soft = F.softmax((F.log_softmax(alphas, axis=-1) + gumbel) / tau, axis=-1)
+        hard = F.one_hot(soft.argmax(-1), alphas.shape[-1]).astype(soft.dtype)
+        return hard - soft.detach() + soft
+
+
+class DrNAS(DARTS):
+    """Weights drawn from a Dirichlet distribution (Chen et al.: DrNAS: Dirichlet Neural Architecture Search, ICLR 2021, section 3.1).
+
+    theta ~ Dir(beta), beta = elu(alpha) + 1. A draw is g / sum(g) with g_k ~ Gamma(beta_k), taken as the inverse of Gamma's distribution function at
+    a uniform number, so that its derivative by beta at that number is the pathwise gradient. Added to the loss: 0.001 times the Kullback-Leibler
+    divergence from Dir(1), summed over the edges, mean over the cells.
+    """
+
+    name = 'DrNAS'
+    regularization = 1e-3
+
+    def concentration(self, alphas):
+        return F.elu(alphas) + 1
+
+    def operation_weights(self, alphas):
+        from scipy.special import gammaincinv  # scipy comes with scikit-learn
+        beta = self.concentration(alphas)
+        b = np.maximum(beta.numpy().astype('float64'), 1e-3)
+        u = paddle.uniform(alphas.shape, alphas.dtype, 1e-6, 1 - 1e-6).numpy().astype('float64')
+        h = 1e-4 * b
+        value, slope = gammaincinv(b, u) + 1e-12, (gammaincinv(b + h, u) - gammaincinv(b - h, u)) / (2 * h)
+        draw = paddle.to_tensor(value, alphas.dtype) + paddle.to_tensor(slope, alphas.dtype) * (beta - beta.detach())
+        return draw / draw.sum(-1, keepdim=True)
+
+    def strengths(self, alphas):
+        beta = self.concentration(alphas)
+        return beta / beta.sum(-1, keepdim=True)
+
+    def regularizer(self, alphas):
+        """KL(Dir(beta) || Dir(1)) = lgamma(B) - sum lgamma(beta_k) - lgamma(K) + sum (beta_k - 1) (digamma(beta_k) - digamma(B))."""
+        divergences = []
+        for beta in map(self.concentration, alphas):
+            total = beta.sum(-1, keepdim=True)
+            divergences.append((paddle.lgamma(total).squeeze(-1) - paddle.lgamma(beta).sum(-1) - math.lgamma(beta.shape[-1])
+                                + ((beta - 1) * (paddle.digamma(beta) - paddle.digamma(total))).sum(-1)).sum())
+        return self.regularization * sum(divergences) / len(divergences)
+
+
+class FairDARTS(DARTS):
+    """Independent operations (Chu et al.: Fair DARTS, ECCV 2020): sigmoid in place of softmax (equation 2), and the zero-one loss
+    -1/N sum (sigmoid(alpha) - 0.5)^2 over all N alphas, times 10 (equation 3, section 4.1).
+
+    A node keeps its two strongest edges, but no operation below the threshold 0.85 (section 3.3): that edge is `none`. Where a node would have no
+    input at all, its strongest edge stays.
+    """
+
+    name = 'FairDARTS'
+    threshold, zero_one_weight = 0.85, 10.0
+
+    def operation_weights(self, alphas):
+        return F.sigmoid(alphas)
+
+    strengths = operation_weights
+
+    def regularizer(self, alphas):
+        count = sum(alpha.size for alpha in alphas)
+        return -self.zero_one_weight * sum((F.sigmoid(alpha) - 0.5).square().sum() for alpha in alphas) / count
+
+    def derive(self, strengths, steps):
+        cell = super().derive(strengths, steps)
+        for i, (operation, state) in enumerate(cell):
+            node, first = i // 2, i % 2 == 0  # the stronger edge of a node comes first
+            strength = strengths[sum(range(2, 2 + node)) + state][PRIMITIVES.index(operation)]
+            if strength < self.threshold and not first:
+                cell[i] = ('none', state)
+        return cell
+
+
+class DARTSMinus(DARTS):
+    """An auxiliary skip connection beside every mixed operation (Chu et al.: DARTS-, ICLR 2021, equation 5): beta x + sum p_o o(x). beta falls
+    from 1 to 0 along a cosine over the search; the genotype doesn't see it.
+    """
+
+    name = 'DARTS-'
+    auxiliary_skip = True
+
+    @property
+    def skip_weight(self):
+        return (1 + math.cos(math.pi * self.progress)) / 2
+
+
+METHODS = {method.name: method for method in (DARTS, PCDARTS, GDAS, DrNAS, FairDARTS, DARTSMinus)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The supernet
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class MixedOp(nn.Layer):
@@ -59,9 +193,10 @@ class MixedOp(nn.Layer):
     where the edge strides), and the channels are shuffled so that the next mixed operation sees other ones.
     """
 
-    def __init__(self, c, stride, partial):
+    def __init__(self, c, stride, partial, auxiliary_skip=False):
         super().__init__()
         self.partial = partial
+        self.auxiliary_op = OPS['skip_connect'](c, stride, False) if auxiliary_skip else None
         self.mp = nn.MaxPool2D(2, 2, ceil_mode=True) if stride == 2 else None
         self._ops = nn.LayerList()
         for primitive in PRIMITIVES:
@@ -70,8 +205,16 @@ class MixedOp(nn.Layer):
                 op = nn.Sequential(op, batch_norm(c // partial, affine=False))
             self._ops.append(op)
 
-    def forward(self, x, weights):
-        """x [N, C, H, W], weights: a scalar tensor for each operation -> [N, C, H / stride, W / stride]."""
+    def forward(self, x, weights, chosen=None, skip_weight=0.0):
+        """x [N, C, H, W], weights: a scalar tensor for each operation -> [N, C, H / stride, W / stride].
+
+        chosen: the one operation to compute; its weight is 1 and those of the others are 0, but have gradients. skip_weight: of the
+        auxiliary skip connection.
+        """
+        if self.auxiliary_op is not None:
+            return self.mix(x, weights) + skip_weight * self.auxiliary_op(x)
+        if chosen is not None:  # as in the authors' code, each other weight is added to all of the output
+            return sum(w * self._ops[k](x) if k == chosen else w for k, w in enumerate(weights))
         if self.partial == 1:
             return self.mix(x, weights)
         c = x.shape[1] // self.partial
@@ -91,8 +234,9 @@ class Cell(nn.Layer):
     `multiplier` states, multiplier * c channels.
     """
 
-    def __init__(self, steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, partial):
+    def __init__(self, steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, method):
         super().__init__()
+        self.method = method
         self.reduction = reduction
         self._steps = steps
         self._multiplier = multiplier
@@ -105,16 +249,17 @@ class Cell(nn.Layer):
         for i in range(steps):
             for j in range(2 + i):
                 stride = 2 if reduction and j < 2 else 1
-                self._ops.append(MixedOp(c, stride, partial))
+                self._ops.append(MixedOp(c, stride, method.partial, method.auxiliary_skip))
 
-    def forward(self, s0, s1, weights, edge_weights):
-        """weights: for each edge a list of scalar tensors; edge_weights: a scalar tensor for each edge, or None."""
+    def forward(self, s0, s1, weights, edge_weights, chosen):
+        """weights: for each edge a list of scalar tensors; edge_weights: a scalar tensor for each edge, or None; chosen: for each edge
+        the number of the operation to compute, or None for all."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         edge = 0
         for _ in range(self._steps):
             node = 0
             for state in states:
-                mixed = self._ops[edge](state, weights[edge])
+                mixed = self._ops[edge](state, weights[edge], chosen[edge], self.method.skip_weight)
                 node += mixed if edge_weights is None else edge_weights[edge] * mixed
                 edge += 1
             states.append(node)
@@ -126,7 +271,7 @@ class Network(nn.Layer):
 
     c_in: the initial channels C; reduction cells at layers // 3 and 2 * layers // 3 double them.
     num_classes, layers: the classes of the data, the number of cells.
-    method: 'DARTS' or 'PC-DARTS'.
+    method: a name of METHODS.
     steps, multiplier: intermediate nodes of a cell, and how many of the last ones its output concatenates.
     stem_multiplier: the stem gives stem_multiplier * c_in channels.
 
@@ -155,7 +300,7 @@ class Network(nn.Layer):
             reduction = i in (layers // 3, 2 * layers // 3)
             if reduction:
                 c *= 2
-            self.cells.append(Cell(steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, partial))
+            self.cells.append(Cell(steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, self.method))
             reduction_prev = reduction
             c_prev_prev, c_prev = c_prev, multiplier * c
         self.global_pooling = nn.AdaptiveAvgPool2D(1)
@@ -179,12 +324,22 @@ class Network(nn.Layer):
         return alphas + ([self.betas_normal, self.betas_reduce] if self.method.with_betas else [])
 
     def _weights(self, reduction):
-        """The weights of a kind of cell: operations [edges, operations] and edges [edges] (None without betas)."""
+        """The weights of a kind of cell: operations [edges, operations] and edges [edges] (None without betas).
+
+        While the network is scored, a method's strengths are taken in place of a draw.
+        """
         alphas = self.alphas_reduce if reduction else self.alphas_normal
         betas = None
         if self.method.with_betas:
             betas = self.betas_reduce if reduction else self.betas_normal
-        return self.method.operation_weights(alphas), self.method.edge_weights(betas, self._steps)
+        weights = self.method.operation_weights(alphas) if self.training else self.method.strengths(alphas)
+        if self.method.sampled and not self.training:
+            weights = F.one_hot(weights.argmax(-1), weights.shape[-1])
+        return weights, self.method.edge_weights(betas, self._steps)
+
+    def set_progress(self, progress):
+        """Tell the method how far the search is, from 0 to 1; the searcher calls it before every epoch."""
+        self.method.progress = progress
 
     def forward(self, image):
         """image [N, 3, H, W] -> logits [N, num_classes]."""
@@ -192,25 +347,29 @@ class Network(nn.Layer):
         scalars = {}
         for reduction in (False, True):
             weights, edge_weights = self._weights(reduction)
+            chosen = weights.argmax(-1).tolist() if self.method.sampled else [None] * weights.shape[0]
             scalars[reduction] = ([row.unbind() for row in weights.unbind()],
-                                  None if edge_weights is None else edge_weights.unbind())
+                                  None if edge_weights is None else edge_weights.unbind(), chosen)
         s0 = s1 = self.stem(image)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, *scalars[cell.reduction])
         return self.classifier(self.global_pooling(s1).flatten(1))
 
     def _loss(self, image, label):
-        """The mean cross-entropy of a batch, image [N, 3, H, W], label [N] or [N, 1]."""
-        return F.cross_entropy(self(image), label)
+        """The mean cross-entropy of a batch, image [N, 3, H, W], label [N] or [N, 1], and what the method adds."""
+        return F.cross_entropy(self(image), label) + self.method.regularizer([self.alphas_normal, self.alphas_reduce])
+
+    @paddle.no_grad()
+    def strengths(self):
+        """How strong each operation of the normal and of the reduction cell is, two tensors [edges, operations]."""
+        strengths = [self.method.strengths(alphas) for alphas in (self.alphas_normal, self.alphas_reduce)]
+        if self.method.with_betas:
+            betas = [self.method.edge_weights(betas, self._steps) for betas in (self.betas_normal, self.betas_reduce)]
+            strengths = [s * beta.unsqueeze(-1) for s, beta in zip(strengths, betas)]
+        return strengths
 
     def genotype(self):
         """The genotype that the present architecture parameters stand for."""
-        cells = []
-        with paddle.no_grad():
-            for reduction in (False, True):
-                weights, edge_weights = self._weights(reduction)
-                if edge_weights is not None:
-                    weights = weights * edge_weights.unsqueeze(-1)
-                cells.append(genotypes.derive_cell(weights.tolist(), PRIMITIVES, self._steps))
+        cells = [self.method.derive(strengths.tolist(), self._steps) for strengths in self.strengths()]
         concat = range(2 + self._steps - self._multiplier, 2 + self._steps)
         return Genotype(normal=cells[0], normal_concat=concat, reduce=cells[1], reduce_concat=concat)

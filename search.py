@@ -9,20 +9,40 @@
 It leaves train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams and <epoch>/genotype.json in
 --model_save_dir, and ends by printing the genotype and the command that trains it.
 """
+import argparse
 import os
+import random
 import sys
 
 from arguments import (DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, given_flags, integer, number, positive, reader_flags,
                        run_flags)
+from genotypes import genotype_json, random_genotype
 from utility import logger, rank, run_script, start_script
 
+def stop_rule(text):
+    """An argument type: 'skip:2' or 'eigenvalue:1.3', as [kind, limit]."""
+    kind, _, limit = text.partition(':')
+    if kind == 'skip':
+        return [kind, integer(1)(limit)]
+    if kind == 'eigenvalue':
+        return [kind, positive()(limit)]
+    raise argparse.ArgumentTypeError('{!r:.80} is not allowed: give skip:NUMBER or eigenvalue:RATIO'.format(text))
+
+
 SEARCH_FLAGS = [
-    ('method', ['DARTS', 'PC-DARTS'], 'DARTS', 'the search method: DARTS (all channels) or PC-DARTS (a quarter of them)'),
+    ('method', ['DARTS', 'PC-DARTS', 'GDAS', 'DrNAS', 'FairDARTS', 'DARTS-', 'random'], 'DARTS',
+     'the search method, a class of model_search.py; random draws --samples cells and trains nothing'),
+    ('samples', integer(1), 1, 'cells that --method=random draws'),
     ('unrolled', boolean, False, 'second order: the architecture gradient looks one weight step ahead'),
     ('epochs', integer(1), 50, 'passes over the training half'),
     ('epochs_no_archopt', integer(0), 0, 'first epochs in which only the weights learn'),
     ('init_channels', integer(1), 16, 'channels C of the first cell; PC-DARTS takes multiples of 4'),
     ('layers', integer(1), 8, 'cells of the supernet; those at 1/3 and 2/3 of them are reduction cells'),
+]
+COLLAPSE_FLAGS = [
+    ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none"),
+    ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the eigenvalue has '
+                                    'grown so much; the genotype is that of the last good epoch'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'images a step, on each card'),
@@ -54,7 +74,7 @@ DIGITS_TRAINING = '--auxiliary=False --init_channels=16 --layers=5 --epochs=12 -
 
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
-    for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
+    for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS), ('collapse', COLLAPSE_FLAGS),
                          ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
@@ -64,6 +84,8 @@ def parse_arguments(argv=None):
     if args.learning_rate_min > args.learning_rate:
         parser.error('argument --learning_rate_min: {:g} is not allowed: give at most --learning_rate, {:g}'.format(
             args.learning_rate_min, args.learning_rate))
+    if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
+        parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
     return args
 
 
@@ -71,7 +93,11 @@ def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
     place = start_script(args, None if args.summary else args.model_save_dir, given)
+    if args.method == 'random':
+        draw(args)
+        return
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
+    from collapse import EarlyStop
     from model_search import Network
     from reader import class_count, image_shape, train_search
     from searcher import DARTSearch
@@ -109,10 +135,25 @@ def main():
         keep=args.keep,
         save_params=args.save_params,
         arguments=vars(args),
-        on_epoch=visual_log(args))
+        on_epoch=visual_log(args),
+        eigenvalue_freq=args.eigenvalue_freq,
+        early_stop=args.early_stop and EarlyStop(*args.early_stop))
     genotype = searcher.train()
     if rank() == 0:
         report(genotype, args)
+
+
+def draw(args):
+    """Write --samples random genotypes, <number>/genotype.json; the first one is genotype.json too."""
+    from checkpoint import write_text
+    generator = random.Random(args.seed)
+    genotypes = [random_genotype(generator) for _ in range(args.samples)]
+    for number in range(args.samples if rank() == 0 else 0):
+        text = genotype_json(genotypes[number], {'method': 'random', 'seed': args.seed, 'sample': number, 'dataset': args.dataset})
+        for folder in [os.path.join(args.model_save_dir, str(number))] + [args.model_save_dir] * (number == 0):
+            write_text(os.path.join(folder, 'genotype.json'), text)
+    if rank() == 0:
+        report(genotypes[0], args)
 
 
 def report(genotype, args):

@@ -15,6 +15,7 @@ import paddle
 import paddleslim.nas
 from paddle.io import DataLoader, Dataset, IterableDataset
 
+import collapse
 import genotypes
 from architect import Architect, weight_parameters
 from checkpoint import save_params, write_text
@@ -49,6 +50,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     resume, save_freq, keep: go on from the newest checkpoint in save_dir; steps between two checkpoints within an epoch; how many stay.
     save_params: False leaves <epoch>/params.pdparams out.
     on_epoch: called with the line of metrics.jsonl, a dict, of each epoch.
+    eigenvalue_freq: epochs between two measurements of the Hessian's dominant eigenvalue; 0: none. early_stop: a collapse.EarlyStop.
     arguments: {name: value} of all that made the run; --resume refuses a checkpoint of other ones. Default: the figures above.
     """
 
@@ -56,11 +58,13 @@ class DARTSearch(paddleslim.nas.DARTSearch):
                  arch_learning_rate=3e-4, unrolled=False, num_epochs=50, epochs_no_archopt=0, use_multiprocess=False,
                  save_dir='./', log_freq=50, momentum=0.9, weight_decay=3e-4, grad_clip=5.0, arch_weight_decay=1e-3,
                  learning_rate_min=1e-3, eval_reader=None, validate=True, search_info=None, resume=False, save_freq=0, keep=2,
-                 save_params=True, arguments=None, on_epoch=None):
+                 save_params=True, arguments=None, on_epoch=None,
+                 eigenvalue_freq=0, early_stop=None):
         super().__init__(model, train_reader, valid_reader, place, learning_rate, batchsize, num_imgs, arch_learning_rate,
                          unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir, log_freq)
         paddle.set_device(_device_name(place))
         self.validate, self.resume, self.save_params = validate, resume, save_params
+        self.eigenvalue_freq, self.early_stop = eigenvalue_freq, early_stop
         self.search_info = dict(search_info or {})
         options = batchsize, use_multiprocess, self.search_info.get('seed', 0)
         self.train_loader = as_loader(train_reader, *options)
@@ -93,11 +97,14 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.run.start(self.resume)
         with self.run:
             for epoch in range(self.run.epoch, self.num_epochs):
-                self._epoch(epoch)
+                if self.run.results.get('stopped') is None:
+                    self._epoch(epoch)
         logger.info('genotype = %s', self.genotype())
         return self.genotype()
 
     def _epoch(self, epoch):
+        if hasattr(self.model, 'set_progress'):
+            self.model.set_progress(epoch / max(self.num_epochs - 1, 1))
         logger.info('Epoch %d, lr %.6f', epoch, self.optimizer.get_lr())
         logger.info('genotype = %s', self.genotype())
         metrics = self.train_one_epoch(self.train_loader, self.valid_loader, self.architect, self.optimizer, epoch)
@@ -108,11 +115,30 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             metrics.update(self.valid_one_epoch(self.eval_loader, epoch))
             best = self.run.results['best_valid_acc'] = max(self.run.results.get('best_valid_acc', 0.0), metrics['valid_acc'])
             logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f', epoch, metrics['valid_acc'], best)
+        metrics.update(self._signs_of_collapse(epoch))
+        metrics.update(peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_json(self.genotype()),
+                       alphas=[parameter.tolist() for parameter in self.model.arch_parameters()])
         self.schedule.step()
+        good = self.early_stop and epoch >= self.epochs_no_archopt and self.early_stop.verdict(self.run.metrics + [metrics])
+        if good:
+            self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype']}
+            logger.info('stopped after epoch %d by --early_stop=%s:%g; the genotype is that of epoch %d, the last good one', epoch,
+                        self.early_stop.kind, self.early_stop.limit, good['epoch'])
         if rank() == 0:
             self._save(epoch, metrics)
-        self.run.end_epoch(dict(metrics, peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_dict(self.genotype()),
-                                alphas=[parameter.tolist() for parameter in self.model.arch_parameters()]))
+        self.run.end_epoch(metrics)
+
+    def _signs_of_collapse(self, epoch):
+        """The epoch's figures of collapse.py, logged."""
+        strengths = [s.tolist() for s in self.model.strengths()] if hasattr(self.model, 'strengths') else []
+        signs = collapse.signs(self._present_genotype(), strengths)
+        if self.eigenvalue_freq and (epoch + 1) % self.eigenvalue_freq == 0:
+            self.model.train()
+            image, label = to_batch(next(iter(self.valid_loader)))
+            signs['eigenvalue'] = self.architect.dominant_eigenvalue(image, label)
+        if signs:
+            logger.info('Epoch %d, %s', epoch, ', '.join('{} {:.6g}'.format(name, value) for name, value in signs.items()))
+        return signs
 
     def train_one_epoch(self, train_loader, valid_loader, architect, optimizer, epoch):
         """One pass over the training half. Returns the epoch's figures for metrics.jsonl.
@@ -164,7 +190,13 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return {'valid_loss': valid_loss, 'valid_acc': top1}
 
     def genotype(self):
-        """The genotype that the architecture parameters stand for now."""
+        """The genotype that the search has found so far: that of the architecture parameters, or the one an early stop went back to."""
+        stopped = self.run.results.get('stopped')
+        if stopped is None:
+            return self._present_genotype()
+        return genotypes.from_dict(stopped['genotype']) if isinstance(stopped['genotype'], dict) else stopped['genotype']
+
+    def _present_genotype(self):
         if hasattr(self.model, 'genotype'):
             return self.model.genotype()
         return _genotype_of_attributes(self.model)

@@ -1,0 +1,49 @@
+"""Signs of a collapse, what users of differentiable search complain of most: the cell fills up with skip connections.
+
+    skip connections in the normal cell   Liang et al.: DARTS+, 2019: stop when there are two
+    entropy of the architecture weights   how undecided the search still is
+    dominant eigenvalue of the Hessian    Zela et al.: Understanding and Robustifying Differentiable Architecture Search, ICLR 2020
+"""
+import math
+
+from genotypes import Genotype
+
+WINDOW = 5  # measurements that are averaged, and how far back they are compared (Zela et al., section 4.2)
+
+
+def signs(genotype, strengths):
+    """What an epoch logs: {'skip_connects', 'alpha_entropy'}, without what a foreign space doesn't have.
+
+    strengths: for each kind of cell [edges, operations], nested lists; the entropy is the mean over all edges, in nats.
+    """
+    found = {}
+    if isinstance(genotype, Genotype):
+        found['skip_connects'] = sum(operation == 'skip_connect' for operation, _ in genotype.normal)
+    rows = [[value / sum(row) for value in row] for cell in strengths for row in cell]
+    if rows:
+        found['alpha_entropy'] = sum(-p * math.log(p) for row in rows for p in row if p > 0) / len(rows)
+    return found
+
+
+class EarlyStop:
+    """When to stop: 'skip:2' at so many skip connections in the normal cell, 'eigenvalue:1.3' when the mean of the last five dominant
+    eigenvalues is so many times that of the five before.
+
+    The criterion is armed once an epoch has been good; the genotype that counts is that of the last good one.
+    """
+
+    def __init__(self, kind, limit):
+        self.kind, self.limit = kind, limit
+
+    def verdict(self, history):
+        """history: the lines of metrics.jsonl so far -> None to go on, or the line of the last good epoch."""
+        if self.kind == 'skip':
+            good = [line for line in history if line.get('skip_connects', 0) < self.limit]
+            return good[-1] if good and history[-1].get('skip_connects', 0) >= self.limit else None
+        measured = [line for line in history if 'eigenvalue' in line]
+        if not history or 'eigenvalue' not in history[-1] or len(measured) <= WINDOW:
+            return None
+        values = [line['eigenvalue'] for line in measured]
+        before, now = values[max(0, len(values) - 2 * WINDOW):-WINDOW], values[-WINDOW:]
+        grown = sum(now) / len(now) > self.limit * sum(before) / len(before) > 0
+        return measured[-WINDOW - 1] if grown else None

@@ -1,0 +1,296 @@
+"""The methods' formulas against numpy, the signs of a collapse, random cells, a space of one's own."""
+import json
+import math
+import os
+import random
+
+import numpy as np
+import paddle
+import pytest
+from conftest import relative_error
+
+import model_search
+from architect import Architect
+from collapse import EarlyStop, signs
+from genotypes import PRIMITIVES, from_dict, random_genotype
+from model_search import METHODS, MixedOp, Network
+from nasbench201 import Network as NASBench201
+from searcher import DARTSearch
+
+SMALL = ['--dataset=digits', '--init_channels=4', '--layers=3', '--trainset_num=64', '--batch_size=16', '--epochs=1']
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.fixture
+def alphas(float64):
+    return np.random.default_rng(0).normal(size=(14, 8))
+
+
+def parameter(values):
+    tensor = paddle.to_tensor(values)
+    tensor.stop_gradient = False
+    return tensor
+
+
+def test_every_method_is_a_choice_of_the_flag_and_another_is_refused(script):
+    from search import SEARCH_FLAGS
+    assert dict((name, kind) for name, kind, *_ in SEARCH_FLAGS)['method'] == list(METHODS) + ['random']
+    result = script('search.py', '--method=ENAS')
+    assert result.returncode == 2 and 'give one of DARTS, PC-DARTS, GDAS, DrNAS, FairDARTS, DARTS-, random' in result.stderr
+
+
+@pytest.mark.parametrize('method', ['GDAS', 'DrNAS', 'FairDARTS', 'DARTS-'])
+@pytest.mark.parametrize('unrolled', [False, True])
+def test_a_search_with_each_method(script, tmp_path, method, unrolled):
+    result = script('search.py', *SMALL, '--method=' + method, '--unrolled={}'.format(unrolled))
+    assert result.returncode == 0, result.stderr
+    from_dict(json.loads((tmp_path / 'search_cifar' / 'genotype.json').read_text()))
+
+
+def test_gdas_against_numpy(monkeypatch, alphas):
+    u = np.random.default_rng(1).uniform(size=alphas.shape)
+    monkeypatch.setattr(model_search.paddle, 'uniform', lambda *_: paddle.to_tensor(u))
+    method, a = METHODS['GDAS'](), parameter(alphas)
+    for progress, tau in ((0.0, 10.0), (0.5, 5.05), (1.0, 0.1)):
+        method.progress = progress
+        soft = softmax((np.log(softmax(alphas)) - np.log(-np.log(u))) / tau)
+        weights = method.operation_weights(a)
+        np.testing.assert_allclose(weights.numpy(), np.eye(8)[soft.argmax(-1)], atol=1e-12)
+        upstream = np.random.default_rng(2).normal(size=alphas.shape)
+        gradient, = paddle.grad((weights * paddle.to_tensor(upstream)).sum(), [a])
+        inner = (upstream - (upstream * soft).sum(-1, keepdims=True)) * soft / tau  # by the logits
+        expected = inner - softmax(alphas) * inner.sum(-1, keepdims=True)
+        assert np.abs(gradient.numpy() - expected).max() < 1e-10
+
+
+def test_gdas_computes_only_what_it_sampled(float64):
+    """A mixed operation's output is the chosen operation's; the gradient of another weight is the sum of the output's gradient."""
+    paddle.seed(0)
+    op, x = MixedOp(4, 1, 1), paddle.randn([2, 4, 6, 6])
+    calls = []
+    for k, part in enumerate(op._ops):
+        part.register_forward_post_hook(lambda *_, k=k: calls.append(k))
+    weights = [parameter(1.0 if k == 4 else 0.0) for k in range(8)]
+    out = op(x, weights, chosen=4)
+    assert calls == [4]
+    upstream = paddle.randn(out.shape)
+    gradients = paddle.grad((out * upstream).sum(), weights)
+    for k, gradient in enumerate(gradients):
+        expected = upstream.sum() if k != 4 else (upstream * out).sum()
+        assert relative_error(gradient.numpy(), expected.numpy()) < 1e-9
+    network = Network(4, 10, 3, 'GDAS')
+    ran = []
+    for cell in network.cells:
+        for mixed in cell._ops:
+            for part in mixed._ops:
+                part.register_forward_post_hook(lambda *_: ran.append(1))
+    network(paddle.randn([2, 3, 8, 8]))
+    assert len(ran) == 3 * 14
+
+
+def test_drnas_draws_from_a_dirichlet_with_the_pathwise_gradient(float64):
+    """Means and their derivatives of 40,000 draws: E theta_i = b_i / B, dE theta_i / db_j = (1[i = j] B - b_i) / B^2."""
+    paddle.seed(0)
+    method = METHODS['DrNAS']()
+    row = np.array([-0.5, 0.0, 0.7, 1.5])
+    a = parameter(np.tile(row, (40000, 1)))
+    draws = method.operation_weights(a)
+    b = np.where(row > 0, row + 1, np.exp(row))
+    total = b.sum()
+    assert np.abs(draws.numpy().sum(-1) - 1).max() < 1e-12
+    np.testing.assert_allclose(draws.numpy().mean(0), b / total, atol=0.004)
+    variance = b * (total - b) / (total**2 * (total + 1))
+    np.testing.assert_allclose(draws.numpy().var(0), variance, rtol=0.05)
+    for i in range(4):
+        gradient, = paddle.grad(draws[:, i].sum(), [a], retain_graph=True)
+        by_beta = gradient.numpy().mean(0) / np.where(row > 0, 1, np.exp(row))  # mean over the draws; elu's derivative taken out
+        np.testing.assert_allclose(by_beta, ((np.arange(4) == i) * total - b[i]) / total**2, atol=0.004)
+
+
+def test_drnas_divergence_by_numerical_integration(float64):
+    """For two operations Dir is a Beta distribution: KL to the uniform one is the integral of p log p."""
+    row = np.array([0.4, 1.3])
+    b = row + 1
+    x = (np.arange(400000) + 0.5) / 400000
+    p = x**(b[0] - 1) * (1 - x)**(b[1] - 1) * math.gamma(b.sum()) / math.gamma(b[0]) / math.gamma(b[1])
+    expected = (p * np.log(p)).mean()
+    value = METHODS['DrNAS']().regularizer([paddle.to_tensor([row]), paddle.to_tensor([row])])
+    assert relative_error(float(value), 1e-3 * expected) < 1e-5
+
+
+def test_fairdarts_against_numpy(alphas):
+    method = METHODS['FairDARTS']()
+    sigmoid = 1 / (1 + np.exp(-alphas))
+    np.testing.assert_allclose(method.operation_weights(paddle.to_tensor(alphas)).numpy(), sigmoid, rtol=1e-12)
+    both = np.stack([sigmoid, 1 - sigmoid])
+    value = method.regularizer([paddle.to_tensor(alphas), paddle.to_tensor(-alphas)])
+    assert relative_error(float(value), -10 * ((both - 0.5)**2).mean()) < 1e-12
+
+
+def test_fairdarts_keeps_what_is_above_the_threshold():
+    strengths = np.full((5, 8), 0.1)  # two nodes
+    strengths[0, 4], strengths[1, 5] = 0.9, 0.86
+    strengths[0, 0] = 0.99  # none competes for nothing
+    strengths[3, 3], strengths[4, 1] = 0.7, 0.6  # both below: the stronger one stays, lest the node be dead
+    assert METHODS['FairDARTS']().derive(strengths.tolist(), 2) == [
+        ('sep_conv_3x3', 0), ('sep_conv_5x5', 1), ('skip_connect', 1), ('none', 2)]
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_darts_minus_adds_a_skip_that_fades(float64, stride):
+    method = METHODS['DARTS-']()
+    for progress in (0.0, 0.25, 1.0):
+        method.progress = progress
+        assert method.skip_weight == pytest.approx(0.5 + 0.5 * np.cos(np.pi * progress))
+    op, x = MixedOp(4, stride, 1, auxiliary_skip=True), paddle.randn([2, 4, 6, 6])
+    op.eval()  # batch norm at its running statistics, so that calls can be compared
+    weights = [paddle.to_tensor(w) for w in softmax(np.random.default_rng(0).normal(size=8))]
+    skip = x if stride == 1 else op.auxiliary_op(x)
+    expected = sum(float(w) * part(x).numpy() for w, part in zip(weights, op._ops)) + 0.3 * skip.numpy()
+    assert relative_error(op(x, weights, skip_weight=0.3).numpy(), expected) < 1e-12
+    assert op._ops[3](x).shape == skip.shape
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Collapse
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_dominant_eigenvalue_against_the_whole_hessian(float64):
+    """The Hessian of a tiny network's loss, column by column from gradients a small step apart, and its largest eigenvalue."""
+    paddle.seed(3)
+    model = Network(4, 3, 1, 'DARTS', steps=1, multiplier=1)
+    rng = np.random.default_rng(0)
+    for p in model.arch_parameters():
+        p.set_value(rng.normal(size=p.shape))
+    architect = Architect(model, paddle.optimizer.Momentum(0.1, parameters=model.parameters()))
+    image, label = paddle.to_tensor(rng.normal(size=(8, 3, 6, 6))), paddle.to_tensor(rng.integers(0, 3, (8, 1)))
+    flat = np.concatenate([p.numpy().ravel() for p in model.arch_parameters()])
+    before = [p.numpy().copy() for p in model.parameters()]
+
+    def gradient(values):
+        start = 0
+        for p in model.arch_parameters():
+            p.set_value(values[start:start + p.size].reshape(p.shape))
+            start += p.size
+        return np.concatenate([g.numpy().ravel() for g in architect.gradient(image, label, model.arch_parameters())])
+
+    step = 1e-5
+    hessian = np.stack([(gradient(flat + step * e) - gradient(flat - step * e)) / (2 * step) for e in np.eye(len(flat))])
+    gradient(flat)
+    values = np.linalg.eigvalsh((hessian + hessian.T) / 2)
+    dominant = values[np.abs(values).argmax()]
+    assert relative_error(hessian, hessian.T) < 1e-4 and abs(dominant) > 1e-4
+    assert relative_error(architect.dominant_eigenvalue(image, label, iterations=200), dominant) < 1e-3
+    trained = [p for p in model.parameters() if p.trainable]
+    after = {id(p): p.numpy() for p in trained}
+    assert all((b == after[id(p)]).all() for p, b in zip(model.parameters(), before) if id(p) in after)
+
+
+def test_signs_by_hand():
+    genotype = from_dict({'normal': [['skip_connect', 0], ['skip_connect', 1], ['max_pool_3x3', 0], ['skip_connect', 2]],
+                          'normal_concat': [2, 3], 'reduce': [['skip_connect', 0], ['skip_connect', 1]], 'reduce_concat': [2]})
+    found = signs(genotype, [[[1.0, 1.0], [3.0, 1.0]], [[1.0, 0.0], [2.0, 2.0]]])
+    assert found['skip_connects'] == 3
+    assert found['alpha_entropy'] == pytest.approx((2 * math.log(2) + (0.75 * math.log(4 / 3) + 0.25 * math.log(4))) / 4)
+    assert signs('|op~0|', []) == {}
+
+
+def test_when_to_stop():
+    def lines(**values):
+        name, numbers = values.popitem()
+        return [{'epoch': i, name: n} for i, n in enumerate(numbers)]
+    skip = EarlyStop('skip', 2)
+    assert skip.verdict(lines(skip_connects=[3, 2])) is None  # never good so far: not armed
+    assert skip.verdict(lines(skip_connects=[3, 1, 0, 1])) is None
+    assert skip.verdict(lines(skip_connects=[3, 1, 0, 2]))['epoch'] == 2
+    growth = EarlyStop('eigenvalue', 1.3)
+    assert growth.verdict(lines(eigenvalue=[1.0] * 5)) is None
+    assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.4])) is None  # the mean of the last five is 1.28
+    assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.6]))['epoch'] == 4
+    assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.6]) + [{'epoch': 10}]) is None  # not measured now
+
+
+def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch):
+    skips = iter([0, 1, 2, 3])
+    found = []
+
+    def fake(self, epoch):
+        found.append(self._present_genotype())
+        return {'skip_connects': next(skips)}
+    monkeypatch.setattr(DARTSearch, '_signs_of_collapse', fake)
+
+    def search(resume):
+        paddle.seed(0)
+        batch = (np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4))
+        return DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9, save_dir=str(tmp_path),
+                          arch_learning_rate=1.0, validate=False, early_stop=EarlyStop('skip', 2), resume=resume).train()
+    genotype = search(False)
+    assert len(found) == 3 and genotype == found[1] != found[2]
+    assert from_dict(json.loads((tmp_path / 'genotype.json').read_text())) == genotype
+    assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 3
+    assert search(True) == genotype and len(found) == 3  # resumed, it stays stopped
+
+
+@pytest.mark.parametrize('text', ['skip', 'skip:0', 'skip:x', 'eigenvalue:', 'eigenvalue:-1', 'hessian:2', 'eigenvalue:1.3'])
+def test_wrong_early_stops_are_refused(script, text):
+    result = script('search.py', '--early_stop=' + text)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and 'argument --early_stop' in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random cells, another space
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_random_cells_follow_the_seed_and_are_all_alike_likely(script, tmp_path):
+    result = script('search.py', '--method=random', '--samples=3', '--seed=5', '--dataset=digits')
+    assert result.returncode == 0, result.stderr
+    texts = [(tmp_path / 'search_cifar' / str(k) / 'genotype.json').read_text() for k in range(3)]
+    generator = random.Random(5)
+    assert [from_dict(json.loads(text)) for text in texts] == [random_genotype(generator) for _ in range(3)]
+    assert (tmp_path / 'search_cifar' / 'genotype.json').read_text() == texts[0] and len(set(texts)) == 3
+    cells = [random_genotype(generator).normal for _ in range(4000)]
+    operations = np.array([PRIMITIVES.index(op) for cell in cells for op, _ in cell])
+    counts = np.bincount(operations, minlength=8)
+    assert counts[0] == 0 and np.abs(counts[1:] / len(operations) - 1 / 7).max() < 0.01
+    pairs = [(cell[6][1], cell[7][1]) for cell in cells]  # of the last node: 10 pairs of 5 states
+    assert len(set(pairs)) == 10 and all(a != b for a, b in pairs)
+    assert max(abs(pairs.count(pair) / 4000 - 0.1) for pair in set(pairs)) < 0.025
+
+
+def test_the_cell_of_nas_bench_201_is_searched_by_the_same_searcher(tmp_path):
+    rng = np.random.default_rng(0)
+    model = NASBench201(4, 3, 1)
+    batch = (rng.normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4) % 3)
+    result = DARTSearch(model, lambda: [batch] * 2, lambda: [batch], paddle.CPUPlace(), num_epochs=1, save_dir=str(tmp_path), unrolled=True).train()
+    for node, part in enumerate(result.split('+'), 1):
+        operations = part.strip('|').split('|')
+        assert [op.split('~')[1] for op in operations] == [str(source) for source in range(node)]
+    assert json.loads((tmp_path / 'genotype.json').read_text())['architecture'] == result
+    values = np.zeros((6, 5))
+    values[range(6), [3, 1, 0, 2, 4, 3]] = 1
+    model.alphas.set_value(values.astype('float32'))
+    assert model.genotype() == '|nor_conv_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|'
+
+
+def test_the_supernet_of_nas_bench_201_is_the_papers(float64):
+    """A stage's cell with weight 1 on one operation of every edge is the discrete cell: here computed by hand from its definition."""
+    paddle.seed(0)
+    model = NASBench201(4, 3, 1)
+    model.eval()
+    cell = model.blocks[0]
+    choice = [3, 1, 4, 0, 2, 1]
+    weights = [[paddle.to_tensor(float(k == c)) for k in range(5)] for c in choice]
+    x = paddle.randn([2, 4, 6, 6])
+    ops = [cell.edges[e][c] for e, c in enumerate(choice)]
+    node1 = ops[0](x)
+    node2 = ops[1](x) + ops[2](node1)
+    node3 = ops[3](x) + ops[4](node1) + ops[5](node2)
+    assert relative_error(cell(x, weights).numpy(), node3.numpy()) < 1e-12
+    assert len(model.blocks) == 5 and model.classifier.weight.shape == [16, 3]
+    assert len(open(os.path.join(os.path.dirname(__file__), 'nasbench201.py')).read().splitlines()) <= 150
