@@ -12,6 +12,8 @@ difference (equation 8): (dL_train(w + R u, a)/da - dL_train(w - R u, a)/da) / 2
 Gradients are taken by `paddle.grad` of exactly the tensors they are for. `.grad` of a weight is never written here, so nothing
 of the validation batch can reach the weight step.
 """
+import contextlib
+
 import paddle
 
 from utility import average_over_ranks
@@ -56,8 +58,9 @@ class Architect:
 
     def gradient(self, image, label, parameters):
         """The gradient of the loss on a batch with respect to `parameters`, averaged over the ranks."""
-        loss = self.model._loss(image, label)
-        gradients = paddle.grad(loss, parameters, allow_unused=True)
+        with frozen(self.weights if parameters is self.arch_parameters else []):
+            loss = self.model._loss(image, label)
+            gradients = paddle.grad(loss, parameters, allow_unused=True)
         gradients = [paddle.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
         average_over_ranks(gradients, image.shape[0])
         return gradients
@@ -115,7 +118,7 @@ class Architect:
     def _unrolled_weights(self, eta, image, label):
         """w', the weights after one step of the weight optimizer without clipping."""
         velocity = self.weight_optimizer.state_dict()  # a weight's entry appears with its first step
-        with paddle.enable_grad():
+        with paddle.enable_grad(), frozen(self.arch_parameters):
             gradients = self.gradient(image, label, self.weights)
         unrolled = []
         for weight, gradient in zip(self.weights, gradients):
@@ -136,6 +139,18 @@ class Architect:
             with paddle.enable_grad():
                 sides.append(self.gradient(image, label, self.arch_parameters))
         return [(plus - minus) / (2 * r) for plus, minus in zip(*sides)]
+
+
+@contextlib.contextmanager
+def frozen(parameters):
+    """Take parameters out of the gradient's way: what a pass is not for is not computed."""
+    for parameter in parameters:
+        parameter.stop_gradient = True
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.stop_gradient = False
 
 
 def weight_parameters(model):

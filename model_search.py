@@ -19,6 +19,7 @@ import paddle.nn as nn
 import paddle.nn.functional as F
 from paddle.nn.initializer import Normal
 
+import fast
 import genotypes
 from genotypes import PRIMITIVES, Genotype
 from operations import OPS, FactorizedReduce, ReLUConvBN, batch_norm, conv2d, linear
@@ -234,7 +235,7 @@ class Cell(nn.Layer):
     `multiplier` states, multiplier * c channels.
     """
 
-    def __init__(self, steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, method):
+    def __init__(self, steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, method, allow_fast=True):
         super().__init__()
         self.method = method
         self.reduction = reduction
@@ -250,10 +251,16 @@ class Cell(nn.Layer):
             for j in range(2 + i):
                 stride = 2 if reduction and j < 2 else 1
                 self._ops.append(MixedOp(c, stride, method.partial, method.auxiliary_skip))
+        self.fast = allow_fast and fast.applies(self._ops, method)
+        if self.fast:
+            fast.share_statistics(self._ops, [j for i in range(steps) for j in range(2 + i)])
 
-    def forward(self, s0, s1, weights, edge_weights, chosen):
-        """weights: for each edge a list of scalar tensors; edge_weights: a scalar tensor for each edge, or None; chosen: for each edge
+    def forward(self, s0, s1, matrix, weights, edge_weights, chosen):
+        """matrix: the weights as one tensor [edges, operations], for fast.py. weights: for each edge a list of scalar tensors; edge_weights: a scalar tensor for each edge, or None; chosen: for each edge
         the number of the operation to compute, or None for all."""
+        if self.fast:  # the same numbers in less time; below is what they are
+            states = [fast.preprocess(self.preprocess0, s0), fast.preprocess(self.preprocess1, s1)]
+            return paddle.concat(fast.cell_states(self, states, matrix, weights, edge_weights)[-self._multiplier:], axis=1)
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         edge = 0
         for _ in range(self._steps):
@@ -274,11 +281,12 @@ class Network(nn.Layer):
     method: a name of METHODS.
     steps, multiplier: intermediate nodes of a cell, and how many of the last ones its output concatenates.
     stem_multiplier: the stem gives stem_multiplier * c_in channels.
+    allow_fast: False computes every edge by itself, as it is written here, and not by fast.py.
 
     Raises UserError for an unknown method and for channels that the method can't divide.
     """
 
-    def __init__(self, c_in, num_classes, layers, method, steps=4, multiplier=4, stem_multiplier=3):
+    def __init__(self, c_in, num_classes, layers, method, steps=4, multiplier=4, stem_multiplier=3, allow_fast=True):
         super().__init__()
         if method not in METHODS:
             raise UserError("--method: '{}' is not allowed: give one of {}".format(method, ', '.join(METHODS)))
@@ -300,7 +308,8 @@ class Network(nn.Layer):
             reduction = i in (layers // 3, 2 * layers // 3)
             if reduction:
                 c *= 2
-            self.cells.append(Cell(steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, self.method))
+            self.cells.append(Cell(steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, self.method,
+                                   allow_fast))
             reduction_prev = reduction
             c_prev_prev, c_prev = c_prev, multiplier * c
         self.global_pooling = nn.AdaptiveAvgPool2D(1)
@@ -348,7 +357,9 @@ class Network(nn.Layer):
         for reduction in (False, True):
             weights, edge_weights = self._weights(reduction)
             chosen = weights.argmax(-1).tolist() if self.method.sampled else [None] * weights.shape[0]
-            scalars[reduction] = ([row.unbind() for row in weights.unbind()],
+            if edge_weights is not None and self.cells[0].fast:
+                weights = weights * edge_weights.unsqueeze(-1)
+            scalars[reduction] = (weights, [row.unbind() for row in weights.unbind()],
                                   None if edge_weights is None else edge_weights.unbind(), chosen)
         s0 = s1 = self.stem(image)
         for cell in self.cells:

@@ -17,7 +17,7 @@ from paddle.io import DataLoader, Dataset, IterableDataset
 
 import collapse
 import genotypes
-from architect import Architect, weight_parameters
+from architect import Architect, frozen, weight_parameters
 from checkpoint import save_params, write_text
 from engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
 from loader import TRAIN, VALID, BatchLoader, DatasetImages
@@ -173,9 +173,10 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """
         if arch_step:
             self.architect.step(train_image, train_label, valid_image, valid_label)
-        logits = self.model(train_image)
-        loss = paddle.nn.functional.cross_entropy(logits, train_label)
-        gradients = paddle.grad(loss, self.weights, allow_unused=True)
+        with frozen(self.architect.arch_parameters):
+            logits = self.model(train_image)
+            loss = paddle.nn.functional.cross_entropy(logits, train_label)
+            gradients = paddle.grad(loss, self.weights, allow_unused=True)
         average_over_ranks([gradient for gradient in gradients if gradient is not None], train_image.shape[0])
         for weight, gradient in zip(self.weights, gradients):
             if gradient is not None:

@@ -44,9 +44,13 @@ def trace(network, image_shape):
     for name, layer in network.named_sublayers():
         if not layer.sublayers() or re.fullmatch(r'cells\.\d+', name):
             watch(name, layer)
-    training = network.training
+    training, fast = network.training, [cell for cell in getattr(network, 'cells', []) if getattr(cell, 'fast', False)]
     network.eval()
+    for cell in fast:  # whose layers are not called one by one
+        cell.fast = False
     network(paddle.zeros([1] + list(image_shape)))
+    for cell in fast:
+        cell.fast = True
     if training:
         network.train()
     for hook in hooks:

@@ -3,6 +3,7 @@
 Paddle takes seconds to import, so nothing here imports it before it is needed: `--help` and a wrong argument answer at once.
 """
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
@@ -29,10 +30,11 @@ class UserError(Exception):
 def run_script(main):
     """Run a script's main() and turn a UserError into one line on standard error and its exit status.
 
-    SIGTERM and SIGINT end it in the same way; while steps are run, resume.py saves first.
+    SIGTERM and SIGINT end it with a line, at once; while steps are run, resume.py saves first.
     """
-    def stop(number, frame):
-        raise UserError('stopped by {}'.format(signal.Signals(number).name), status=128 + number)
+    def stop(number, frame):  # an exception could be swallowed by whatever is running, such as an import
+        print('{}: error: stopped by {}'.format(os.path.basename(sys.argv[0]), signal.Signals(number).name), file=sys.stderr, flush=True)
+        os._exit(128 + number)
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -227,6 +229,7 @@ def select_device(use_gpu, use_data_parallel):
         use_gpu = False
     if not use_gpu:
         paddle.set_device('cpu')
+        use_the_cpu_well()
     elif use_data_parallel and world_size() > 1:
         card, cards = int(os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]), paddle.device.cuda.device_count()
         if card >= cards:
@@ -246,6 +249,20 @@ def select_device(use_gpu, use_data_parallel):
     logger.info('paddle %s on %s, %d process%s', paddle.__version__, paddle.get_device(), world_size(),
                 '' if world_size() == 1 else 'es')
     return paddle.CUDAPlace(int(paddle.get_device().split(':')[1])) if use_gpu else paddle.CPUPlace()
+
+
+def use_the_cpu_well():
+    """Let Paddle run on all cores that this process may have, and keep freed memory for the next operation.
+
+    Paddle uses one core unless told otherwise. glibc would map and unmap the memory of each large tensor, which costs more than many an operation.
+    """
+    import paddle
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    paddle.set_flags({'FLAGS_paddle_num_threads': max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', world_size())))})
+    if sys.platform == 'linux' and hasattr(ctypes.CDLL(None), 'mallopt'):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def rank():

@@ -1,0 +1,102 @@
+"""Is it search at all? Search with each method over several seeds, train each found cell and random cells alike, and print a table.
+
+    python benchmarks/compare_methods.py --output=compare                              on digits: under an hour on 2 cores
+    python benchmarks/compare_methods.py --dataset=cifar10 --data=ARCHIVE --trainset_num=2000 --output=compare_cifar
+
+Everything is run by search.py and train.py themselves, into --output; what is there already is not run again, so that a stopped comparison
+goes on. A method's accuracy is the mean over its seeds of the best test accuracy of its cells' training, +- the standard deviation.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+METHODS = ['DARTS', 'DARTS second order', 'PC-DARTS', 'GDAS', 'DrNAS', 'FairDARTS', 'DARTS-']
+
+
+def run(name, folder, flags):
+    """Run a script into a folder, once. Returns the seconds it took."""
+    done = os.path.join(folder, 'seconds.json')
+    if not os.path.exists(done):
+        start = time.time()
+        result = subprocess.run([sys.executable, os.path.join(ROOT, name), '--model_save_dir=' + folder] + flags, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)
+        if result.returncode:
+            sys.exit('{} failed:\n{}'.format(name, result.stdout))
+        with open(done, 'w') as f:
+            json.dump(time.time() - start, f)
+    with open(done) as f:
+        return json.load(f)
+
+
+def train(cell, folder, seed, args):
+    """Train a genotype.json -> (test accuracy in per cent, parameters, skip connections in the normal cell)."""
+    run('train.py', folder, data_flags(args) + [
+        '--arch=' + cell, '--auxiliary=False', '--seed={}'.format(seed), '--init_channels={}'.format(args.init_channels),
+        '--layers={}'.format(args.layers), '--epochs={}'.format(args.train_epochs), '--batch_size={}'.format(args.batch_size),
+        '--learning_rate=0.05', '--drop_path_prob=0.1', '--cutout=False'])
+    with open(os.path.join(folder, 'metrics.jsonl')) as f:
+        accuracy = max(json.loads(line)['valid_acc'] for line in f)
+    with open(os.path.join(folder, 'train.log')) as f:
+        parameters = int(f.read().split('MB (')[1].split()[0])
+    with open(cell) as f:
+        skips = sum(operation == 'skip_connect' for operation, _ in json.load(f)['normal'])
+    return 100 * accuracy, parameters, skips
+
+
+def data_flags(args):
+    return ['--dataset=' + args.dataset, '--trainset_num={}'.format(args.trainset_num), '--use_multiprocess=False'] + (
+        ['--data=' + args.data] if args.data else [])
+
+
+def search_flags(method, args):
+    flags = ['--method=' + method.split()[0], '--unrolled={}'.format('second' in method), '--init_channels={}'.format(args.init_channels),
+             '--layers={}'.format(args.layers), '--epochs={}'.format(args.search_epochs), '--batch_size={}'.format(args.batch_size),
+             '--learning_rate=0.05', '--arch_learning_rate=6e-3', '--epochs_no_archopt=1', '--validate=False', '--save_params=False']
+    return flags
+
+
+def row(name, results, seconds):
+    accuracies, parameters, skips = zip(*results)
+    deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return '| {} | {} | {:.2f} ± {:.2f} | {:.0f} k | {:.1f} | {} |'.format(
+        name, len(results), statistics.mean(accuracies), deviation, statistics.mean(parameters) / 1e3, statistics.mean(skips),
+        '{:.0f}'.format(statistics.mean(seconds)) if seconds else '0')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default, text in (
+            ('output', 'compare', 'folder for all runs'), ('dataset', 'digits', 'digits, cifar10, …'), ('data', None, 'for train.py and search.py'),
+            ('trainset_num', 50000, 'training images'), ('seeds', 3, 'searches of each method'), ('samples', 6, 'random cells'),
+            ('search_epochs', 8, 'of a search'), ('train_epochs', 8, 'of a training'), ('init_channels', 8, ''), ('layers', 3, 'cells'),
+            ('batch_size', 32, ''), ('methods', ','.join(METHODS), 'which ones')):
+        parser.add_argument('--' + name, type=str if default is None else type(default), default=default, help=text + ' (default: %(default)s)')
+    args = parser.parse_args()
+    args.output = os.path.abspath(args.output)
+    rows, begin = [], time.time()
+    for method in args.methods.split(','):
+        results, seconds = [], []
+        for seed in range(args.seeds):
+            folder = os.path.join(args.output, '{} seed {}'.format(method, seed))
+            seconds.append(run('search.py', folder, data_flags(args) + search_flags(method, args) + ['--seed={}'.format(seed)]))
+            results.append(train(os.path.join(folder, 'genotype.json'), folder + ' trained', seed, args))
+        rows.append(row(method, results, seconds))
+        print(rows[-1], file=sys.stderr, flush=True)
+    folder = os.path.join(args.output, 'random')
+    run('search.py', folder, ['--method=random', '--samples={}'.format(args.samples), '--dataset=' + args.dataset])
+    results = [train(os.path.join(folder, str(k), 'genotype.json'), os.path.join(args.output, 'random {} trained'.format(k)), k % args.seeds, args)
+               for k in range(args.samples)]
+    rows.append(row('random cells', results, []))
+    print('{}: search of {} epochs, training of {} epochs, C{} L{}, batch {}; {:.0f} minutes'.format(
+        args.dataset, args.search_epochs, args.train_epochs, args.init_channels, args.layers, args.batch_size, (time.time() - begin) / 60))
+    print('| method | cells | test accuracy, % | parameters | skip connections | seconds a search |\n|---|---|---|---|---|---|')
+    print('\n'.join(rows))
+
+
+if __name__ == '__main__':
+    main()
