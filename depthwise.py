@@ -3,21 +3,26 @@
 Paddle's own kernel runs on one core. Here the loops are compiled by numba, an optional package; the numbers agree with Paddle's to rounding.
 Without numba, on a GPU, in double precision and under to_static Paddle's operation runs.
 """
-import os
+import contextlib
+import sys
 
-import numpy as np
-import paddle
-import paddle.nn as nn
-
-from utility import logger
-
-# numba's own pool of threads: another OpenMP beside Paddle's makes both slow when OMP_NUM_THREADS is set.
-os.environ.setdefault('NUMBA_THREADING_LAYER', 'workqueue')
-try:
+paddle_came_first = 'paddle' in sys.modules and 'llvmlite' not in sys.modules
+numba = None
+with contextlib.suppress(ImportError):
     import numba
     import numba.extending
-except ImportError:
-    numba = None
+    # numba's own pool of threads: another OpenMP beside Paddle's makes both slow when OMP_NUM_THREADS is set.
+    numba.config.THREADING_LAYER = 'workqueue'
+
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+import paddle.nn as nn  # noqa: E402
+
+from utility import logger  # noqa: E402
+
+WHY_NOT = 'numba is not installed (pip install numba)'
+if numba is not None and paddle_came_first and paddle.__version__.startswith('2.'):
+    numba, WHY_NOT = None, 'Paddle 2 brings a zlib of its own, which ends numba with a segmentation fault unless numba is imported first'
 
 _said = []
 
@@ -33,7 +38,7 @@ def available(x):
     if not (paddle.in_dynamic_mode() and x.dtype == paddle.float32 and x.place.is_cpu_place()):
         return False
     if numba is None:
-        _say_once('numba is not installed: depthwise convolutions run on one core (pip install numba)')
+        _say_once('depthwise convolutions run on one core: ' + WHY_NOT)
         return False
     if not _said:
         _say_once('depthwise convolutions run on {} cores, compiled by numba'.format(numba.get_num_threads()))

@@ -20,11 +20,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 def make_step(args, plain):
     """A function that takes one step of the search."""
+    import depthwise  # before Paddle
     import numpy as np
     import paddle
 
     import architect
-    import depthwise
     import searcher
     from model_search import Network
     from utility import quiet_warnings, use_the_cpu_well

@@ -97,10 +97,21 @@ def test_weights_out_of_the_way_of_the_gradient_get_none():
 
 
 @compiled
+def test_paddle_2_imported_first_goes_without_numba():
+    """There the two end in a segmentation fault."""
+    source = ('import sys; sys.path.insert(0, {!r}); import paddle, depthwise\n'
+              'l = depthwise.DepthwiseConv2D(8, 8, 5, 1, 2, groups=8, bias_attr=False); l(paddle.randn([4, 8, 9, 9]))\n'
+              'print(paddle.__version__, depthwise.numba is not None)').format(ROOT)
+    result = subprocess.run([sys.executable, '-c', source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    version, used = result.stdout.splitlines()[-1].split()
+    assert used == str(not version.startswith('2.'))
+
+
+@compiled
 @pytest.mark.parametrize('threads', [None, '1', '2'])
 def test_numba_and_openmp_get_along(threads):
     """Results are the same with OMP_NUM_THREADS set and unset, and double precision goes to Paddle."""
-    source = ('import sys; sys.path.insert(0, {!r}); import paddle, depthwise; paddle.seed(0)\n'
+    source = ('import sys; sys.path.insert(0, {!r}); import depthwise, paddle; paddle.seed(0)\n'
               'l = depthwise.DepthwiseConv2D(8, 8, 5, 1, 2, groups=8, bias_attr=False); x = paddle.randn([4, 8, 9, 9])\n'
               'print(repr(float(l(x).sum() + paddle.matmul(x, x).sum())))').format(ROOT)
     environment = dict(os.environ)
