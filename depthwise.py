@@ -6,23 +6,21 @@ Without numba, on a GPU, in double precision and under to_static Paddle's operat
 import contextlib
 import sys
 
-paddle_came_first = 'paddle' in sys.modules and 'llvmlite' not in sys.modules
-numba = None
-with contextlib.suppress(ImportError):
-    import numba
-    import numba.extending
-    # numba's own pool of threads: another OpenMP beside Paddle's makes both slow when OMP_NUM_THREADS is set.
-    numba.config.THREADING_LAYER = 'workqueue'
+numba, why_not = None, 'numba is not installed (pip install numba)'
+if 'llvmlite' not in sys.modules and getattr(sys.modules.get('paddle'), '__version__', '').startswith('2.'):
+    why_not = 'Paddle 2 has a zlib of its own, which ends numba with a segmentation fault unless numba is imported first'
+else:
+    with contextlib.suppress(ImportError):
+        import numba
+        import numba.extending
+        # numba's own pool of threads: another OpenMP beside Paddle's makes both slow when OMP_NUM_THREADS is set.
+        numba.config.THREADING_LAYER = 'workqueue'
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
 
 from utility import logger  # noqa: E402
-
-WHY_NOT = 'numba is not installed (pip install numba)'
-if numba is not None and paddle_came_first and paddle.__version__.startswith('2.'):
-    numba, WHY_NOT = None, 'Paddle 2 brings a zlib of its own, which ends numba with a segmentation fault unless numba is imported first'
 
 _said = []
 
@@ -38,7 +36,7 @@ def available(x):
     if not (paddle.in_dynamic_mode() and x.dtype == paddle.float32 and x.place.is_cpu_place()):
         return False
     if numba is None:
-        _say_once('depthwise convolutions run on one core: ' + WHY_NOT)
+        _say_once('depthwise convolutions run on one core: ' + why_not)
         return False
     if not _said:
         _say_once('depthwise convolutions run on {} cores, compiled by numba'.format(numba.get_num_threads()))
