@@ -43,8 +43,7 @@ def test_every_method_is_a_choice_of_the_flag_and_another_is_refused(script):
     assert result.returncode == 2 and 'give one of DARTS, PC-DARTS, GDAS, DrNAS, FairDARTS, DARTS-, random' in result.stderr
 
 
-@pytest.mark.parametrize('method', ['GDAS', 'DrNAS', 'FairDARTS', 'DARTS-'])
-@pytest.mark.parametrize('unrolled', [False, True])
+@pytest.mark.parametrize('method, unrolled', [('GDAS', False), ('DrNAS', True), ('FairDARTS', False), ('DARTS-', True)])
 def test_a_search_with_each_method(script, tmp_path, method, unrolled):
     result = script('search.py', *SMALL, '--method=' + method, '--unrolled={}'.format(unrolled))
     assert result.returncode == 0, result.stderr

@@ -114,8 +114,7 @@ def test_killed_during_a_save(whole, tmp_path, when):
         assert mine == expected
 
 
-@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize('kind', ['PC-DARTS', 'train'])
+@pytest.mark.parametrize('kind, number, status', [('PC-DARTS', signal.SIGTERM, 143), ('train', signal.SIGINT, 130)])
 def test_signals_finish_the_step_and_save(whole, tmp_path, kind, number, status):
     """The signal goes to the whole group, as Ctrl-C does: worker processes get it too."""
     words = [word for word in command(kind, 'run') if not word.startswith('--save_freq')]
@@ -164,15 +163,13 @@ def damage(path, how):
         content = bytearray(f.read())
     if how == 'truncated':
         content = content[:len(content) // 2]
-    elif how == 'flipped':
-        content[len(content) // 2] ^= 1
     else:
-        content = bytearray()
+        content[len(content) // 2] ^= 1
     with open(path, 'wb') as f:
         f.write(content)
 
 
-@pytest.mark.parametrize('how', ['truncated', 'flipped', 'empty'])
+@pytest.mark.parametrize('how', ['truncated', 'flipped'])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, how):
     words = command('first order', 'run')
     assert run(words + ['--epochs=1'], tmp_path).returncode == 0
