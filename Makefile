@@ -1,4 +1,4 @@
-# make search   searches a cell on scikit-learn's handwritten digits: 3 minutes on 2 cores, nothing downloaded but packages
+# make search   searches a cell on scikit-learn's handwritten digits: about a minute on 2 cores, nothing downloaded but packages
 # make test     runs all tests; PADDLE=2.6.2 runs them on that version, in an environment of its own
 #
 # Both make the virtual environment they need first, and only once. PYTHON=python3.12 chooses the interpreter it is made of.
