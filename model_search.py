@@ -1,7 +1,7 @@
 """The search network (supernet): every edge of a cell is a mixture of all operations, weighted by architecture parameters.
 
 Read it from below: `Network` stacks `Cell`s, a cell joins its states by `MixedOp`s, a mixed operation adds up the operations
-of operations.py. A `Method` says how architecture parameters become the weights of that sum; it is the place where
+of operations.py. A method, a class such as `DARTS`, says how architecture parameters become the weights of that sum; it is where
 differentiable search methods differ.
 
     DARTS     Liu, Simonyan, Yang: DARTS: Differentiable Architecture Search, ICLR 2019

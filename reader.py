@@ -77,13 +77,16 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
     Returns a sequence of (image, label) pairs, image a uint8 array [3, 32, 32].
     Raises UserError for an archive that can't be read or holds something else.
     """
-    images, labels = np.empty((0, 3, 32, 32), 'uint8'), []
+    # Large from the start, so that the C library maps it by itself and can let it grow where it is.
+    images, labels = np.empty((1 << 15, 3, 32, 32), 'uint8'), []
+    images.resize((0,) + images.shape[1:], refcheck=False)
     for name, file in members(file_name, data_name):
         data, label = cifar_batch('{}: {}'.format(file_name, name), file)
         # Grown in place: the images are never held twice, as concatenating parts would.
         images.resize((len(images) + len(data),) + images.shape[1:], refcheck=False)
         images[-len(data):] = data
         labels.append(label)
+        del data  # before the next one is read
     if not labels:
         raise UserError("--data: {} holds no file whose name begins with '{}'; give the CIFAR archive for Python "
                         'or the folder it unpacks to'.format(file_name, data_name))
