@@ -17,7 +17,7 @@ search: $(READY)
 		--batch_size=32 --learning_rate=0.1 --arch_learning_rate=6e-3 --log_freq=10 --model_save_dir=search_digits
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal
 
 # The copy of the requirements inside the environment says that all of them are installed; it is written last.
 $(READY): requirements.txt
