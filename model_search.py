@@ -207,7 +207,7 @@ class MixedOp(nn.Layer):
             self._ops.append(op)
 
     def forward(self, x, weights, chosen=None, skip_weight=0.0):
-        """x [N, C, H, W], weights: a scalar tensor for each operation -> [N, C, H / stride, W / stride].
+        """x [N, C, H, W], weights [operations] -> [N, C, H / stride, W / stride].
 
         chosen: the one operation to compute; its weight is 1 and those of the others are 0, but have gradients. skip_weight: of the
         auxiliary skip connection.
@@ -215,7 +215,7 @@ class MixedOp(nn.Layer):
         if self.auxiliary_op is not None:
             return self.mix(x, weights) + skip_weight * self.auxiliary_op(x)
         if chosen is not None:  # as in the authors' code, each other weight is added to all of the output
-            return sum(w * self._ops[k](x) if k == chosen else w for k, w in enumerate(weights))
+            return sum(w * self._ops[k](x) if k == chosen else w for k, w in enumerate(weights.unbind()))
         if self.partial == 1:
             return self.mix(x, weights)
         c = x.shape[1] // self.partial
@@ -225,7 +225,7 @@ class MixedOp(nn.Layer):
         return F.channel_shuffle(paddle.concat([mixed, kept], axis=1), self.partial)
 
     def mix(self, x, weights):
-        return sum(w * op(x) for w, op in zip(weights, self._ops))
+        return sum(w * op(x) for w, op in zip(weights.unbind(), self._ops))
 
 
 class Cell(nn.Layer):
@@ -251,16 +251,16 @@ class Cell(nn.Layer):
             for j in range(2 + i):
                 stride = 2 if reduction and j < 2 else 1
                 self._ops.append(MixedOp(c, stride, method.partial, method.auxiliary_skip))
-        self.fast = allow_fast and fast.applies(self._ops, method)
-        if self.fast:
-            fast.share_statistics(self._ops, [j for i in range(steps) for j in range(2 + i)])
+        self.by_state = fast.ByState(self._ops, steps) if allow_fast and fast.applies(self._ops, method) else None
+        if self.by_state and not fast.agrees(self, len(PRIMITIVES)):
+            self.by_state = None
 
-    def forward(self, s0, s1, matrix, weights, edge_weights, chosen):
-        """matrix: the weights as one tensor [edges, operations], for fast.py. weights: for each edge a list of scalar tensors; edge_weights: a scalar tensor for each edge, or None; chosen: for each edge
-        the number of the operation to compute, or None for all."""
-        if self.fast:  # the same numbers in less time; below is what they are
+    def forward(self, s0, s1, weights, edge_weights, chosen):
+        """weights [edges, operations]; edge_weights [edges] or None; chosen: for each edge the number of the operation to compute, or None for
+        all. Returns [N, multiplier * C, H, W]."""
+        if self.by_state:  # the same numbers in less time; below is what they are
             states = [fast.preprocess(self.preprocess0, s0), fast.preprocess(self.preprocess1, s1)]
-            return paddle.concat(fast.cell_states(self, states, matrix, weights, edge_weights)[-self._multiplier:], axis=1)
+            return paddle.concat(self.by_state.states(*states, weights, edge_weights)[-self._multiplier:], axis=1)
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         edge = 0
         for _ in range(self._steps):
@@ -352,18 +352,14 @@ class Network(nn.Layer):
 
     def forward(self, image):
         """image [N, 3, H, W] -> logits [N, num_classes]."""
-        # Weights are cut into scalars here, once for all cells of a kind, not once a cell.
-        scalars = {}
+        weights = {}
         for reduction in (False, True):
-            weights, edge_weights = self._weights(reduction)
-            chosen = weights.argmax(-1).tolist() if self.method.sampled else [None] * weights.shape[0]
-            if edge_weights is not None and self.cells[0].fast:
-                weights = weights * edge_weights.unsqueeze(-1)
-            scalars[reduction] = (weights, [row.unbind() for row in weights.unbind()],
-                                  None if edge_weights is None else edge_weights.unbind(), chosen)
+            operations, edges = self._weights(reduction)
+            chosen = operations.argmax(-1).tolist() if self.method.sampled else [None] * operations.shape[0]
+            weights[reduction] = operations, edges, chosen
         s0 = s1 = self.stem(image)
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, *scalars[cell.reduction])
+            s0, s1 = s1, cell(s0, s1, *weights[cell.reduction])
         return self.classifier(self.global_pooling(s1).flatten(1))
 
     def _loss(self, image, label):

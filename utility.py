@@ -65,7 +65,7 @@ def start_script(args, save_dir, given):
     logger.info('arguments: %s', ' '.join('--{}={}'.format(name, value) for name, value in sorted(vars(args).items())))
     quiet_warnings()
     with contextlib.suppress(ImportError):
-        import numba  # noqa: F401  before Paddle, see depthwise.py
+        import numba  # noqa: F401  before Paddle, see compiled.py
     place = select_device(args.use_gpu, args.use_data_parallel)
     if world_size() > 1 and 'learning_rate' not in given:
         logger.info('%d processes read %d images a step: consider --learning_rate=%g, %d times the default, which is for one card',

@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 def make_step(args, plain):
     """A function that takes one step of the search."""
-    import depthwise  # before Paddle
+    import compiled  # before Paddle
     import numpy as np
     import paddle
 
@@ -31,7 +31,7 @@ def make_step(args, plain):
     quiet_warnings()
     paddle.set_device('cpu')
     if plain:
-        depthwise.numba = None
+        compiled.numba = None
         architect.frozen = searcher.frozen = contextlib.nullcontext
     else:
         use_the_cpu_well()

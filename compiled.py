@@ -1,0 +1,305 @@
+"""Loops over images that numba, an optional package, compiles for the CPU: what depthwise.py and separable.py are built of.
+
+A depthwise convolution is computed tap by tap: the planes of one channel of several images are laid out as one long row with zeros between the
+image rows, so that a tap of the kernel is a shift along it. A convolution of stride 2 cuts the plane into four, by even and odd rows and columns; each
+tap then reads one of them without gaps. One margin of zeros serves two rows: it is the end of one and the start of the next.
+
+Without numba, on a GPU, in double precision and under to_static Paddle's operations run instead.
+"""
+import contextlib
+import functools
+import sys
+
+numba, why_not = None, 'numba is not installed (pip install numba)'
+if 'llvmlite' not in sys.modules and getattr(sys.modules.get('paddle'), '__version__', '').startswith('2.'):
+    why_not = 'Paddle 2 has a zlib of its own, which ends numba with a segmentation fault unless numba is imported first'
+else:
+    with contextlib.suppress(ImportError):
+        import numba
+        import numba.extending
+        # numba's own pool of threads: another OpenMP beside Paddle's makes both slow when OMP_NUM_THREADS is set.
+        numba.config.THREADING_LAYER = 'workqueue'
+
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+
+from utility import logger  # noqa: E402
+
+_said = []
+
+
+def _say_once(text):
+    if not _said:
+        _said.append(text)
+        logger.info(text)
+
+
+def available(x):
+    """Whether the compiled loops can take a tensor."""
+    if not (paddle.in_dynamic_mode() and x.dtype == paddle.float32 and x.place.is_cpu_place()):
+        return False
+    if numba is None:
+        _say_once('depthwise convolutions run on one core: ' + why_not)
+        return False
+    if not _said:
+        _say_once('depthwise convolutions run on {} cores, compiled by numba'.format(numba.get_num_threads()))
+    return True
+
+
+def addresses(tensors):
+    return np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+
+
+def group_size(images, pixels):
+    """How many images share a row: rows of about 1,000 pixels, and work for every core."""
+    return max(1, min(1024 // pixels, -(-images // numba.get_num_threads())))
+
+
+TAPS = 5  # that are added in one pass: a 5x5 kernel takes five, a 3x3 kernel two
+FIELDS = 12  # of a geometry, before its taps
+
+
+@functools.lru_cache(None)
+def geometry(height, width, kernel, stride, padding, dilation, images):
+    """The layout of a depthwise convolution of `images` images, as integers: see the names where _layout unpacks them, then (tap, offset) pairs,
+    TAPS to a pass, all of a pass in the same of the stride * stride planes. Tap -1 fills up a pass.
+    """
+    pitch, rows = -(-(width + padding) // stride), -(-(height + padding) // stride)
+    reach = dilation * (kernel - 1)
+    out_height, out_width = (height + 2 * padding - reach - 1) // stride + 1, (width + 2 * padding - reach - 1) // stride + 1
+    plane = (images * rows + reach // stride + padding + 2) * pitch
+    by_plane = {}
+    for i in range(kernel):
+        for j in range(kernel):
+            row, column = i * dilation, j * dilation
+            number = row % stride * stride + column % stride
+            by_plane.setdefault(number, []).append((i * kernel + j, row // stride * pitch + column // stride))
+    passes = []
+    for number, taps in sorted(by_plane.items()):
+        for start in range(0, len(taps), TAPS):
+            some = taps[start:start + TAPS]
+            passes.append([number] + [value for tap in some + [(-1, some[0][1])] * (TAPS - len(some)) for value in tap])
+    front = max(offset for taps in by_plane.values() for _, offset in taps)
+    head = [height, width, padding, stride, pitch, rows, out_height, out_width, plane, front, kernel * kernel, len(passes)]
+    return np.array(head + sum(passes, []), np.int64)
+
+
+REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which vector registers need; NaN stays NaN
+
+
+def jit(function):
+    """Compiled when it is first called."""
+    return function if numba is None else numba.njit(fastmath=REORDER, cache=True)(function)
+
+
+def parallel(function):
+    return function if numba is None else numba.njit(parallel=True, fastmath=REORDER, cache=True)(function)
+
+
+if numba is not None:
+    from numba.core import cgutils, types
+
+    @numba.extending.intrinsic
+    def _pointer(context, address):
+        """An integer as a pointer: a tensor's memory, without the 20 microseconds that wrapping it in a numpy array takes."""
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+        return types.voidptr(address), generate
+
+    @numba.njit(inline='always')
+    def floats(address, size):
+        """The memory at an address as an array."""
+        return numba.carray(_pointer(address), (size,), np.float32)
+
+prange = range if numba is None else numba.prange
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Depthwise: layout g, a row of planes `buffer`, a row of output positions `line`
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@jit
+def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
+    """Write max(floor, scale * image + shift) into the planes; source[start + image * stride_image + pixel]."""
+    height, width, padding, stride, pitch, rows, plane = g[0], g[1], g[2], g[3], g[4], g[5], g[8]
+    for image in range(images):
+        for row in range(height):
+            line, first = row + padding, start + image * stride_image + row * width
+            for part in range(stride):
+                column = (part - padding) % stride
+                to = (line % stride * stride + part) * plane + (image * rows + line // stride) * pitch + (column + padding) // stride
+                count = (width - column + stride - 1) // stride
+                pixels, target = source[first + column:first + width], buffer[to:to + count]
+                if stride == 1:
+                    for k in range(count):
+                        value = scale * pixels[k] + shift
+                        target[k] = floor if value < floor else value
+                else:
+                    for k in range(count):
+                        value = scale * pixels[k * stride] + shift
+                        target[k] = floor if value < floor else value
+
+
+@jit
+def collect(result, start, stride_image, images, g, gradient, buffer, masked):
+    """Add to `result` what lies in the planes `gradient` where the image was above 0 (or everywhere, if not masked): spread backwards."""
+    height, width, padding, stride, pitch, rows, plane = g[0], g[1], g[2], g[3], g[4], g[5], g[8]
+    for image in range(images):
+        for row in range(height):
+            line, first = row + padding, start + image * stride_image + row * width
+            for part in range(stride):
+                column = (part - padding) % stride
+                at = (line % stride * stride + part) * plane + (image * rows + line // stride) * pitch + (column + padding) // stride
+                count = (width - column + stride - 1) // stride
+                pixels, values, inputs = result[first + column:first + width], gradient[at:at + count], buffer[at:at + count]
+                if stride == 1:
+                    for k in range(count):
+                        pixels[k] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
+                else:
+                    for k in range(count):
+                        pixels[k * stride] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
+
+
+@jit
+def line_to_pixels(pixels, start, stride_image, line, front, images, g):
+    """The outputs without what lies between the image rows."""
+    pitch, rows, height, width = g[4], g[5], g[6], g[7]
+    for image in range(images):
+        for row in range(height):
+            at, to = front + (image * rows + row) * pitch, start + image * stride_image + row * width
+            pixels[to:to + width] = line[at:at + width]
+
+
+@jit
+def pixels_to_line(line, front, pixels, start, stride_image, images, g):
+    pitch, rows, height, width = g[4], g[5], g[6], g[7]
+    for image in range(images):
+        for row in range(height):
+            at, to = front + (image * rows + row) * pitch, start + image * stride_image + row * width
+            line[at:at + width] = pixels[to:to + width]
+
+
+@jit
+def _tap(weight, first, tap):
+    return weight[first + tap] if tap >= 0 else np.float32(0)
+
+
+@jit
+def convolve(line, buffer, images, g, weight, first):
+    """line = the depthwise convolution of the planes with the kernel weight[first:]."""
+    length = ((images - 1) * g[5] + g[6]) * g[4]
+    total = line[:length]
+    for k in range(g[11]):
+        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
+        a, b, c = _tap(weight, first, g[t + 1]), _tap(weight, first, g[t + 3]), _tap(weight, first, g[t + 5])
+        d, e = _tap(weight, first, g[t + 7]), _tap(weight, first, g[t + 9])
+        v, w, x = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length], buffer[base + g[t + 6]:][:length]
+        y, z = buffer[base + g[t + 8]:][:length], buffer[base + g[t + 10]:][:length]
+        if k == 0:
+            for p in range(length):
+                total[p] = a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
+        else:
+            for p in range(length):
+                total[p] += a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
+
+
+@jit
+def convolve_backward(gradient, line, images, g, weight, first):
+    """The gradient of the planes, from that of the outputs, which lies behind line[front]; zeros lie around and between its rows."""
+    plane, front, done = g[8], g[9], -1
+    length = plane
+    for k in range(g[11]):
+        t, number = 12 + k * 11, g[12 + k * 11]
+        a, b, c = _tap(weight, first, g[t + 1]), _tap(weight, first, g[t + 3]), _tap(weight, first, g[t + 5])
+        d, e = _tap(weight, first, g[t + 7]), _tap(weight, first, g[t + 9])
+        v, w, x = line[front - g[t + 2]:][:length], line[front - g[t + 4]:][:length], line[front - g[t + 6]:][:length]
+        y, z = line[front - g[t + 8]:][:length], line[front - g[t + 10]:][:length]
+        total = gradient[number * plane:][:length]
+        if number != done:
+            for p in range(length):
+                total[p] = a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
+        else:
+            for p in range(length):
+                total[p] += a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
+        done = number
+
+
+@jit
+def convolve_weight(result, first, line, buffer, images, g):
+    """Add the gradient of the kernel to result[first:], from the planes and the gradient of the outputs behind line[front]."""
+    length = ((images - 1) * g[5] + g[6]) * g[4]
+    upstream = line[g[9]:][:length]
+    sums = np.zeros(TAPS, np.float32)
+    for k in range(g[11]):
+        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
+        v, w, x = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length], buffer[base + g[t + 6]:][:length]
+        y, z = buffer[base + g[t + 8]:][:length], buffer[base + g[t + 10]:][:length]
+        a = b = c = d = e = np.float32(0)
+        for p in range(length):
+            u = upstream[p]
+            a += u * v[p]
+            b += u * w[p]
+            c += u * x[p]
+            d += u * y[p]
+            e += u * z[p]
+        sums[0], sums[1], sums[2], sums[3], sums[4] = a, b, c, d, e
+        for i in range(TAPS):
+            if g[t + 1 + 2 * i] >= 0:
+                result[first + g[t + 1 + 2 * i]] += sums[i]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pointwise: matrices are rows of one array, each `size` long
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@jit
+def multiply(result, weight, first, transposed, inputs, channels, size):
+    """result = W inputs, or its transpose times inputs; W [channels, channels] starts at weight[first]."""
+    over, along = (1, channels) if transposed else (channels, 1)
+    for start in range(0, size, 512):  # so that what is read again and again stays in the nearest cache
+        length = min(512, size - start)
+        for o in range(channels):
+            total = result[o * size + start:][:length]
+            total[:] = 0
+            for c in range(0, channels - 7, 8):
+                w, i = first + o * over + c * along, c * size + start
+                w0, w1, w2, w3 = weight[w], weight[w + along], weight[w + 2 * along], weight[w + 3 * along]
+                w4, w5, w6, w7 = weight[w + 4 * along], weight[w + 5 * along], weight[w + 6 * along], weight[w + 7 * along]
+                a, b, d, e = inputs[i:][:length], inputs[i + size:][:length], inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
+                i += 4 * size
+                f, g, h, k = inputs[i:][:length], inputs[i + size:][:length], inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
+                for p in range(length):
+                    total[p] += w0 * a[p] + w1 * b[p] + w2 * d[p] + w3 * e[p] + w4 * f[p] + w5 * g[p] + w6 * h[p] + w7 * k[p]
+            for c in range(channels // 8 * 8, channels):
+                w, a = weight[first + o * over + c * along], inputs[c * size + start:][:length]
+                for p in range(length):
+                    total[p] += w * a[p]
+
+
+@jit
+def multiply_weight(result, first, gradient, inputs, channels, size):
+    """Add the gradient of W, gradient inputs^T, to result[first:]."""
+    for start in range(0, size, 512):
+        length = min(512, size - start)
+        for o in range(channels):
+            u, w = gradient[o * size + start:][:length], first + o * channels
+            for c in range(0, channels - 3, 4):
+                i = c * size + start
+                a, b, d, e = inputs[i:][:length], inputs[i + size:][:length], inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
+                s0 = s1 = s2 = s3 = np.float32(0)
+                for p in range(length):
+                    s0 += u[p] * a[p]
+                    s1 += u[p] * b[p]
+                    s2 += u[p] * d[p]
+                    s3 += u[p] * e[p]
+                result[w + c] += s0
+                result[w + c + 1] += s1
+                result[w + c + 2] += s2
+                result[w + c + 3] += s3
+            for c in range(channels // 4 * 4, channels):
+                a, total = inputs[c * size + start:][:length], np.float32(0)
+                for p in range(length):
+                    total += u[p] * a[p]
+                result[w + c] += total

@@ -1,0 +1,289 @@
+"""The compiled passes of edges.py, over images in groups.
+
+Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or, what only these passes read, group after group as
+[C, images of the group, pixels], so that a channel of a group is one row. `tables` holds for each job the integers of compiled.geometry.
+"""
+import numpy as np
+
+from compiled import (collect, convolve, convolve_backward, convolve_weight, floats, jit, line_to_pixels, multiply, multiply_weight, parallel,
+                      pixels_to_line, prange, spread)
+
+ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
+
+
+@jit
+def where(nchw, first, count, channel, channels, pixels):
+    """Where a channel of the group that begins with image `first` starts, and how far it is from one image to the next."""
+    if nchw:
+        return (first * channels + channel) * pixels, channels * pixels
+    return first * channels * pixels + channel * count * pixels, pixels
+
+
+@jit
+def gather(row, source, nchw, first, count, channel, channels, pixels, scale, add):
+    """row (+)= scale * a channel of a group."""
+    start, stride_image = where(nchw, first, count, channel, channels, pixels)
+    for image in range(count):
+        some, to = source[start + image * stride_image:][:pixels], row[image * pixels:][:pixels]
+        if add:
+            for p in range(pixels):
+                to[p] += scale * some[p]
+        else:
+            for p in range(pixels):
+                to[p] = scale * some[p]
+
+
+@jit
+def moments_of(row, result):
+    """result = mean and sum of squared deviations of a row."""
+    total = ZERO
+    for p in range(len(row)):
+        total += row[p]
+    mean, squares = total / np.float32(len(row)), ZERO
+    for p in range(len(row)):
+        squares += (row[p] - mean) * (row[p] - mean)
+    result[0], result[1] = mean, squares
+
+
+@jit
+def update_statistics(moments, images, group, pixels, epsilon, momentum, running, mean, inverse):
+    """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the running statistics, whose addresses
+    are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for putting groups together)."""
+    rows, groups, channels, _ = moments.shape
+    for r in range(rows):
+        old_mean, old_variance = floats(running[r, 0], channels), floats(running[r, 1], channels)
+        for c in range(channels):
+            n, m, squares = 0.0, 0.0, 0.0
+            for k in range(groups):
+                more = float(min(group, images - k * group) * pixels)
+                delta = moments[r, k, c, 0] - m
+                squares += moments[r, k, c, 1] + delta * delta * n * more / (n + more)
+                n += more
+                m += delta * more / n
+            mean[r, c], inverse[r, c] = m, 1 / np.sqrt(squares / n + epsilon)
+            old_mean[c] = old_mean[c] * momentum + m * (1 - momentum)
+            old_variance[c] = old_variance[c] * momentum + squares / n * (1 - momentum)
+
+
+@parallel
+def forward_pass(memory, nchw, affine, tables, images, channels, group, moments):
+    """ReLU(scale * x + shift), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C, 2]; moments [jobs, groups, C, 2]."""
+    jobs, groups = len(memory), (images + group - 1) // group
+    for number in prange(jobs * groups):
+        j, k = number % jobs, number // jobs
+        g, first = tables[j], k * group
+        count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
+        size = count * outside
+        x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[10])
+        point, out = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
+        buffer, line, between = np.zeros(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32), np.empty(channels * size, np.float32)
+        for c in range(channels):
+            start, stride_image = where(nchw, first, count, c, channels, inside)
+            spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
+            convolve(line, buffer, count, g, depth, c * g[10])
+            line_to_pixels(between, c * size, outside, line, 0, count, g)
+        result = out[first * channels * outside:][:channels * size]
+        multiply(result, point, 0, False, between, channels, size)
+        for c in range(channels):
+            moments_of(result[c * size:][:size], moments[j, k, c])
+
+
+@parallel
+def pool_forward(memory, averages, inverse_counts, tables, images, channels, group, moments):
+    """Poolings of x, nchw; memory [jobs, 2]: x and the output; inverse_counts [jobs, pixels]: of the pixels of an average's windows."""
+    jobs, groups = len(memory), (images + group - 1) // group
+    for number in prange(jobs * groups):
+        j, k = number % jobs, number // jobs
+        g, first = tables[j], k * group
+        count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
+        size, ones = count * outside, np.ones(g[10], np.float32)
+        x, out = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], images * channels * outside)
+        buffer, line = np.full(g[3] * g[3] * g[8], ZERO if averages[j] else LOWEST, np.float32), np.empty(g[8], np.float32)
+        for c in range(channels):
+            start, stride_image = where(1, first, count, c, channels, inside)
+            spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)
+            row = out[first * channels * outside + c * size:][:size]
+            if averages[j]:
+                convolve(line, buffer, count, g, ones, 0)
+                line_to_pixels(row, 0, outside, line, 0, count, g)
+                for i in range(size):
+                    row[i] *= inverse_counts[j, i % outside]
+            else:
+                largest(line, buffer, count, g)
+                line_to_pixels(row, 0, outside, line, 0, count, g)
+            moments_of(row, moments[j, k, c])
+
+
+@jit
+def largest(line, buffer, images, g):
+    """line = the largest pixel of each window."""
+    total = line[:((images - 1) * g[5] + g[6]) * g[4]]
+    total[:] = LOWEST
+    for k in range(g[11]):
+        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
+        for i in range(5):
+            pixels = buffer[base + g[t + 2 + 2 * i]:][:len(total)]
+            for p in range(len(total)):
+                total[p] = total[p] if total[p] > pixels[p] else pixels[p]
+
+
+@jit
+def largest_backward(gradient, line, values, buffer, images, g):
+    """Give the gradients `line` of the outputs `values`, both behind [front], to the first pixel of their window that is as large."""
+    length = ((images - 1) * g[5] + g[6]) * g[4]
+    left, total = line[g[9]:][:length], values[:length]
+    gradient[:] = 0
+    for k in range(g[11]):
+        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
+        for i in range(5):
+            if g[t + 1 + 2 * i] >= 0:
+                pixels, to = buffer[base + g[t + 2 + 2 * i]:][:length], gradient[base + g[t + 2 + 2 * i]:][:length]
+                for p in range(length):
+                    given = left[p] if pixels[p] == total[p] else ZERO
+                    to[p] += given
+                    left[p] -= given
+
+
+@parallel
+def add_up(memory, nchw, scale, shift, outs, images, channels, pixels, group):
+    """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory [edges, operations]: f; scale [edges, operations, C], shift [edges, C]."""
+    edges, groups = len(memory), (images + group - 1) // group
+    for number in prange(edges * groups):
+        t, first = number % edges, number // edges * group
+        count = min(group, images - first)
+        row, out = np.empty(count * pixels, np.float32), floats(outs[t], images * channels * pixels)
+        for c in range(channels):
+            row[:] = shift[t, c]
+            for k in range(memory.shape[1]):
+                gather(row, floats(memory[t, k], images * channels * pixels), nchw[k], first, count, c, channels, pixels, scale[t, k, c], True)
+            for image in range(count):
+                out[((first + image) * channels + c) * pixels:][:pixels] = row[image * pixels:][:pixels]
+
+
+@parallel
+def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, pixels, group, sums):
+    """sums [edges, operations, groups, C, 2] of d and of d * (f - mean) * inverse; ups [edges]: d, nchw; memory [edges, operations]: f."""
+    edges, groups = len(memory), (images + group - 1) // group
+    for number in prange(edges * groups):
+        t, k = number % edges, number // edges
+        first = k * group
+        count = min(group, images - first)
+        d, f = np.empty(count * pixels, np.float32), np.empty(count * pixels, np.float32)
+        for c in range(channels):
+            gather(d, floats(ups[t], images * channels * pixels), 1, first, count, c, channels, pixels, ONE, False)
+            for o in range(memory.shape[1]):
+                gather(f, floats(memory[t, o], images * channels * pixels), nchw[o], first, count, c, channels, pixels, ONE, False)
+                two_sums(d, f, mean[t, o, c], inverse[t, o, c], sums[t, o, k, c])
+
+
+@jit
+def two_sums(d, f, mean, inverse, result):
+    total = product = ZERO
+    for p in range(len(d)):
+        total += d[p]
+        product += d[p] * (f[p] - mean)
+    result[0], result[1] = total, product * inverse
+
+
+@parallel
+def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, images, channels, group, wanted, dweights, sums):
+    """The way back through forward_pass, from d: df = c0 * d + c1 * f + c2.
+
+    memory [jobs, 6]: x, both weights, f, d and the gradient of x, which jobs add to one tensor where x is nchw (zero before), and else have for
+    themselves. nchw: of x, and [jobs] of d. coefficients [jobs, C, 3]. wanted: of x, of the weights. dweights [groups, jobs, C * k * k + C * C]: for each
+    job both gradients. sums [jobs, groups, C, 2]: of the gradient of scale * x + shift, and its product with (x - mean) * inverse.
+    """
+    x_nchw, d_nchw = nchw
+    jobs, groups = len(memory), (images + group - 1) // group
+    for k in prange(groups):
+        first = k * group
+        count = min(group, images - first)
+        for j in range(jobs):
+            g = tables[j]
+            inside, outside, planes = g[0] * g[1], g[6] * g[7], g[3] * g[3] * g[8]
+            size = count * outside
+            x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[10])
+            point, f = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
+            d, dx = floats(memory[j, 4], images * channels * outside), floats(memory[j, 5], images * channels * inside)
+            df, between = np.empty(channels * size, np.float32), np.empty(channels * size, np.float32)
+            for c in range(channels):
+                row = df[c * size:][:size]
+                gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], False)
+                gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], True)
+                row += coefficients[j, c, 2]
+            multiply(between, point, 0, True, df, channels, size)
+            buffer, gradient, line = np.zeros(planes, np.float32), np.zeros(planes, np.float32), np.zeros(g[9] + g[8], np.float32)
+            again = np.empty(channels * size if wanted[1] else 0, np.float32)
+            for c in range(channels):
+                start, stride_image = where(x_nchw, first, count, c, channels, inside)
+                spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
+                if wanted[1]:
+                    convolve(line, buffer, count, g, depth, c * g[10])
+                    line_to_pixels(again, c * size, outside, line, 0, count, g)
+                    line[:] = 0
+                pixels_to_line(line, g[9], between, c * size, outside, count, g)
+                if wanted[1]:
+                    convolve_weight(dweights[k, j], c * g[10], line, buffer, count, g)
+                if wanted[0]:
+                    convolve_backward(gradient, line, count, g, depth, c * g[10])
+                    if not x_nchw:
+                        dx[start:start + count * inside] = 0
+                    collect(dx, start, stride_image, count, g, gradient, buffer, True)
+                    if not x_nchw:
+                        two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c], sums[j, k, c])
+            if wanted[1]:
+                multiply_weight(dweights[k, j], channels * g[10], df, again, channels, size)
+
+
+@parallel
+def pool_backward(memory, averages, inverse_counts, coefficients, scale, ups, tables, images, channels, group):
+    """Add to dx what comes back through the poolings, and through the identity as the last one.
+
+    memory [jobs, 3]: x, the outputs f and dx; ups [edges]: d, nchw. df = sum_t scale_t * d_t + c1 * f + c2; scale [edges, jobs, C], coefficients
+    [jobs, C, 3] with c1, c2 behind a number that isn't used. averages: 0 for largest, 1 for average, 2 for the identity.
+    """
+    jobs, groups = len(memory), (images + group - 1) // group
+    for k in prange(groups):
+        first = k * group
+        count = min(group, images - first)
+        for j in range(jobs):
+            g = tables[j]
+            inside, outside, planes = g[0] * g[1], g[6] * g[7], g[3] * g[3] * g[8]
+            size, ones = count * outside, np.ones(g[10], np.float32)
+            x, dx = floats(memory[j, 0], images * channels * inside), floats(memory[j, 2], images * channels * inside)
+            f = floats(memory[j, 1], images * channels * outside)
+            buffer, gradient, row = np.full(planes, LOWEST, np.float32), np.zeros(planes, np.float32), np.empty(size, np.float32)
+            line, values = np.zeros(g[9] + g[8], np.float32), np.zeros(g[8], np.float32)
+            for c in range(channels):
+                gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], False)
+                row += coefficients[j, c, 2]
+                for t in range(len(ups)):
+                    gather(row, floats(ups[t], images * channels * outside), 1, first, count, c, channels, outside, scale[t, j, c], True)
+                start, stride_image = where(1, first, count, c, channels, inside)
+                if averages[j] == 2:
+                    for image in range(count):
+                        dx[start + image * stride_image:][:inside] += row[image * inside:][:inside]
+                    continue
+                if averages[j] == 1:
+                    for i in range(size):
+                        row[i] *= inverse_counts[j, i % outside]
+                pixels_to_line(line, g[9], row, 0, outside, count, g)
+                if averages[j] == 1:
+                    convolve_backward(gradient, line, count, g, ones, 0)
+                else:
+                    spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)
+                    pixels_to_line(values, 0, f, first * channels * outside + c * size, outside, count, g)
+                    largest_backward(gradient, line, values, buffer, count, g)
+                collect(dx, start, stride_image, count, g, gradient, buffer, False)
+
+
+@parallel
+def sum_groups(dweights, starts, memory):
+    """Put the sum over the groups of dweights [groups, jobs, …] from starts [jobs, 3] on into the tensors at memory [jobs, 2]."""
+    for j in prange(len(memory)):
+        for part in range(2):
+            size = starts[j, part + 1] - starts[j, part]
+            out = floats(memory[j, part], size)
+            out[:] = 0
+            for k in range(len(dweights)):
+                out += dweights[k, j, starts[j, part]:starts[j, part + 1]]
