@@ -8,7 +8,9 @@ Without numba, on a GPU, in double precision and under to_static Paddle's operat
 """
 import contextlib
 import functools
+import pathlib
 import sys
+import zlib
 
 numba, why_not = None, 'numba is not installed (pip install numba)'
 if 'llvmlite' not in sys.modules and getattr(sys.modules.get('paddle'), '__version__', '').startswith('2.'):
@@ -19,6 +21,10 @@ else:
         import numba.extending
         # numba's own pool of threads: another OpenMP beside Paddle's makes both slow when OMP_NUM_THREADS is set.
         numba.config.THREADING_LAYER = 'workqueue'
+        # What numba keeps of a function holds those that it calls too, but goes by the age of its own file only: one place for each state of all files.
+        here = pathlib.Path(__file__).parent
+        state = zlib.crc32(b''.join((here / name).read_bytes() for name in ('compiled.py', 'depthwise.py', 'edge_loops.py')))
+        numba.config.CACHE_DIR = str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / 'loops-{:08x}'.format(state))
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
@@ -120,45 +126,49 @@ prange = range if numba is None else numba.prange
 
 
 @jit
+def _row_in_planes(row, column, image, g):
+    """Where the pixels column, column + stride, … of an image's row begin in the planes; the stride is 1 or 2, so halves are shifts."""
+    half, line, place = g[3] - 1, row + g[2], column + g[2]
+    return ((line & half) * g[3] + (place & half)) * g[8] + (image * g[5] + (line >> half)) * g[4] + (place >> half)
+
+
+@jit
 def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
     """Write max(floor, scale * image + shift) into the planes; source[start + image * stride_image + pixel]."""
-    height, width, padding, stride, pitch, rows, plane = g[0], g[1], g[2], g[3], g[4], g[5], g[8]
+    height, width, stride = g[0], g[1], g[3]
     for image in range(images):
         for row in range(height):
-            line, first = row + padding, start + image * stride_image + row * width
-            for part in range(stride):
-                column = (part - padding) % stride
-                to = (line % stride * stride + part) * plane + (image * rows + line // stride) * pitch + (column + padding) // stride
-                count = (width - column + stride - 1) // stride
-                pixels, target = source[first + column:first + width], buffer[to:to + count]
-                if stride == 1:
+            first = start + image * stride_image + row * width
+            if stride == 1:
+                pixels, target = source[first:first + width], buffer[_row_in_planes(row, 0, image, g):][:width]
+                for k in range(width):
+                    value = scale * pixels[k] + shift
+                    target[k] = floor if value < floor else value
+            else:
+                for column in range(min(2, width)):
+                    count = (width - column + 1) >> 1
+                    pixels, target = source[first + column:first + width], buffer[_row_in_planes(row, column, image, g):][:count]
                     for k in range(count):
-                        value = scale * pixels[k] + shift
-                        target[k] = floor if value < floor else value
-                else:
-                    for k in range(count):
-                        value = scale * pixels[k * stride] + shift
+                        value = scale * pixels[2 * k] + shift
                         target[k] = floor if value < floor else value
 
 
 @jit
 def collect(result, start, stride_image, images, g, gradient, buffer, masked):
     """Add to `result` what lies in the planes `gradient` where the image was above 0 (or everywhere, if not masked): spread backwards."""
-    height, width, padding, stride, pitch, rows, plane = g[0], g[1], g[2], g[3], g[4], g[5], g[8]
+    height, width, stride = g[0], g[1], g[3]
     for image in range(images):
         for row in range(height):
-            line, first = row + padding, start + image * stride_image + row * width
-            for part in range(stride):
-                column = (part - padding) % stride
-                at = (line % stride * stride + part) * plane + (image * rows + line // stride) * pitch + (column + padding) // stride
-                count = (width - column + stride - 1) // stride
+            first = start + image * stride_image + row * width
+            for column in range(min(stride, width)):
+                at, count = _row_in_planes(row, column, image, g), (width - column + stride - 1) >> (stride - 1)
                 pixels, values, inputs = result[first + column:first + width], gradient[at:at + count], buffer[at:at + count]
                 if stride == 1:
                     for k in range(count):
                         pixels[k] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
                 else:
                     for k in range(count):
-                        pixels[k * stride] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
+                        pixels[2 * k] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
 
 
 @jit
@@ -168,7 +178,9 @@ def line_to_pixels(pixels, start, stride_image, line, front, images, g):
     for image in range(images):
         for row in range(height):
             at, to = front + (image * rows + row) * pitch, start + image * stride_image + row * width
-            pixels[to:to + width] = line[at:at + width]
+            some, target = line[at:at + width], pixels[to:to + width]
+            for k in range(width):  # an assignment of slices would take three times as long
+                target[k] = some[k]
 
 
 @jit
@@ -177,7 +189,9 @@ def pixels_to_line(line, front, pixels, start, stride_image, images, g):
     for image in range(images):
         for row in range(height):
             at, to = front + (image * rows + row) * pitch, start + image * stride_image + row * width
-            line[at:at + width] = pixels[to:to + width]
+            some, target = pixels[to:to + width], line[at:at + width]
+            for k in range(width):
+                target[k] = some[k]
 
 
 @jit

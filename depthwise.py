@@ -20,7 +20,7 @@ class DepthwiseConv2D(nn.Conv2D):
         """Whether the compiled loops know the geometry: the same in both directions, and no larger than with the same padding."""
         padding = self._updated_padding
         return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and self.weight.shape[2] == self.weight.shape[3]
-                and self._stride[0] == self._stride[1] and self._dilation[0] == self._dilation[1]
+                and self._stride[0] == self._stride[1] in (1, 2) and self._dilation[0] == self._dilation[1]
                 and 2 * padding[0] <= self._dilation[0] * (self.weight.shape[2] - 1) and self._padding_mode == 'zeros')
 
 

@@ -62,6 +62,7 @@ class Edges:
                     self.final[t, k] = second.get(id(op.op), next(first))
                 else:
                     self.final[t, k] = next(pool) if type(op) is nn.Sequential else -1
+        self.layouts = {}
         self.edge_of = {int(row): t for t, rows in enumerate(self.final) for row in rows}
 
     def weights(self):
@@ -75,16 +76,20 @@ class Edges:
         out = _Edges.apply(self, x, matrix, *self.weights())
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
-    @functools.lru_cache(8)
     def layout(self, height, width, images):
-        """The tables of geometries: of the first convolutions, the second ones, the poolings."""
-        def table(layers, height, width):
-            rows = [geometry(height, width, *_kernel(layer), images) for layer in layers]
-            return np.stack([np.pad(row, (0, max(map(len, rows)) - len(row))) for row in rows]) if rows else np.zeros((0, 12), np.int64)
-        first = table([depth for depth, _ in self.first], height, width)
-        pools = table(self.pools, height, width)
-        out = tuple(map(int, (first if len(first) else pools)[0, 6:8]))
-        return first, table([depth for depth, _ in self.second], *out), pools, out
+        """The tables of geometries, of the first convolutions, the second ones and the poolings; height and width of the outputs."""
+        if (height, width, images) not in self.layouts:
+            first = self.table([depth for depth, _ in self.first], height, width, images)
+            pools = self.table(self.pools, height, width, images)
+            out = tuple(map(int, (first if len(first) else pools)[0, 6:8]))
+            second = self.table([depth for depth, _ in self.second], *out, images)
+            self.layouts[height, width, images] = first, second, pools, out
+        return self.layouts[height, width, images]
+
+    @staticmethod
+    def table(layers, height, width, images):
+        rows = [geometry(height, width, *_kernel(layer), images) for layer in layers]
+        return np.stack([np.pad(row, (0, max(map(len, rows)) - len(row))) for row in rows]) if rows else np.zeros((0, 12), np.int64)
 
 
 def _kernel(layer):
@@ -236,7 +241,8 @@ class _Edges(paddle.autograd.PyLayer):
         coefficients = _batch_norm_backward(inverse[rows], together, mean[rows], inverse[rows], n * pixels)
         coefficients[rows < 0] = 0
         identities = len(columns) - len(averages)
-        tables = np.concatenate([ctx.tables[2], ctx.tables[0][:identities, :ctx.tables[2].shape[1]]])
+        tables = ctx.tables[2] if len(averages) else ctx.tables[0]  # of the identity only its pixels count
+        tables = np.concatenate([tables[:len(averages)], np.repeat(tables[:1], identities, axis=0)])
         pool_backward(np.column_stack([np.full(len(rows), x.data_ptr()), ctx.at[rows], np.full(len(rows), dx.data_ptr())]),
                       np.append(averages, np.full(identities, IDENTITY)), np.concatenate([counts, np.zeros((identities, pixels), np.float32)]),
                       coefficients, np.ascontiguousarray(ctx.scale[:, columns]), addresses(ds), tables, n, c, compiled.group_size(n, h * w))

@@ -33,8 +33,9 @@ POOLS = (nn.MaxPool2D, nn.AvgPool2D)
 
 def applies(mixed_operations, method):
     """Whether every edge is a plain sum of operations that are known here."""
-    return not method.sampled and not method.auxiliary_skip and all(
-        type(op) in (Zero, Identity, FactorizedReduce) or is_pool(op) or is_separable(op) for mixed in mixed_operations for op in mixed._ops)
+    if method.sampled or method.auxiliary_skip or all(type(op) is Zero for op in mixed_operations[0]._ops):
+        return False
+    return all(type(op) in (Zero, Identity, FactorizedReduce) or is_pool(op) or is_separable(op) for mixed in mixed_operations for op in mixed._ops)
 
 
 def is_pool(op):
@@ -92,6 +93,7 @@ class ByState:
         """All states of a cell from its two inputs [N, C, H, W]; weights [edges, operations], edge_weights [edges] or None."""
         if edge_weights is not None:
             weights, edge_weights = weights * edge_weights.unsqueeze(-1), edge_weights.unbind()
+        pieces = Pieces(weights, s0.shape[1] // self.partial, self.leaving)
         states, mixed, kept = [s0, s1], [[] for _ in range(self.steps)], [[] for _ in range(self.steps)]
         for j, (leaving, rows, pool) in enumerate(zip(self.leaving, self.rows, self.kept)):
             x = states[j]
@@ -101,7 +103,7 @@ class ByState:
                 rest = rest if pool is None else pool(rest)
                 for node, row in zip(kept[-len(rows):], rows):
                     node.append(edge_weights[row] * rest)
-            for node, terms in zip(mixed[-len(rows):], leaving(x, weights)):
+            for node, terms in zip(mixed[-len(rows):], leaving(x, weights, pieces)):
                 node += terms
             if j > 0:
                 states.append(self.join(mixed[j - 1], kept[j - 1]))
@@ -132,44 +134,76 @@ class Leaving:
         reductions = columns(lambda op: type(op) is FactorizedReduce)
         self.edges, self.twice, self.once = len(rows), len(twice), len(once)
         self.first, self.second = units(twice + once, 1), units(twice, 5)
-        # The first batch norm of a SepConv has 1 as its scale, a last one the edge's weight of the operation.
-        self.scales = [0] * len(places(twice)) + places(once + twice)
+        # The scales of the batch norms of first, second and reductions: 1 for the first one of a SepConv, else the edge's weight of the operation.
+        self.scales = [[0] * len(places(twice)) + places(once), places(twice), places(reductions)]
         for k in pools:
             share_statistics([ops[k][1] for ops in operations])
         self.pools = [operations[0][k] for k in pools]
         self.identities, self.mixture = len(identities), places(pools + identities)
-        self.reductions, self.reduction_scales = [ops[k] for k in reductions for ops in operations], places(reductions)
+        self.reductions = [ops[k] for k in reductions for ops in operations]
         self.reduction_norms = Norms([op.bn for op in self.reductions])
         known = sorted(twice + once + pools + identities)
         self.compiled = Edges([[ops[k] for k in known] for ops in operations], rows, known) if twice + once + pools else None
 
-    def __call__(self, x, weights):
-        """x [N, C, H, W], weights [edges of the cell, operations] -> for each edge the tensors that it adds to its node."""
-        weights_of = Weights(weights, x.shape[1])
-        parts = self.compiled(x, weights) if self.compiled is not None and self.compiled.applies(x) else self.stacked(x, weights_of)
+    def __call__(self, x, weights, pieces):
+        """x [N, C, H, W], weights [edges of the cell, operations], and Pieces of them -> for each edge the tensors that it adds to its node."""
+        if self.compiled is not None and self.compiled.applies(x):
+            parts = self.compiled(x, weights)
+        else:
+            parts = self.stacked(x, *pieces.of(self))
         if self.reductions:
-            y = self.reduction_norms(factorized(self.reductions, F.relu(x)), *weights_of.scale_and_bias(self.reduction_scales))
-            parts = parts + split(y, len(self.reductions))
+            (_, _, scale_and_bias), _ = pieces.of(self)
+            parts = parts + split(self.reduction_norms(factorized(self.reductions, F.relu(x)), *scale_and_bias), len(self.reductions))
         return [parts[t::self.edges] for t in range(self.edges)]
 
-    def stacked(self, x, weights_of):
+    def stacked(self, x, scales, mixture):
         """The sums of the edges, but for FactorizedReduce; along the channels lie the edges of the first operation, then those of the second."""
         terms = []
         if self.first.operations:
-            scale, bias = weights_of.scale_and_bias(self.scales)
-            sizes = [len(self.first.norms), len(self.second.norms)]
-            scales, biases = cut(scale, sizes, 0), cut(bias, sizes, 0)
-            y = self.first([join([F.relu(x)] * self.edges)] * self.first.operations, scales[0], biases[0])
-            again, once = cut(y, [self.twice, self.once])
+            y = self.first([join([F.relu(x)] * self.edges)] * self.first.operations, *scales[0])
+            again, once = y if self.twice else None, y
+            if self.twice and self.once:
+                again, once = y.split([self.twice * x.shape[1] * self.edges, self.once * x.shape[1] * self.edges], axis=1)
             if self.twice:
-                terms += split(self.second(split(F.relu(again), self.twice), scales[1], biases[1]), self.twice)
+                terms += split(self.second(split(F.relu(again), self.twice), *scales[1]), self.twice)
             terms += split(once, self.once) if self.once else []
         if self.mixture:
             values = paddle.stack([pool(x) for pool in self.pools] + [x] * self.identities, axis=1)  # [N, operations, C, H, W]
-            n, k, c, h, w = values.shape
-            weights = weights_of.gather(self.mixture).reshape([k, self.edges])
-            terms.append(paddle.matmul(weights, values.flatten(2), transpose_x=True).reshape([n, self.edges * c, h, w]))
+            n, _, c, h, w = values.shape
+            terms.append(paddle.matmul(mixture, values.flatten(2), transpose_x=True).reshape([n, self.edges * c, h, w]))
         return split(paddle.add_n(terms), self.edges) if terms else []
+
+
+class Pieces:
+    """The weights [edges, operations] of a cell of C channels, cut up for its states: once for all of them, when one asks first."""
+
+    def __init__(self, weights, channels, leaving):
+        self.weights, self.channels, self.leaving, self.pieces = weights, channels, leaving, None
+
+    def of(self, leaving):
+        """[(scale, bias) for each of leaving.scales], and the weights [operations, edges] of poolings and identities."""
+        if self.pieces is None:
+            flat = paddle.concat([paddle.ones([1], self.weights.dtype), self.weights.flatten()])
+            scales, c = [places for some in self.leaving for places in some.scales], self.channels
+            scale = self.take(flat, scales).unsqueeze(-1).expand([-1, c]).flatten() if any(scales) else None
+            # Zeros, but made of the scale: where Paddle needs no gradient of a batch norm's bias, it leaves out that of the scale.
+            norms = list(zip(self.cut(scale, scales, c), self.cut(scale * 0 if any(scales) else None, scales, c)))
+            places = [some.mixture for some in self.leaving]
+            mixtures = self.cut(self.take(flat, places) if any(places) else None, places, 1)
+            self.pieces = {id(some): (norms[3 * j:3 * j + 3], mixture if mixture is None else mixture.reshape([-1, some.edges]))
+                           for j, (some, mixture) in enumerate(zip(self.leaving, mixtures))}
+        return self.pieces[id(leaving)]
+
+    @staticmethod
+    def take(flat, places):
+        return paddle.gather(flat, paddle.to_tensor(sum(places, []), 'int64'))
+
+    @staticmethod
+    def cut(tensor, places, channels):
+        """For each list of places its piece of the tensor, None for an empty one."""
+        sizes = [len(some) * channels for some in places]
+        pieces = iter(tensor.split([size for size in sizes if size]) if any(sizes) else [])
+        return [next(pieces) if size else None for size in sizes]
 
 
 class Unit:
@@ -226,41 +260,12 @@ def is_piece(tensor, whole, start):
     return tensor.data_ptr() == whole.data_ptr() + start * whole.element_size()
 
 
-class Weights:
-    """The weights [edges, operations] of a cell of C channels, to be taken by their places: 0 is a 1, 1 the first weight."""
-
-    indices = {}
-
-    def __init__(self, weights, channels):
-        self.flat, self.channels = None, channels
-        self.weights = weights
-
-    def gather(self, places):
-        if self.flat is None:
-            self.flat = paddle.concat([paddle.ones([1], self.weights.dtype), self.weights.flatten()])
-        return paddle.gather(self.flat, paddle.to_tensor(places))
-
-    def scale_and_bias(self, places):
-        """For batch norms: each weight for C channels; and zeros."""
-        scale = self.gather(places).unsqueeze(-1).expand([len(places), self.channels]).flatten()
-        # Made of the scale: where Paddle needs no gradient of a batch norm's bias, it leaves out that of the scale.
-        return scale, scale * 0
-
-
 def join(tensors, axis=1):
     return paddle.concat(tensors, axis) if len(tensors) > 1 else tensors[0]
 
 
 def split(tensor, parts):
     return tensor.split(parts, axis=1) if parts > 1 else [tensor]
-
-
-def cut(tensor, sizes, axis=1):
-    """Two pieces, sizes in the proportion of `sizes`; None for one without size."""
-    if 0 in sizes:
-        return [tensor if size else None for size in sizes]
-    unit = tensor.shape[axis] // sum(sizes)
-    return tensor.split([size * unit for size in sizes], axis=axis)
 
 
 def share_statistics(norms):
@@ -277,10 +282,9 @@ def preprocess(layer, x):
 def factorized(layers, x):
     """FactorizedReduce.convolve, of several layers side by side, as one 2x2 convolution of stride 2: the first half of a layer's filters has its
     weights at the upper left pixel, the second half at the lower right one, and zeros elsewhere. It cuts no shifted copy of x."""
-    kernels = []
-    for layer in layers:
-        kernels += [F.pad(layer.conv_1.weight, [0, 1, 0, 1]), F.pad(layer.conv_2.weight, [1, 0, 1, 0])]
+    halves = [conv.weight for layer in layers for conv in (layer.conv_1, layer.conv_2)]
+    corners = np.concatenate([np.tile(corner, (half.shape[0], 1)) for half, corner in zip(halves, ([1, 0, 0, 0], [0, 0, 0, 1]) * len(layers))])
     odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
     if odd_h or odd_w:
         x = F.pad(x, [0, odd_w, 0, odd_h])
-    return F.conv2d(x, paddle.concat(kernels), stride=2)
+    return F.conv2d(x, paddle.concat(halves) * paddle.to_tensor(corners.reshape(-1, 1, 2, 2), x.dtype), stride=2)

@@ -91,7 +91,7 @@ def test_the_edges_of_a_state_are_paddles_operations(stride, size, images):
     statistics = [p for edge in mixed for p in edge.parameters() if not p.trainable]
     before, results = [s.numpy() for s in statistics], []
     upstream = None
-    for compute in (lambda: [paddle.add_n(terms) for terms in leaving(x, weights)], lambda: [edge(x, w) for edge, w in zip(mixed, weights)]):
+    for compute in (lambda: [paddle.add_n(terms) for terms in leaving(x, weights, fast.Pieces(weights, 6, [leaving]))], lambda: [edge(x, w) for edge, w in zip(mixed, weights)]):
         for s, value in zip(statistics, before):
             s.set_value(value)
         outs = compute()
@@ -100,6 +100,24 @@ def test_the_edges_of_a_state_are_paddles_operations(stride, size, images):
         results.append([value.numpy() for value in outs + gradients])
     for a, b in zip(*results):
         assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize('primitives', [['none', 'sep_conv_3x3'], ['dil_conv_5x5', 'none', 'dil_conv_3x3', 'sep_conv_7x7'], ['skip_connect', 'max_pool_3x3'],
+                                        ['none', 'skip_connect'], ['avg_pool_3x3']])
+@pytest.mark.parametrize('precision', ['float32', 'float64'])
+def test_other_spaces(monkeypatch, primitives, precision):
+    """Any choice of the operations, compiled or not; a cell of nothing but `none` is left as it is written."""
+    monkeypatch.setattr(model_search, 'PRIMITIVES', primitives)
+    default = paddle.get_default_dtype()
+    paddle.set_default_dtype(precision)
+    try:
+        plain, quick, image, label = twins('DARTS', 8)
+        for a, b in zip(everything(plain, image, label), everything(quick, image, label)):
+            assert relative_error(b, a) < (1e-3 if precision == 'float32' else 1e-11)
+        monkeypatch.setattr(model_search, 'PRIMITIVES', ['none'])
+        assert not any(cell.by_state for cell in Network(4, 5, 1, 'DARTS').cells)
+    finally:
+        paddle.set_default_dtype(default)
 
 
 def test_what_it_does_not_know_is_computed_as_it_is_written(monkeypatch):
