@@ -233,7 +233,7 @@ class _Edges(paddle.autograd.PyLayer):
         n, c, h, w = x.shape
         pixels = ds[0].shape[2] * ds[0].shape[3]
         rows = edges.final[0]
-        columns = [k for k, row in enumerate(rows) if row < 0 or row >= len(edges.norms) - len(edges.pools)]
+        columns = [k for k, row in enumerate(rows) if row >= len(edges.norms) - len(edges.pools)] + [k for k, row in enumerate(rows) if row < 0]
         if not columns:
             return
         rows, averages, counts = rows[columns], *ctx.pools
