@@ -44,13 +44,15 @@ def trace(network, image_shape):
     for name, layer in network.named_sublayers():
         if not layer.sublayers() or re.fullmatch(r'cells\.\d+', name):
             watch(name, layer)
-    training, fast = network.training, [cell for cell in getattr(network, 'cells', []) if getattr(cell, 'fast', False)]
+    training = network.training
     network.eval()
-    for cell in fast:  # whose layers are not called one by one
-        cell.fast = False
+    # Cells that are computed by source state do not call their layers one by one.
+    cells = [(cell, cell.by_state) for cell in getattr(network, 'cells', []) if hasattr(cell, 'by_state')]
+    for cell, _ in cells:
+        cell.by_state = None
     network(paddle.zeros([1] + list(image_shape)))
-    for cell in fast:
-        cell.fast = True
+    for cell, by_state in cells:
+        cell.by_state = by_state
     if training:
         network.train()
     for hook in hooks:
