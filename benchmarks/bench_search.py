@@ -1,13 +1,17 @@
-r"""Seconds of a search step (architecture and weights), as search.py runs it and as the plain port would.
+r"""Seconds of a step, as the scripts run it and as the plain port would.
 
     python benchmarks/bench_search.py --layers=5 --init_channels=8 --batch_size=16 --compare=plain
     python benchmarks/bench_search.py --method=PC-DARTS --layers=8 --batch_size=64 --steps=3 --compare=plain
-    python benchmarks/bench_search.py --layers=5 --init_channels=8 --batch_size=16 --launches       kernels of a forward and backward pass
+    python benchmarks/bench_search.py --network=cifar --layers=8 --batch_size=32 --compare=plain          a step of train.py
+    python benchmarks/bench_search.py --layers=5 --launches --compare=plain       kernels of a forward and backward pass
+    python benchmarks/bench_search.py --layers=8 --batch_size=64 --limit          what this machine could do at best
 
-Images are random, 32x32. With --compare=plain two processes take steps in turn, so that both see the same machine. `plain` computes every edge by
+Images are random. With --compare=plain two processes take steps in turn, so that both see the same machine. `plain` computes every edge by
 itself, with Paddle's depthwise convolution on one core, the C library's memory settings, and gradients of all parameters in every pass.
 """
 import argparse
+import collections
+import concurrent.futures
 import contextlib
 import multiprocessing
 import os
@@ -18,30 +22,55 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def make_step(args, plain):
-    """A function that takes one step of the search."""
+def make_step(args, plain, compiled_loops=True):
+    """(the network, a function that takes one step of the search or of training)."""
     import compiled  # before Paddle
     import numpy as np
     import paddle
 
     import architect
     import searcher
-    from model_search import Network
     from utility import quiet_warnings, use_the_cpu_well
     quiet_warnings()
     paddle.set_device('cpu')
-    if plain:
+    if plain or not compiled_loops:
         compiled.numba = None
+    if plain:
         architect.frozen = searcher.frozen = contextlib.nullcontext
     else:
         use_the_cpu_well()
     paddle.seed(0)
+    rng = np.random.default_rng(0)
+    size = 224 if args.network == 'imagenet' else 32
+    batches = [(paddle.to_tensor(rng.normal(size=(args.batch_size, 3, size, size)).astype('float32')),
+                paddle.to_tensor(rng.integers(0, 10, (args.batch_size, 1)))) for _ in range(2)]
+    if args.network != 'search':
+        return make_training_step(args, batches[0])
+    from model_search import Network
     model = Network(args.init_channels, 10, args.layers, args.method, allow_fast=not plain)
     search = searcher.DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), unrolled=args.unrolled)
-    rng = np.random.default_rng(0)
-    batches = [(paddle.to_tensor(rng.normal(size=(args.batch_size, 3, 32, 32)).astype('float32')),
-                paddle.to_tensor(rng.integers(0, 10, (args.batch_size, 1)))) for _ in range(2)]
     return model, lambda: search.train_step(*batches[0], *batches[1])
+
+
+def make_training_step(args, batch):
+    """A step of train.py or train_imagenet.py: the cell PC_DARTS, with auxiliary head."""
+    import paddle
+    import paddle.nn.functional as F
+
+    import genotypes
+    import model as networks
+    network = {'cifar': networks.NetworkCIFAR, 'imagenet': networks.NetworkImageNet}[args.network]
+    model = network(args.init_channels, 10, args.layers, True, genotypes.PC_DARTS)
+    model.drop_path_prob = 0.2
+    model.train()
+    optimizer = paddle.optimizer.Momentum(0.025, 0.9, model.parameters(), weight_decay=3e-4, grad_clip=paddle.nn.ClipGradByGlobalNorm(5.0))
+
+    def step():
+        logits, logits_aux = model(batch[0])
+        (F.cross_entropy(logits, batch[1]) + 0.4 * F.cross_entropy(logits_aux, batch[1])).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    return model, step
 
 
 def worker(args, plain, pipe):
@@ -57,11 +86,11 @@ def worker(args, plain, pipe):
         pipe.send((time.perf_counter() - start, peak_memory_mb()))
 
 
-def launches(args, plain):
+def launches(args, *variant):
     """The kernels that a forward and backward pass of the loss over all parameters starts, by paddle.profiler's count."""
     import paddle
     import paddle.profiler as profiler
-    model, _ = make_step(args, plain)
+    model, _ = make_step(args, *variant)
     image, label = paddle.randn([2, 3, 32, 32]), paddle.zeros([2, 1], 'int64')
     model._loss(image, label).backward()
     with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU], on_trace_ready=lambda _: None) as p:
@@ -72,9 +101,75 @@ def launches(args, plain):
     return sum(count(root) for root in p.profiler_result.get_data().values())
 
 
+def limit(args):
+    """Print what a step must compute and move, and how fast this machine multiplies and copies."""
+    model, step = make_step(args, plain=False)
+    import numpy as np
+    import paddle
+
+    import edges
+    from summary import count_macs
+    moved = collections.Counter()
+
+    def watch(name, tensors):
+        compute = getattr(edges, name)
+
+        def count(memory, *rest):
+            moved[name] += tensors(memory, *rest)
+            return compute(memory, *rest)
+        setattr(edges, name, count)
+
+    def distinct(column):
+        return len(set(column.ravel().tolist()))
+    # bytes of what a pass reads and writes once; see the functions' docstrings for the arguments
+    watch('forward_pass', lambda m, _, __, tables, n, c, *rest: 4 * n * c * (distinct(m[:, 0]) * pixels(tables, 0) + len(m) * pixels(tables, 6)))
+    watch('pool_forward', lambda m, _, __, tables, n, c, *rest: 4 * n * c * (pixels(tables, 0) + len(m) * pixels(tables, 6)))
+    watch('add_up', lambda m, _, __, ___, outs, n, c, p, *rest: 4 * n * c * p * (distinct(m) + len(outs)))
+    watch('gradient_sums', lambda m, _, __, ___, ups, n, c, p, *rest: 4 * n * c * p * (distinct(m) + len(ups)))
+    watch('backward_pass', lambda m, _, __, ___, ____, _____, tables, n, c, *rest: 4 * n * c * (
+        pixels(tables, 0) * (distinct(m[:, 0]) + distinct(m[:, 5])) + pixels(tables, 6) * (len(m) + distinct(m[:, 4]))))
+    watch('pool_backward', lambda m, _, __, ___, ____, ups, tables, n, c, *rest: 4 * n * c * (
+        2 * pixels(tables, 0) + pixels(tables, 6) * (len(m) + len(ups))))
+    step()
+    moved.clear()
+    start = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - start
+    x = paddle.randn([2048, 2048])
+    y = x.numpy()
+    gemm = 2048 ** 3 / min(fastest(lambda: paddle.matmul(x, x)), fastest(lambda: y @ y))
+    sources = [np.ones(2 ** 25, np.float32) for _ in range(os.cpu_count())]
+    targets = [np.empty_like(source) for source in sources]
+    with concurrent.futures.ThreadPoolExecutor(len(sources)) as pool:
+        bandwidth = 2 * sum(source.nbytes for source in sources) / fastest(lambda: list(pool.map(np.copyto, targets, sources)))
+    # two forward passes, two backward to the inputs, one to the weights; second order has three more of both and one to the weights
+    passes = 13 if args.unrolled else 5
+    macs, traffic = passes * args.batch_size * count_macs(model, (3, 32, 32)), sum(moved.values())
+    print('a step: {:.2f} s'.format(seconds))
+    print('multiply-adds: {:.1f} G, of which matrix products of 2048x2048 do {:.1f} G/s: {:.2f} s'.format(macs / 1e9, gemm / 1e9, macs / gemm))
+    print('memory that the compiled passes read and write: {:.2f} GB ({}), copied at {:.1f} GB/s: {:.2f} s'.format(
+        traffic / 1e9, ', '.join('{} {:.2f}'.format(name, value / 1e9) for name, value in moved.most_common()), bandwidth / 1e9, traffic / bandwidth))
+
+
+def pixels(tables, field):
+    return int(tables[0, field] * tables[0, field + 1]) if len(tables) else 0
+
+
+def fastest(function, times=5):
+    """Seconds of the fastest of several calls."""
+    seconds = []
+    for _ in range(times + 1):  # the first one warms up
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--method', default='DARTS', help='(default: DARTS)')
+    parser.add_argument('--network', default='search', choices=['search', 'cifar', 'imagenet'],
+                        help='the supernet, or a network of model.py with the cell PC_DARTS (default: search)')
     parser.add_argument('--unrolled', action='store_true', help='second order')
     parser.add_argument('--batch_size', type=int, default=16, help='(default: 16)')
     parser.add_argument('--layers', type=int, default=5, help='(default: 5)')
@@ -83,13 +178,18 @@ def main():
     parser.add_argument('--warmup', type=int, default=1, help='steps before them (default: 1)')
     parser.add_argument('--compare', choices=['plain'], help='measure the plain port in turn')
     parser.add_argument('--launches', action='store_true', help='count kernels instead')
+    parser.add_argument('--limit', action='store_true', help='compare a step with how fast the machine multiplies and copies')
     args = parser.parse_args()
     variants = ['fast'] + (['plain'] if args.compare else [])
-    head = '{}{} C{} L{} batch {}, {} cores'.format(args.method, ' second order' if args.unrolled else '', args.init_channels, args.layers,
+    if args.limit:
+        return limit(args)
+    head = '{}{} C{} L{} batch {}, {} cores'.format(args.method if args.network == 'search' else args.network, ' second order' if args.unrolled else '', args.init_channels, args.layers,
                                                     args.batch_size, os.cpu_count())
     if args.launches:
         for name in variants:
-            print('{}: {}: {} kernel launches'.format(head, name, launches(args, name == 'plain')))
+            print('{}: {}: {} kernels'.format(head, name, launches(args, name == 'plain')))
+        # last, because it cannot be undone: what a GPU would run
+        print('{}: fast, without compiled loops: {} kernels'.format(head, launches(args, False, False)))
         return
     context, pipes, processes = multiprocessing.get_context('spawn'), {}, []
     for name in variants:

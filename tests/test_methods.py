@@ -73,11 +73,11 @@ def test_gdas_computes_only_what_it_sampled(float64):
     calls = []
     for k, part in enumerate(op._ops):
         part.register_forward_post_hook(lambda *_, k=k: calls.append(k))
-    weights = [parameter(1.0 if k == 4 else 0.0) for k in range(8)]
+    weights = parameter(np.eye(8)[4])
     out = op(x, weights, chosen=4)
     assert calls == [4]
     upstream = paddle.randn(out.shape)
-    gradients = paddle.grad((out * upstream).sum(), weights)
+    gradients, = paddle.grad((out * upstream).sum(), [weights])
     for k, gradient in enumerate(gradients):
         expected = upstream.sum() if k != 4 else (upstream * out).sum()
         assert relative_error(gradient.numpy(), expected.numpy()) < 1e-9
@@ -147,7 +147,7 @@ def test_darts_minus_adds_a_skip_that_fades(float64, stride):
         assert method.skip_weight == pytest.approx(0.5 + 0.5 * np.cos(np.pi * progress))
     op, x = MixedOp(4, stride, 1, auxiliary_skip=True), paddle.randn([2, 4, 6, 6])
     op.eval()  # batch norm at its running statistics, so that calls can be compared
-    weights = [paddle.to_tensor(w) for w in softmax(np.random.default_rng(0).normal(size=8))]
+    weights = paddle.to_tensor(softmax(np.random.default_rng(0).normal(size=8)))
     skip = x if stride == 1 else op.auxiliary_op(x)
     expected = sum(float(w) * part(x).numpy() for w, part in zip(weights, op._ops)) + 0.3 * skip.numpy()
     assert relative_error(op(x, weights, skip_weight=0.3).numpy(), expected) < 1e-12
