@@ -97,18 +97,13 @@ class Architect:
         statistics = [value.clone() for value in self.statistics]
         start = [parameter.clone() for parameter in self.arch_parameters]
         vector = [paddle.ones_like(p) + 0.1 * paddle.arange(p.size).reshape(p.shape).astype(p.dtype).sin() for p in start]
-        eigenvalue = 0.0
+        eigenvalue, draw = 0.0, _draw()  # the same sample throughout, for a method that draws
         for _ in range(iterations):
             norm = paddle.add_n([v.square().sum() for v in vector]).sqrt()
             if float(norm) == 0:
                 break
             vector = [v / norm for v in vector]
-            sides = []
-            for sign in (1, -1):
-                _assign([p + sign * self.EPSILON * v for p, v in zip(start, vector)], self.arch_parameters)
-                with paddle.enable_grad():
-                    sides.append(self.gradient(image, label, self.arch_parameters))
-            product = [(plus - minus) / (2 * self.EPSILON) for plus, minus in zip(*sides)]
+            product = self._central_difference(self.arch_parameters, start, vector, self.EPSILON, draw, image, label)
             eigenvalue = float(paddle.add_n([(v * p).sum() for v, p in zip(vector, product)]))
             vector = product
         _assign(start, self.arch_parameters)
@@ -132,13 +127,24 @@ class Architect:
     def _hessian_vector_product(self, weights, vector, image, label):
         """d2L_train/(da dw) at `weights` times `vector`, a tensor for each architecture parameter."""
         norm = paddle.add_n([u.square().sum() for u in vector]).sqrt()
-        r = self.EPSILON / norm
+        return self._central_difference(self.weights, weights, vector, self.EPSILON / norm, _draw(), image, label)
+
+    def _central_difference(self, tensors, start, vector, r, draw, image, label):
+        """(g(start + r vector) - g(start - r vector)) / 2r, for the architecture's gradient g as a function of `tensors`; they are left changed.
+
+        draw: a seed. Weights that a method draws must be the same on both sides: their difference would drown that of the gradients.
+        """
         sides = []
         for sign in (1, -1):
-            _assign([w + sign * r * u for w, u in zip(weights, vector)], self.weights)
+            _assign([value + sign * r * v for value, v in zip(start, vector)], tensors)
+            paddle.seed(draw)
             with paddle.enable_grad():
                 sides.append(self.gradient(image, label, self.arch_parameters))
         return [(plus - minus) / (2 * r) for plus, minus in zip(*sides)]
+
+
+def _draw():
+    return int(paddle.randint(0, 2**31 - 1, [1]))
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ class ByState:
                 x, rest = x.split([c, x.shape[1] - c], axis=1)
                 rest = rest if pool is None else pool(rest)
                 for node, row in zip(kept[-len(rows):], rows):
-                    node.append(edge_weights[row] * rest)
+                    node.append(rest if edge_weights is None else edge_weights[row] * rest)
             for node, terms in zip(mixed[-len(rows):], leaving(x, weights, pieces)):
                 node += terms
             if j > 0:

@@ -197,7 +197,7 @@ class MixedOp(nn.Layer):
     def __init__(self, c, stride, partial, auxiliary_skip=False):
         super().__init__()
         self.partial = partial
-        self.auxiliary_op = OPS['skip_connect'](c, stride, False) if auxiliary_skip else None
+        self.auxiliary_op = OPS['skip_connect'](c // partial, stride, False) if auxiliary_skip else None
         self.mp = nn.MaxPool2D(2, 2, ceil_mode=True) if stride == 2 else None
         self._ops = nn.LayerList()
         for primitive in PRIMITIVES:
@@ -212,20 +212,20 @@ class MixedOp(nn.Layer):
         chosen: the one operation to compute; its weight is 1 and those of the others are 0, but have gradients. skip_weight: of the
         auxiliary skip connection.
         """
-        if self.auxiliary_op is not None:
-            return self.mix(x, weights) + skip_weight * self.auxiliary_op(x)
-        if chosen is not None:  # as in the authors' code, each other weight is added to all of the output
-            return sum(w * self._ops[k](x) if k == chosen else w for k, w in enumerate(weights.unbind()))
         if self.partial == 1:
-            return self.mix(x, weights)
+            return self.mix(x, weights, chosen, skip_weight)
         c = x.shape[1] // self.partial
-        mixed, kept = self.mix(x[:, :c], weights), x[:, c:]
+        mixed, kept = self.mix(x[:, :c], weights, chosen, skip_weight), x[:, c:]
         if self.mp is not None:
             kept = self.mp(kept)
         return F.channel_shuffle(paddle.concat([mixed, kept], axis=1), self.partial)
 
-    def mix(self, x, weights):
-        return sum(w * op(x) for w, op in zip(weights.unbind(), self._ops))
+    def mix(self, x, weights, chosen, skip_weight):
+        if chosen is not None:  # as in the authors' code, each other weight is added to all of the output
+            mixed = sum(w * self._ops[k](x) if k == chosen else w for k, w in enumerate(weights.unbind()))
+        else:
+            mixed = sum(w * op(x) for w, op in zip(weights.unbind(), self._ops))
+        return mixed if self.auxiliary_op is None else mixed + skip_weight * self.auxiliary_op(x)
 
 
 class Cell(nn.Layer):

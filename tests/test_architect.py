@@ -118,3 +118,28 @@ def test_the_validation_batch_does_not_reach_the_running_statistics_in_second_or
     assert len(expected) > 50
     for value, after in zip(running, expected):
         assert (value.numpy() == after).all()
+
+
+class DrawingNetwork(TinyNetwork):
+    """The same network whose loss has something random that is linear in the architecture, so that second derivatives stay."""
+
+    def _loss(self, x, label):
+        return super()._loss(x, label) + (self.alpha * paddle.randn([4])).sum()
+
+
+def test_second_derivatives_of_a_method_that_draws(float64):
+    """Both sides of a difference draw the same: what is random leaves them as they are without it."""
+    rng = np.random.default_rng(0)
+    w1, w2, alpha, vector = rng.normal(size=(3, 4)), rng.normal(size=(4, 2)), rng.normal(size=4), rng.normal(size=20)
+    x, y = paddle.to_tensor(rng.normal(size=(6, 3))), paddle.to_tensor(rng.integers(0, 2, 6))
+    results = []
+    for network in (TinyNetwork, DrawingNetwork):
+        model = network(w1, w2, alpha)
+        architect = Architect(model, paddle.optimizer.Momentum(ETA, MOMENTUM, parameters=weight_parameters(model)))
+        with paddle.no_grad():
+            weights = [weight.clone() for weight in architect.weights]
+            product = architect._hessian_vector_product(
+                weights, [paddle.to_tensor(vector[:12].reshape(3, 4)), paddle.to_tensor(vector[12:].reshape(4, 2))], x, y)
+        results.append([product[0].numpy(), architect.dominant_eigenvalue(x, y)])
+    for a, b in zip(*results):
+        assert relative_error(b, a) < 1e-9
