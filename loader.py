@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+import weakref
 
 import numpy as np
 import paddle
@@ -130,14 +131,19 @@ class ImageFiles(Dataset):
 
 
 class DatasetImages:
-    """A user's paddle.io.Dataset of (image [3, H, W], label), whose images are taken as they come."""
+    """A user's paddle.io.Dataset of (image [3, H, W], label), whose images are taken as they come.
 
-    draws, num_classes, transform = 0, None, None
+    class_num: how many classes are allowed, None for any number; an attribute num_classes of the data set itself counts more.
+    """
 
-    def __init__(self, dataset, indices=None):
+    draws, transform = 0, None
+
+    def __init__(self, dataset, class_num=None, indices=None):
         self.dataset = dataset
         self.indices = np.arange(len(dataset)) if indices is None else indices
         self.image_shape = list(np.shape(dataset[0][0]))
+        self.num_classes = getattr(dataset, 'num_classes', None)
+        self.class_num = self.num_classes or class_num
 
     def __len__(self):
         return len(self.indices)
@@ -146,11 +152,15 @@ class DatasetImages:
         return self
 
     def subset(self, indices):
-        return DatasetImages(self.dataset, self.indices[indices])
+        return DatasetImages(self.dataset, self.class_num, self.indices[indices])
 
     def batch(self, indices, uniform):
         images, labels = zip(*[self.dataset[int(self.indices[i])] for i in indices])
-        return np.stack([np.asarray(image, 'float32') for image in images]), np.asarray(labels, 'int64').reshape(-1), []
+        labels = np.asarray(labels, 'int64').reshape(-1)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < (self.class_num or np.inf):
+            raise UserError('--class_num: the data set has the label {}, {} classes allow 0 to {}'.format(
+                labels.min() if labels.min() < 0 else labels.max(), self.class_num, (self.class_num or 0) - 1), status=1)
+        return np.stack([np.asarray(image, 'float32') for image in images]), labels, []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,6 +179,8 @@ class BatchLoader:
         self.source, self.batch_size, self.shuffle, self.stream = source, batch_size, shuffle, stream
         self.args, self.train = args, train
         self.bad_images = set()
+        if train:
+            _training.add(self)
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
@@ -177,11 +189,11 @@ class BatchLoader:
 
     def position(self):
         """The place in the data, [epoch, pass, batches taken of it]; after set_position, the next pass goes on from there."""
-        return [self.epoch, max(self.passes - 1, 0), self.taken]
+        return [self.epoch, self.current, self.taken]
 
     def set_position(self, position):
-        self.epoch, self.passes, self.taken = position
-        self.first = self.taken  # batch of the next pass
+        self.epoch, self.current, self.taken = position
+        self.passes, self.first = self.current, self.taken  # of the next pass its number and its first batch
 
     def without_augmentation(self):
         """The same images in order, each once over all ranks, for evaluation."""
@@ -196,8 +208,8 @@ class BatchLoader:
         return len(self._plan(np.arange(len(self.source))))
 
     def __iter__(self):
-        key = (self.stream, self.epoch, self.passes)
-        self.passes += 1
+        self.current, self.passes = self.passes, self.passes + 1
+        key = (self.stream, self.epoch, self.current)
         first = self.taken = self.first
         self.first = 0
         order = np.arange(len(self.source))
@@ -206,7 +218,9 @@ class BatchLoader:
         batches = _Batches(self.source, self._plan(order), self.args, key, first)
         workers = getattr(self.args, 'num_workers', 1) if self.args.use_multiprocess else 0
         if workers:
-            self._check_shared_memory(workers)
+            if not _reading:
+                self._check_shared_memory(workers)
+            _reading.add(self)
             ready = DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers, worker_init_fn=_leave_signals)
         else:  # without DataLoader, which would wait for ever after an error in a data set
             ready = (tuple(map(paddle.to_tensor, batches[i])) for i in range(len(batches)))
@@ -228,6 +242,7 @@ class BatchLoader:
                             'without one', status=1)
         finally:
             if workers:
+                _reading.discard(self)
                 ready._try_shutdown_all(1)  # seconds; a pass that is left half-way would keep its workers
         if self.train and len(batches) and not first and not read:
             raise UserError('none of the {} images could be read'.format(len(self.source)), status=1)
@@ -260,14 +275,22 @@ class BatchLoader:
         """Refuse to start workers that the shared memory can't serve: the kernel would end them with a bus error."""
         if not os.path.isdir(SHARED_MEMORY) or not len(self.source):
             return
-        image, _, _ = self.source.batch(np.asarray([0]), np.zeros((1, self.source.draws)))
-        batch = max(image.nbytes, 4) * min(self.batch_size, len(self.source))
-        needed = batch * (2 * workers + 2)  # a worker has two batches under way; two more wait for the network
+        loaders = [loader for loader in _training if loader.args is self.args] if self.train else [self]
+        needed = sum(loader._batch_bytes() for loader in loaders)
+        needed *= 2 * workers + 2  # a worker has two batches under way; two more wait for the network
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < needed:
             raise UserError('--use_multiprocess: {} has {:.1f} MB free and {} worker{} may need {:.1f} MB: give '
                             '--use_multiprocess=False, or fewer --num_workers'.format(
-                                SHARED_MEMORY, free / 2**20, workers, '' if workers == 1 else 's', needed / 2**20), status=1)
+                                SHARED_MEMORY, free / 2**20, workers * len(loaders), '' if workers * len(loaders) == 1 else 's', needed / 2**20), status=1)
+
+    def _batch_bytes(self):
+        image, _, _ = self.source.batch(np.asarray([0]), np.zeros((1, self.source.draws)))
+        return max(image.nbytes, 4) * min(self.batch_size, len(self.source))
+
+
+# Loaders whose workers are at work, and all that train: a search reads from two at once.
+_reading, _training = weakref.WeakSet(), weakref.WeakSet()
 
 
 _thread_failures = []

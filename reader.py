@@ -42,7 +42,7 @@ def train_search(batch_size, train_portion, is_shuffle, args):
     order = np.arange(len(source))
     if is_shuffle:
         order = generator(args, ORDER).permutation(order)
-    order = order[:args.trainset_num]
+    order = at_most(args.trainset_num, order)
     split_point = int(np.floor(train_portion * len(order)))
     if not 0 < split_point < len(order):
         raise UserError('--train_portion: {:g} of {} images leaves one half of the search empty'.format(
@@ -65,8 +65,16 @@ def train_valid(batch_size, is_train, is_shuffle, args):
     order = np.arange(len(source))
     if is_shuffle:
         order = generator(args, ORDER).permutation(order)
-    logger.info('%d images train; %s', len(order[:args.trainset_num]), source.transform or 'taken as they are')
-    return BatchLoader(source.subset(order[:args.trainset_num]), batch_size, is_shuffle, TRAIN, args)
+    order = at_most(args.trainset_num, order)
+    logger.info('%d images train; %s', len(order), source.transform or 'taken as they are')
+    return BatchLoader(source.subset(order), batch_size, is_shuffle, TRAIN, args)
+
+
+def at_most(trainset_num, order):
+    """The first --trainset_num of an order; the log says what that leaves out."""
+    if len(order) > trainset_num:
+        logger.info('%d of %d images are left out by --trainset_num=%d', len(order) - trainset_num, len(order), trainset_num)
+    return order[:trainset_num]
 
 
 def cifar10_reader(file_name, data_name, is_shuffle, args):
@@ -129,6 +137,8 @@ def class_count(num_classes, args, given):
 
     num_classes: what the data says, None if it can't tell. given: the names of the flags that were given.
     """
+    if num_classes is None and 'class_num' not in given:
+        logger.info('the data set does not say how many classes it has (an attribute num_classes would): %d are taken, --class_num', args.class_num)
     if num_classes is None or num_classes == args.class_num:
         return args.class_num
     if 'class_num' not in given:
@@ -220,7 +230,7 @@ def as_source(pairs, args):
     if isinstance(pairs, ImageFiles):
         return pairs
     if isinstance(pairs, Dataset):
-        return DatasetImages(pairs)
+        return DatasetImages(pairs, getattr(args, 'class_num', None))
     if isinstance(pairs, ArrayImages):
         return pairs.with_transform(_augmentation(args, pairs.image_shape[1]))
     images, labels = zip(*[(_as_chw(image), int(label)) for image, label in pairs])

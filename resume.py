@@ -7,6 +7,7 @@ version of Paddle can hand it out. So on a CPU a run that was killed and resumed
 """
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -63,9 +64,9 @@ class Run:
                 path, arrays, info = self.checkpoints.newest()
                 if info is None:
                     logger.info('--resume: %s holds no checkpoint, the run starts from the beginning', self.folder)
-            elif self.checkpoints.paths():
-                logger.info('%s holds checkpoints of an earlier run; the first one of this run replaces them (--resume would go on '
-                            'from them)', self.checkpoints.folder)
+            elif self.checkpoints.paths() or os.path.exists(os.path.join(self.folder, 'metrics.jsonl')):
+                logger.info('%s holds an earlier run, which this one overwrites as it goes; --resume would go on with it, another '
+                            '--model_save_dir would keep it', self.folder)
         if world_size() > 1:
             shared = [(arrays, info)]
             paddle.distributed.broadcast_object_list(shared, src=0)
@@ -74,6 +75,8 @@ class Run:
             self._check_arguments(info['arguments'])
             self._restore(arrays, info)
             logger.info('resumed at epoch %d, step %d', self.epoch, self.step)
+            if self.epoch >= self.arguments.get('epochs', math.inf):
+                logger.info('nothing is left to do: the run has done %d epochs, --epochs=%d', self.epoch, self.arguments['epochs'])
         self._write_metrics()
 
     def _check_arguments(self, saved):

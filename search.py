@@ -12,6 +12,7 @@ It leaves train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/p
 import argparse
 import os
 import random
+import shlex
 import sys
 
 from arguments import (DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, given_flags, integer, number, positive, reader_flags,
@@ -84,6 +85,8 @@ def parse_arguments(argv=None):
     if args.learning_rate_min > args.learning_rate:
         parser.error('argument --learning_rate_min: {:g} is not allowed: give at most --learning_rate, {:g}'.format(
             args.learning_rate_min, args.learning_rate))
+    if args.summary and args.method == 'random':
+        parser.error('argument --summary: --method=random has no supernet to sum up')
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
         parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
     return args
@@ -167,11 +170,14 @@ def report(genotype, args):
 def train_command(path, args):
     """The command that trains the genotype at `path` on the data it was searched on."""
     words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + path]
-    words += ['--{}={}'.format(name, getattr(args, name)) for name in ('dataset', 'data', 'image_size', 'class_num', 'trainset_num')
+    # The seed too: it says which images of a folder are for the test.
+    words += ['--{}={}'.format(name, getattr(args, name)) for name in ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')
               if name in given_flags(sys.argv[1:])]
     if args.dataset == 'digits':
-        words.append(DIGITS_TRAINING)
-    return ' '.join(words)
+        words += DIGITS_TRAINING.split()
+    elif (args.image_size or 32) < 32:
+        words.append('--auxiliary=False')  # which needs larger images
+    return ' '.join(map(shlex.quote, words))
 
 
 if __name__ == '__main__':

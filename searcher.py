@@ -95,6 +95,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """
         logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
         self.run.start(self.resume)
+        if self.run.results.get('stopped') is not None:
+            logger.info('nothing is left to do: --early_stop ended this search after epoch %d', self.run.results['stopped']['epoch'])
         with self.run:
             for epoch in range(self.run.epoch, self.num_epochs):
                 if self.run.results.get('stopped') is None:
@@ -119,9 +121,11 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         metrics.update(peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_json(self.genotype()),
                        alphas=[parameter.tolist() for parameter in self.model.arch_parameters()])
         self.schedule.step()
-        good = self.early_stop and epoch >= self.epochs_no_archopt and self.early_stop.verdict(self.run.metrics + [metrics])
+        searched = [line for line in self.run.metrics + [metrics] if line['epoch'] >= self.epochs_no_archopt]
+        good = self.early_stop and searched and self.early_stop.verdict(searched)
         if good:
-            self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype']}
+            self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype'], 'good_epoch': good['epoch'],
+                                           'valid_acc': good.get('valid_acc')}
             logger.info('stopped after epoch %d by --early_stop=%s:%g; the genotype is that of epoch %d, the last good one', epoch,
                         self.early_stop.kind, self.early_stop.limit, good['epoch'])
         if rank() == 0:
@@ -134,8 +138,9 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         signs = collapse.signs(self._present_genotype(), strengths)
         if self.eigenvalue_freq and (epoch + 1) % self.eigenvalue_freq == 0:
             self.model.train()
-            image, label = to_batch(next(iter(self.valid_loader)))
-            signs['eigenvalue'] = self.architect.dominant_eigenvalue(image, label)
+            for batch in self.eval_loader:  # not valid_loader, which may stand anywhere in a pass, after --resume at its end
+                signs['eigenvalue'] = self.architect.dominant_eigenvalue(*to_batch(batch))
+                break
         if signs:
             logger.info('Epoch %d, %s', epoch, ', '.join('{} {:.6g}'.format(name, value) for name, value in signs.items()))
         return signs
@@ -208,8 +213,11 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         if self.save_params:
             save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
         search = dict(self.search_info, epoch=epoch, valid_acc=metrics.get('valid_acc'))
-        for place in (folder, self.save_dir):
-            write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(self.genotype(), search))
+        write_text(os.path.join(folder, 'genotype.json'), genotypes.genotype_json(self._present_genotype(), search))
+        stopped = self.run.results.get('stopped')
+        if stopped is not None:
+            search.update(epoch=stopped['good_epoch'], valid_acc=stopped['valid_acc'])
+        write_text(os.path.join(self.save_dir, 'genotype.json'), genotypes.genotype_json(self.genotype(), search))
 
 
 def as_loader(reader, batch_size, use_multiprocess=False, seed=0, stream=TRAIN, train=True):

@@ -53,6 +53,7 @@ WRONG_ARGUMENTS = {
     '--image_size=64': 'argument --image_size: goes with --dataset=folder',
     '--dataset=folder': 'argument --data: None is not a folder',
     '--max_bad_images=-1': 'at least 0',
+    '--method=random --summary': '--summary: --method=random has no supernet',
     '--epoch=3': 'there is no flag --epoch; did you mean --epochs?',
     '--qqq': 'there is no flag --qqq, see --help',
 }
@@ -89,7 +90,7 @@ WRONG.update(WRONG_ARGUMENTS_OF_TRAINING)
 
 @pytest.mark.parametrize('name, argument', sorted(WRONG))
 def test_a_wrong_argument_is_refused_at_once(script, tmp_path, name, argument):
-    result = script(name, argument)
+    result = script(name, *argument.split())
     check_refusal(result, WRONG[name, argument])
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -232,7 +232,19 @@ def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch
     assert len(found) == 3 and genotype == found[1] != found[2]
     assert from_dict(json.loads((tmp_path / 'genotype.json').read_text())) == genotype
     assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 3
+    assert json.loads((tmp_path / 'genotype.json').read_text())['search']['epoch'] == 1
+    last = json.loads((tmp_path / '2' / 'genotype.json').read_text())
+    assert from_dict(last) == found[2] and last['search']['epoch'] == 2
     assert search(True) == genotype and len(found) == 3  # resumed, it stays stopped
+
+
+def test_an_early_stop_does_not_go_back_to_before_the_architecture_moved(tmp_path, monkeypatch):
+    skips = iter([0, 0, 2, 3])
+    monkeypatch.setattr(DARTSearch, '_signs_of_collapse', lambda *_: {'skip_connects': next(skips)})
+    batch = (np.zeros((4, 3, 8, 8), 'float32'), np.arange(4))
+    DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=4, save_dir=str(tmp_path),
+               epochs_no_archopt=2, validate=False, early_stop=EarlyStop('skip', 2)).train()
+    assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 4  # never good since it is searched: not armed
 
 
 @pytest.mark.parametrize('text', ['skip', 'skip:0', 'skip:x', 'eigenvalue:', 'eigenvalue:-1', 'hessian:2', 'eigenvalue:1.3'])

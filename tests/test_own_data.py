@@ -370,3 +370,66 @@ def test_real_images_through_a_function_and_a_dataset(monkeypatch, mine):
             pixels = image if as_they_are else image * std + mean
             seen.append((np.round(pixels[0] * 255).astype('uint8').tobytes(), int(label)))
     assert sorted(seen) == sorted((image.tobytes(), int(label)) for image, label in reader.digits_reader(True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A paddle.io.Dataset
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Squares(paddle.io.Dataset):
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return np.zeros((3, 4, 4), 'float32'), self.labels[i]
+
+
+def test_the_classes_of_a_dataset(caplog):
+    """Its own attribute counts; without one --class_num holds, the log says so, and another label is one line."""
+    args = arguments(class_num=4)
+    labels = [0, 3, 1]
+    assert reader.class_count(reader.as_source(Squares(labels), args).num_classes, args, set()) == 4
+    wrong = reader.as_source(Squares([0, 4, 1]), args)
+    with pytest.raises(UserError, match='--class_num: the data set has the label 4, 4 classes allow 0 to 3'):
+        read(loader.BatchLoader(wrong, 2, False, loader.TRAIN, args))
+    with_attribute = Squares([0, 4, 1])
+    with_attribute.num_classes = 5
+    source = reader.as_source(with_attribute, args).subset(np.arange(3))
+    assert reader.class_count(source.num_classes, args, set()) == 5
+    assert read(loader.BatchLoader(source, 2, False, loader.TRAIN, args))[1].tolist() == [0, 4, 1]
+
+
+def test_the_place_in_the_data_is_known_before_the_first_batch():
+    batches = loader.BatchLoader(reader.as_source(Squares([0, 1, 2, 3]), arguments()), 1, True, loader.TRAIN, arguments())
+    order = [label.item() for _ in range(3) for _, label in batches]
+    batches.set_position([0, 2, 1])
+    assert batches.position() == [0, 2, 1]
+    assert [label.item() for _, label in batches] == order[9:] and batches.position() == [0, 2, 4]
+
+
+def test_the_archive_of_cifar10_is_not_taken_for_cifar100(tmp_path, monkeypatch):
+    import archives
+    (tmp_path / archives.DEFAULT_DATA).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archives, 'download', lambda url, path, md5: None)
+    assert archives.cifar_archive('cifar10', archives.DEFAULT_DATA) == archives.DEFAULT_DATA
+    assert archives.cifar_archive('cifar100', archives.DEFAULT_DATA).endswith('cifar-100-python.tar.gz')
+
+
+def test_both_readers_of_a_search_share_the_memory(monkeypatch):
+    """Each alone would fit."""
+    from collections import namedtuple
+    args = arguments(use_multiprocess=True)
+    halves = reader.train_search(8, 0.5, True, args)
+    each = 8 * 3 * 8 * 8 * 4 * (2 * 1 + 2)  # bytes: a batch of floats, two under way and two waiting
+    for free, fits in ((2 * each, True), (2 * each - 1, False)):
+        monkeypatch.setattr(loader.shutil, 'disk_usage', lambda _: namedtuple('Usage', 'free')(free))
+        if fits:
+            halves[0]._check_shared_memory(1)
+        else:
+            with pytest.raises(UserError, match='2 workers may need'):
+                halves[0]._check_shared_memory(1)

@@ -198,6 +198,9 @@ def test_other_arguments_are_refused_by_name_and_free_ones_are_not(tmp_path):
     assert sorted(os.listdir(str(tmp_path / 'moved' / '1'))) == ['genotype.json']
     assert len((tmp_path / 'moved' / 'metrics.jsonl').read_text().splitlines()) == 2
     assert 'arguments: ' in (tmp_path / 'moved' / 'train.log').read_text().split('resumed')[0]  # the log goes on, it isn't begun anew
+    result = run(words + ['--resume', '--epochs=2', '--model_save_dir=moved'], tmp_path)
+    assert result.returncode == 0 and 'nothing is left to do: the run has done 2 epochs, --epochs=2' in result.stderr
+    assert 'moved holds an earlier run, which this one overwrites' in run(words + ['--epochs=1', '--model_save_dir=moved'], tmp_path).stderr
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):

@@ -8,7 +8,7 @@ import paddle
 import paddleslim.nas
 import pytest
 
-from conftest import shared_file
+from conftest import ROOT, shared_file
 from genotypes import get_genotype, read_genotype
 from model_search import Network
 from searcher import DARTSearch, as_loader, forever
@@ -204,3 +204,19 @@ def test_a_search_on_real_cifar_images(script):
     assert result.returncode == 0, result.stderr
     assert 'is not the official cifar-10-python.tar.gz (another md5)' in result.stderr and '32 images: 16 train the weights, 16 the architecture; padded by 4 and cropped, flipped, cutout of 16x16' in result.stderr
     assert ' --data={} '.format(archive) in result.stdout + ' '
+
+
+def test_the_command_that_trains_the_result(monkeypatch):
+    """Run by a shell, train.py sees what decides which images it gets; the seed, since it sets a folder's test images apart."""
+    import shlex
+
+    import search
+    import train
+    words = ['--dataset=folder', "--data={}".format(ROOT), '--image_size=16', '--seed=3', '--max_bad_images=2', '--model_save_dir=a folder']
+    monkeypatch.setattr(search.sys, 'argv', ['search.py'] + words)
+    args = search.parse_arguments(words)
+    command = shlex.split(search.train_command('a folder/genotype.json', args))
+    assert command[:3] == ['python', 'train.py', '--arch=a folder/genotype.json']
+    monkeypatch.setattr('arguments.get_genotype', lambda _: None)
+    trained = train.parse_arguments(command[2:])
+    assert (trained.seed, trained.image_size, trained.max_bad_images, trained.auxiliary, trained.data) == (3, 16, 2, False, ROOT)

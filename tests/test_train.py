@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from PIL import Image
 
 from conftest import ROOT, shared_file
 from engine import Precision, fit, train_one_epoch
@@ -58,6 +59,22 @@ def test_the_best_model_scores_the_same_in_a_new_process_without_repeating_an_ar
     assert result.stdout == 'valid_acc {:.6f}, valid_acc5 {:.6f}, valid_loss {}, 360 images\n'.format(
         best['valid_acc'], best['valid_acc5'], re.search(r'valid_loss (\S+),', result.stdout).group(1)), result.stderr
     assert (folder / 'eval_cifar' / 'train.log').read_text() == training.stderr  # scoring leaves the run's files alone
+
+
+def test_a_network_that_goes_on_with_other_data_is_scored_on_those(trained, tmp_path):
+    """best_model.json names the data of the last training, not of the first."""
+    folder, _ = trained
+    for part in ('train', 'test'):
+        for name in range(10):
+            path = tmp_path / 'own' / part / str(name)
+            path.mkdir(parents=True)
+            for i in range(2):
+                Image.fromarray(np.full((12, 12, 3), 20 * name + i, 'uint8')).save(str(path / '{}.png'.format(i)))
+    result = run(folder, 'train.py', '--pretrained=eval_cifar/best_model.pdparams', '--dataset=folder', '--image_size=12', '--epochs=1', '--batch_size=10',
+                 '--data={}'.format(tmp_path / 'own'), '--model_save_dir=gone_on', '--use_multiprocess=False')
+    assert result.returncode == 0, result.stderr
+    best = json.loads((folder / 'gone_on' / 'best_model.json').read_text())
+    assert best['image_shape'] == [3, 12, 12] and best['data'] == {'dataset': 'folder', 'image_size': 12, 'seed': 0}
 
 
 READ_BACK = '''
