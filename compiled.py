@@ -6,6 +6,7 @@ tap then reads one of them without gaps. One margin of zeros serves two rows: it
 
 Without numba, on a GPU, in double precision and under to_static Paddle's operations run instead.
 """
+import concurrent.futures
 import contextlib
 import functools
 import pathlib
@@ -19,8 +20,6 @@ else:
     with contextlib.suppress(ImportError):
         import numba
         import numba.extending
-        # numba's own pool of threads: another OpenMP beside Paddle's makes both slow when OMP_NUM_THREADS is set.
-        numba.config.THREADING_LAYER = 'workqueue'
         # What numba keeps of a function holds those that it calls too, but goes by the age of its own file only: one place for each state of all files.
         here = pathlib.Path(__file__).parent
         state = zlib.crc32(b''.join((here / name).read_bytes() for name in ('compiled.py', 'depthwise.py', 'edge_loops.py')))
@@ -29,7 +28,7 @@ else:
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-from utility import logger  # noqa: E402
+from utility import cpu_threads, logger  # noqa: E402
 
 _said = []
 
@@ -48,7 +47,7 @@ def available(x):
         _say_once('depthwise convolutions run on one core: ' + why_not)
         return False
     if not _said:
-        _say_once('depthwise convolutions run on {} cores, compiled by numba'.format(numba.get_num_threads()))
+        _say_once('depthwise convolutions run on {} cores, compiled by numba'.format(cpu_threads()))
     return True
 
 
@@ -58,7 +57,7 @@ def addresses(tensors):
 
 def group_size(images, pixels):
     """How many images share a row: rows of about 1,000 pixels, and work for every core."""
-    return max(1, min(1024 // pixels, -(-images // numba.get_num_threads())))
+    return max(1, min(1024 // pixels, -(-images // cpu_threads())))
 
 
 TAPS = 5  # that are added in one pass: a 5x5 kernel takes five, a 3x3 kernel two
@@ -94,12 +93,25 @@ REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which
 
 
 def jit(function):
-    """Compiled when it is first called."""
-    return function if numba is None else numba.njit(fastmath=REORDER, cache=True)(function)
+    """Compiled when it is first called, and free of Python's lock."""
+    return function if numba is None else numba.njit(nogil=True, fastmath=REORDER, cache=True)(function)
 
 
-def parallel(function):
-    return function if numba is None else numba.njit(parallel=True, fastmath=REORDER, cache=True)(function)
+@functools.lru_cache(None)
+def _pool():
+    return concurrent.futures.ThreadPoolExecutor(max(1, cpu_threads() - 1))
+
+
+def on_all_cores(function, jobs, *arguments):
+    """Call function(*arguments, begin, end) on all cores, each with its part of range(jobs). Python's threads will do: numba's own take twice as long
+    to compile, and another OpenMP beside Paddle's makes both slow."""
+    parts = min(cpu_threads(), jobs)
+    bounds = [jobs * part // max(parts, 1) for part in range(parts + 1)]
+    others = [_pool().submit(function, *arguments, *bounds[part:part + 2]) for part in range(1, parts)]
+    if parts:
+        function(*arguments, *bounds[:2])
+    for other in others:
+        other.result()
 
 
 if numba is not None:
@@ -116,8 +128,6 @@ if numba is not None:
     def floats(address, size):
         """The memory at an address as an array."""
         return numba.carray(_pointer(address), (size,), np.float32)
-
-prange = range if numba is None else numba.prange
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ import paddle
 import paddle.nn as nn
 
 import compiled
-from compiled import (addresses, collect, convolve, convolve_backward, convolve_weight, floats, geometry, line_to_pixels, parallel, pixels_to_line,
-                      prange, spread)
+from compiled import (addresses, collect, convolve, convolve_backward, convolve_weight, floats, geometry, jit, line_to_pixels, on_all_cores, pixels_to_line,
+                      spread)
 
 
 class DepthwiseConv2D(nn.Conv2D):
@@ -33,7 +33,7 @@ class _Depthwise(paddle.autograd.PyLayer):
         ctx.group = compiled.group_size(n, h * w)
         ctx.geometry = geometry(h, w, weight.shape[2], stride, padding, dilation, ctx.group)
         out = paddle.empty([n, c, int(ctx.geometry[6]), int(ctx.geometry[7])])
-        _forward(addresses([x, weight, out]), ctx.geometry, n, c, ctx.group)
+        on_all_cores(_forward, c * -(-n // ctx.group), addresses([x, weight, out]), ctx.geometry, n, c, ctx.group)
         ctx.save_for_backward(x, weight)
         ctx.wanted = not x.stop_gradient, not weight.stop_gradient
         return out
@@ -46,15 +46,15 @@ class _Depthwise(paddle.autograd.PyLayer):
         groups = -(-n // ctx.group)
         dx = paddle.zeros(x.shape) if ctx.wanted[0] else None
         dweight = np.zeros((groups, weight.size), np.float32)
-        _backward(addresses([x, weight, gradient] + [dx] * ctx.wanted[0]), ctx.geometry, n, c, ctx.group, dweight, ctx.wanted[1])
+        on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * ctx.wanted[0]), ctx.geometry, n, c, ctx.group, dweight, ctx.wanted[1])
         return dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if ctx.wanted[1] else None
 
 
-@parallel
-def _forward(memory, g, images, channels, group):
+@jit
+def _forward(memory, g, images, channels, group, begin, end):
     """memory: the addresses of x [N, C, H, W], weight [C, 1, k, k] and the output; a job is a channel of a group of images."""
-    inside, outside, groups = g[0] * g[1], g[6] * g[7], (images + group - 1) // group
-    for job in prange(channels * groups):
+    inside, outside = g[0] * g[1], g[6] * g[7]
+    for job in range(begin, end):
         channel, first = job % channels, job // channels * group
         count = min(group, images - first)
         x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[10])
@@ -65,11 +65,11 @@ def _forward(memory, g, images, channels, group):
         line_to_pixels(out, (first * channels + channel) * outside, channels * outside, line, 0, count, g)
 
 
-@parallel
-def _backward(memory, g, images, channels, group, dweight, weight_wanted):
+@jit
+def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin, end):
     """memory: x, weight, the gradient of the output and, if it is wanted, of x; dweight [groups, C * k * k]."""
-    inside, outside, groups = g[0] * g[1], g[6] * g[7], (images + group - 1) // group
-    for job in prange(channels * groups):
+    inside, outside = g[0] * g[1], g[6] * g[7]
+    for job in range(begin, end):
         channel, first = job % channels, job // channels * group
         count = min(group, images - first)
         x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[10])

@@ -1,12 +1,13 @@
 """The compiled passes of edges.py, over images in groups.
 
-Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or, what only these passes read, group after group as
+Each is called by compiled.on_all_cores with a part of its jobs, range(begin, end): a job is a group of images, or a group for one of the rows of
+`memory`. Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or, what only these passes read, group after group as
 [C, images of the group, pixels], so that a channel of a group is one row. `tables` holds for each job the integers of compiled.geometry.
 """
 import numpy as np
 
-from compiled import (collect, convolve, convolve_backward, convolve_weight, floats, jit, line_to_pixels, multiply, multiply_weight, parallel,
-                      pixels_to_line, prange, spread)
+from compiled import (collect, convolve, convolve_backward, convolve_weight, floats, jit, line_to_pixels, multiply, multiply_weight,
+                      pixels_to_line, spread)
 
 ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
 
@@ -65,11 +66,11 @@ def update_statistics(moments, images, group, pixels, epsilon, momentum, running
             old_variance[c] = old_variance[c] * momentum + squares / n * (1 - momentum)
 
 
-@parallel
-def forward_pass(memory, nchw, affine, tables, images, channels, group, moments):
+@jit
+def forward_pass(memory, nchw, affine, tables, images, channels, group, moments, begin, end):
     """ReLU(scale * x + shift), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C, 2]; moments [jobs, groups, C, 2]."""
-    jobs, groups = len(memory), (images + group - 1) // group
-    for number in prange(jobs * groups):
+    jobs = len(memory)
+    for number in range(begin, end):
         j, k = number % jobs, number // jobs
         g, first = tables[j], k * group
         count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
@@ -88,11 +89,11 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments)
             moments_of(result[c * size:][:size], moments[j, k, c])
 
 
-@parallel
-def pool_forward(memory, averages, inverse_counts, tables, images, channels, group, moments):
+@jit
+def pool_forward(memory, averages, inverse_counts, tables, images, channels, group, moments, begin, end):
     """Poolings of x, nchw; memory [jobs, 2]: x and the output; inverse_counts [jobs, pixels]: of the pixels of an average's windows."""
-    jobs, groups = len(memory), (images + group - 1) // group
-    for number in prange(jobs * groups):
+    jobs = len(memory)
+    for number in range(begin, end):
         j, k = number % jobs, number // jobs
         g, first = tables[j], k * group
         count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
@@ -144,11 +145,11 @@ def largest_backward(gradient, line, values, buffer, images, g):
                     left[p] -= given
 
 
-@parallel
-def add_up(memory, nchw, scale, shift, outs, images, channels, pixels, group):
+@jit
+def add_up(memory, nchw, scale, shift, outs, images, channels, pixels, group, begin, end):
     """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory [edges, operations]: f; scale [edges, operations, C], shift [edges, C]."""
-    edges, groups = len(memory), (images + group - 1) // group
-    for number in prange(edges * groups):
+    edges = len(memory)
+    for number in range(begin, end):
         t, first = number % edges, number // edges * group
         count = min(group, images - first)
         row, out = np.empty(count * pixels, np.float32), floats(outs[t], images * channels * pixels)
@@ -160,11 +161,11 @@ def add_up(memory, nchw, scale, shift, outs, images, channels, pixels, group):
                 out[((first + image) * channels + c) * pixels:][:pixels] = row[image * pixels:][:pixels]
 
 
-@parallel
-def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, pixels, group, sums):
+@jit
+def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, pixels, group, sums, begin, end):
     """sums [edges, operations, groups, C, 2] of d and of d * (f - mean) * inverse; ups [edges]: d, nchw; memory [edges, operations]: f."""
-    edges, groups = len(memory), (images + group - 1) // group
-    for number in prange(edges * groups):
+    edges = len(memory)
+    for number in range(begin, end):
         t, k = number % edges, number // edges
         first = k * group
         count = min(group, images - first)
@@ -185,8 +186,8 @@ def two_sums(d, f, mean, inverse, result):
     result[0], result[1] = total, product * inverse
 
 
-@parallel
-def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, images, channels, group, wanted, dweights, sums):
+@jit
+def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, images, channels, group, wanted, dweights, sums, begin, end):
     """The way back through forward_pass, from d: df = c0 * d + c1 * f + c2.
 
     memory [jobs, 6]: x, both weights, f, d and the gradient of x, which jobs add to one tensor where x is nchw (zero before), and else have for
@@ -194,8 +195,8 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
     job both gradients. sums [jobs, groups, C, 2]: of the gradient of scale * x + shift, and its product with (x - mean) * inverse.
     """
     x_nchw, d_nchw = nchw
-    jobs, groups = len(memory), (images + group - 1) // group
-    for k in prange(groups):
+    jobs = len(memory)
+    for k in range(begin, end):
         first = k * group
         count = min(group, images - first)
         for j in range(jobs):
@@ -235,15 +236,15 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 multiply_weight(dweights[k, j], channels * g[10], df, again, channels, size)
 
 
-@parallel
-def pool_backward(memory, averages, inverse_counts, coefficients, scale, ups, tables, images, channels, group):
+@jit
+def pool_backward(memory, averages, inverse_counts, coefficients, scale, ups, tables, images, channels, group, begin, end):
     """Add to dx what comes back through the poolings, and through the identity as the last one.
 
     memory [jobs, 3]: x, the outputs f and dx; ups [edges]: d, nchw. df = sum_t scale_t * d_t + c1 * f + c2; scale [edges, jobs, C], coefficients
     [jobs, C, 3] with c1, c2 behind a number that isn't used. averages: 0 for largest, 1 for average, 2 for the identity.
     """
-    jobs, groups = len(memory), (images + group - 1) // group
-    for k in prange(groups):
+    jobs = len(memory)
+    for k in range(begin, end):
         first = k * group
         count = min(group, images - first)
         for j in range(jobs):
@@ -277,10 +278,10 @@ def pool_backward(memory, averages, inverse_counts, coefficients, scale, ups, ta
                 collect(dx, start, stride_image, count, g, gradient, buffer, False)
 
 
-@parallel
-def sum_groups(dweights, starts, memory):
+@jit
+def sum_groups(dweights, starts, memory, begin, end):
     """Put the sum over the groups of dweights [groups, jobs, …] from starts [jobs, 3] on into the tensors at memory [jobs, 2]."""
-    for j in prange(len(memory)):
+    for j in range(begin, end):
         for part in range(2):
             size = starts[j, part + 1] - starts[j, part]
             out = floats(memory[j, part], size)

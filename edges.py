@@ -25,7 +25,7 @@ import paddle
 import paddle.nn as nn
 
 import compiled
-from compiled import addresses, geometry
+from compiled import addresses, geometry, on_all_cores
 from edge_loops import (add_up, backward_pass, forward_pass, gradient_sums, pool_backward, pool_forward, sum_groups, two_sums, update_statistics)
 from operations import Identity
 
@@ -137,20 +137,20 @@ class _Edges(paddle.autograd.PyLayer):
         j, jj = len(first), len(first) + len(second)
         source = np.full(j, x.data_ptr())
         affine = np.tile(np.float32([1, 0]), (j, c, 1))
-        forward_pass(np.column_stack([source, point[:j], at[:j]]), 1, affine, first, n, c, group, moments[:j])
+        on_all_cores(forward_pass, j * groups, np.column_stack([source, point[:j], at[:j]]), 1, affine, first, n, c, group, moments[:j])
         normalize(slice(0, j))
         between = np.stack([inverse[edges.twice], -mean[edges.twice] * inverse[edges.twice]], -1)
-        forward_pass(np.column_stack([at[edges.twice], point[j:], at[j:jj]]), 0, between, second, n, c, group, moments[j:jj])
+        on_all_cores(forward_pass, (jj - j) * groups, np.column_stack([at[edges.twice], point[j:], at[j:jj]]), 0, between, second, n, c, group, moments[j:jj])
         averages = np.array([isinstance(pool, nn.AvgPool2D) for pool in edges.pools], np.int64)
         counts = np.array([_inverse_counts(h, w, *_kernel(pool)[:3]) for pool in edges.pools], np.float32).reshape(-1, pixels)
-        pool_forward(np.column_stack([np.full(len(pools), x.data_ptr()), at[jj:]]), averages, counts, pools, n, c, group, moments[jj:])
+        on_all_cores(pool_forward, len(pools) * groups, np.column_stack([np.full(len(pools), x.data_ptr()), at[jj:]]), averages, counts, pools, n, c, group, moments[jj:])
         normalize(slice(j, rows))
 
         strength = matrix.numpy()[edges.place]
         scale = strength[..., None] * inverse[edges.final]
         outs = [paddle.empty([n, c, out_height, out_width]) for _ in edges.final]
         at = np.append(at, x.data_ptr())
-        add_up(at[edges.final], (edges.final[0] < 0).astype(np.int64), scale, -(scale * mean[edges.final]).sum(1), addresses(outs), n, c, pixels, group)
+        on_all_cores(add_up, len(edges.final) * groups, at[edges.final], (edges.final[0] < 0).astype(np.int64), scale, -(scale * mean[edges.final]).sum(1), addresses(outs), n, c, pixels, group)
         ctx.save_for_backward(x, kept, *weights)
         ctx.edges, ctx.at, ctx.mean, ctx.inverse, ctx.strength, ctx.scale = edges, at, mean, inverse, strength, scale
         ctx.tables, ctx.between, ctx.pools, ctx.matrix_shape = (first, second, pools), between, (averages, counts), matrix.shape
@@ -169,7 +169,7 @@ class _Edges(paddle.autograd.PyLayer):
         groups, count = -(-n // group), n * pixels
         final, nchw = edges.final, (edges.final[0] < 0).astype(np.int64)
         sums = np.empty(final.shape + (groups, c, 2), np.float32)
-        gradient_sums(at[final], nchw, mean[final], inverse[final], addresses(ds), n, c, pixels, group, sums)
+        on_all_cores(gradient_sums, len(final) * groups, at[final], nchw, mean[final], inverse[final], addresses(ds), n, c, pixels, group, sums)
         sums = sums.sum(2, dtype=np.float64)
         dmatrix = None
         if matrix_wanted:
@@ -204,9 +204,9 @@ class _Edges(paddle.autograd.PyLayer):
             starts = np.stack([0 * kernels, kernels, kernels + c * c], -1)
             dweights = np.zeros((groups, len(tables), starts.max() if wanted[1] else 0), np.float32)
             sums = np.zeros((len(tables), groups, c, 2), np.float32)
-            backward_pass(np.column_stack(memory), nchw, affine, mean[jobs], inverse[jobs], coefficients, tables, n, c, group, wanted, dweights, sums)
+            on_all_cores(backward_pass, groups, np.column_stack(memory), nchw, affine, mean[jobs], inverse[jobs], coefficients, tables, n, c, group, wanted, dweights, sums)
             if wanted[1]:
-                sum_groups(dweights, starts, into)
+                on_all_cores(sum_groups, len(tables), dweights, starts, into)
             return sums.sum(1, dtype=np.float64)
 
         middle = paddle.empty([len(second), n * c * pixels])
@@ -243,6 +243,6 @@ class _Edges(paddle.autograd.PyLayer):
         identities = len(columns) - len(averages)
         tables = ctx.tables[2] if len(averages) else ctx.tables[0]  # of the identity only its pixels count
         tables = np.concatenate([tables[:len(averages)], np.repeat(tables[:1], identities, axis=0)])
-        pool_backward(np.column_stack([np.full(len(rows), x.data_ptr()), ctx.at[rows], np.full(len(rows), dx.data_ptr())]),
+        on_all_cores(pool_backward, -(-n // compiled.group_size(n, h * w)), np.column_stack([np.full(len(rows), x.data_ptr()), ctx.at[rows], np.full(len(rows), dx.data_ptr())]),
                       np.append(averages, np.full(identities, IDENTITY)), np.concatenate([counts, np.zeros((identities, pixels), np.float32)]),
                       coefficients, np.ascontiguousarray(ctx.scale[:, columns]), addresses(ds), tables, n, c, compiled.group_size(n, h * w))

@@ -259,12 +259,17 @@ def use_the_cpu_well():
     Paddle uses one core unless told otherwise. glibc would map and unmap the memory of each large tensor, which costs more than many an operation.
     """
     import paddle
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    paddle.set_flags({'FLAGS_paddle_num_threads': max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', world_size())))})
+    paddle.set_flags({'FLAGS_paddle_num_threads': cpu_threads()})
     if sys.platform == 'linux' and hasattr(ctypes.CDLL(None), 'mallopt'):
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def cpu_threads():
+    """The cores that this process may have, shared with the other ranks on the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', world_size())))
 
 
 def rank():
