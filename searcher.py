@@ -21,7 +21,7 @@ from architect import Architect, frozen, weight_parameters
 from checkpoint import save_params, write_text
 from engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
 from loader import TRAIN, VALID, BatchLoader, DatasetImages
-from resume import Run
+from resume import Run, set_epoch
 from utility import (AverageMeter, Progress, UserError, average_over_ranks, broadcast, check_agreement, logger, peak_memory_mb,
                      rank)
 
@@ -138,7 +138,9 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         signs = collapse.signs(self._present_genotype(), strengths)
         if self.eigenvalue_freq and (epoch + 1) % self.eigenvalue_freq == 0:
             self.model.train()
-            for batch in self.eval_loader:  # not valid_loader, which may stand anywhere in a pass, after --resume at its end
+            self.run.begin_step(epoch, self.run.step)  # the same random numbers, whether or not the run was resumed since the last step
+            set_epoch(self.eval_loader, epoch)  # a pass from its beginning: after --resume at an epoch's last step it may stand at its end
+            for batch in self.eval_loader:
                 signs['eigenvalue'] = self.architect.dominant_eigenvalue(*to_batch(batch))
                 break
         if signs:
