@@ -10,6 +10,7 @@ from compiled import (collect, convolve, convolve_backward, convolve_weight, flo
                       pixels_to_line, spread)
 
 ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
+LARGEST, AVERAGE, IDENTITY = 0, 1, 2  # kinds of what is no convolution
 
 
 @jit
@@ -90,8 +91,8 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments,
 
 
 @jit
-def pool_forward(memory, averages, inverse_counts, tables, images, channels, group, moments, begin, end):
-    """Poolings of x, nchw; memory [jobs, 2]: x and the output; inverse_counts [jobs, pixels]: of the pixels of an average's windows."""
+def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group, moments, begin, end):
+    """Poolings of x, nchw; memory [jobs, 2]: x and the output; kinds [jobs]; inverse_counts [jobs, pixels]: of the pixels of an average's windows."""
     jobs = len(memory)
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
@@ -99,12 +100,12 @@ def pool_forward(memory, averages, inverse_counts, tables, images, channels, gro
         count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
         size, ones = count * outside, np.ones(g[10], np.float32)
         x, out = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], images * channels * outside)
-        buffer, line = np.full(g[3] * g[3] * g[8], ZERO if averages[j] else LOWEST, np.float32), np.empty(g[8], np.float32)
+        buffer, line = np.full(g[3] * g[3] * g[8], ZERO if kinds[j] == AVERAGE else LOWEST, np.float32), np.empty(g[8], np.float32)
         for c in range(channels):
             start, stride_image = where(1, first, count, c, channels, inside)
             spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)
             row = out[first * channels * outside + c * size:][:size]
-            if averages[j]:
+            if kinds[j] == AVERAGE:
                 convolve(line, buffer, count, g, ones, 0)
                 line_to_pixels(row, 0, outside, line, 0, count, g)
                 for i in range(size):
@@ -146,7 +147,7 @@ def largest_backward(gradient, line, values, buffer, images, g):
 
 
 @jit
-def add_up(memory, nchw, scale, shift, outs, images, channels, pixels, group, begin, end):
+def add_up(memory, nchw, scale, shift, outs, images, channels, group, pixels, begin, end):
     """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory [edges, operations]: f; scale [edges, operations, C], shift [edges, C]."""
     edges = len(memory)
     for number in range(begin, end):
@@ -162,7 +163,7 @@ def add_up(memory, nchw, scale, shift, outs, images, channels, pixels, group, be
 
 
 @jit
-def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, pixels, group, sums, begin, end):
+def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, group, pixels, sums, begin, end):
     """sums [edges, operations, groups, C, 2] of d and of d * (f - mean) * inverse; ups [edges]: d, nchw; memory [edges, operations]: f."""
     edges = len(memory)
     for number in range(begin, end):
@@ -237,11 +238,11 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
 
 
 @jit
-def pool_backward(memory, averages, inverse_counts, coefficients, scale, ups, tables, images, channels, group, begin, end):
+def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, tables, images, channels, group, begin, end):
     """Add to dx what comes back through the poolings, and through the identity as the last one.
 
     memory [jobs, 3]: x, the outputs f and dx; ups [edges]: d, nchw. df = sum_t scale_t * d_t + c1 * f + c2; scale [edges, jobs, C], coefficients
-    [jobs, C, 3] with c1, c2 behind a number that isn't used. averages: 0 for largest, 1 for average, 2 for the identity.
+    [jobs, C, 3] with c1, c2 behind a number that isn't used.
     """
     jobs = len(memory)
     for k in range(begin, end):
@@ -261,15 +262,15 @@ def pool_backward(memory, averages, inverse_counts, coefficients, scale, ups, ta
                 for t in range(len(ups)):
                     gather(row, floats(ups[t], images * channels * outside), 1, first, count, c, channels, outside, scale[t, j, c], True)
                 start, stride_image = where(1, first, count, c, channels, inside)
-                if averages[j] == 2:
+                if kinds[j] == IDENTITY:
                     for image in range(count):
                         dx[start + image * stride_image:][:inside] += row[image * inside:][:inside]
                     continue
-                if averages[j] == 1:
+                if kinds[j] == AVERAGE:
                     for i in range(size):
                         row[i] *= inverse_counts[j, i % outside]
                 pixels_to_line(line, g[9], row, 0, outside, count, g)
-                if averages[j] == 1:
+                if kinds[j] == AVERAGE:
                     convolve_backward(gradient, line, count, g, ones, 0)
                 else:
                     spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)

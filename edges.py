@@ -18,18 +18,13 @@ needs it. Batch norm is linear in the gradient d of its output f_hat = (f - mean
 
 so one pass over the upstream gradients takes both sums, of all operations of an edge, and the next one uses df as a scale of d, a scale of f and a shift.
 """
-import functools
-
 import numpy as np
 import paddle
 import paddle.nn as nn
 
-import compiled
-from compiled import addresses, geometry, on_all_cores
-from edge_loops import (add_up, backward_pass, forward_pass, gradient_sums, pool_backward, pool_forward, sum_groups, two_sums, update_statistics)
-from operations import Identity
-
-AVERAGE, IDENTITY = 1, 2  # 0: largest, as edge_loops.pool_backward has them
+from compiled import addresses, available, geometry, group_size, on_all_cores
+from edge_loops import (AVERAGE, IDENTITY, LARGEST, add_up, backward_pass, forward_pass, gradient_sums, pool_backward, pool_forward, sum_groups,
+                        update_statistics)
 
 
 class Edges:
@@ -38,6 +33,9 @@ class Edges:
     operations: for each edge a list of its operations in the same order: SepConv, DilConv, poolings with their batch norm, Identity. Poolings of
     the first edge stand for those of all.
     rows, columns: where their weights lie in the matrix of a cell, that of operation k of edge t in [rows[t], columns[k]].
+
+    What passes 1 and 2 make has a number each, by which all else goes: first the convolutions of pass 1, then those of pass 2, then the poolings. The
+    identity has the last one, -1.
     """
 
     def __init__(self, operations, rows, columns):
@@ -45,50 +43,62 @@ class Edges:
         convolutions = [op.op for ops in operations for op in ops if hasattr(op, 'op')]
         again = [layers for layers in convolutions if len(layers) > 4]
         pools = [op for op in operations[0] if type(op) is nn.Sequential]
-        self.first = [(layers[1], layers[2]) for layers in convolutions]
-        self.second = [(layers[5], layers[6]) for layers in again]
+        self.convolutions = [[(layers[1], layers[2]) for layers in convolutions], [(layers[5], layers[6]) for layers in again]]
         self.pools = [pool[0] for pool in pools]
         self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again] + [pool[1] for pool in pools]
-        # Everything that is kept for the way back has a row: first convolutions, second ones, poolings.
-        self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)
-        self.once = np.array([j for j, layers in enumerate(convolutions) if len(layers) == 4], np.int64)
-        second = {id(layers): len(convolutions) + i for i, layers in enumerate(again)}
-        row_of_pool, first = len(convolutions) + len(again), iter(range(len(convolutions)))
-        self.final = np.zeros((len(operations), len(columns)), np.int64)  # the row of what goes into the sum; -1: x itself
+        self.ends = np.cumsum([len(convolutions), len(again), len(pools)])
+        self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)  # what pass 2 goes on with
+
+        self.final = np.zeros((len(operations), len(columns)), np.int64)  # the number of what goes into an edge's sum
+        second = {id(layers): self.ends[0] + i for i, layers in enumerate(again)}
+        first = iter(range(self.ends[0]))
         for t, ops in enumerate(operations):
-            pool = iter(range(row_of_pool, row_of_pool + len(pools)))
+            pool = iter(range(self.ends[1], self.ends[2]))
             for k, op in enumerate(ops):
                 if hasattr(op, 'op'):
                     self.final[t, k] = second.get(id(op.op), next(first))
                 else:
                     self.final[t, k] = next(pool) if type(op) is nn.Sequential else -1
-        self.layouts = {}
-        self.edge_of = {int(row): t for t, rows in enumerate(self.final) for row in rows}
-
-    def weights(self):
-        return [layer.weight for pair in self.first + self.second for layer in pair]
+        self.edge_of = {int(number): t for t, numbers in enumerate(self.final) for number in numbers}
+        # The columns of final that are not convolutions: poolings in their order, then identities.
+        self.others = [k for k, number in enumerate(self.final[0]) if number >= self.ends[1]] + [k for k, number in enumerate(self.final[0]) if number < 0]
+        self.sizes = {}
 
     def applies(self, x):
-        return compiled.available(x) and all(bn.training for bn in self.norms)
+        return available(x) and all(bn.training for bn in self.norms)
 
     def __call__(self, x, matrix):
         """x [N, C, H, W], matrix [edges of the cell, operations] -> for each edge that leaves x a tensor."""
-        out = _Edges.apply(self, x, matrix, *self.weights())
+        if tuple(x.shape) not in self.sizes:
+            self.sizes[tuple(x.shape)] = Sizes(self, *x.shape)
+        weights = [layer.weight for pairs in self.convolutions for pair in pairs for layer in pair]
+        out = _Edges.apply(self, self.sizes[tuple(x.shape)], x, matrix, *weights)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
-    def layout(self, height, width, images):
-        """The tables of geometries, of the first convolutions, the second ones and the poolings; height and width of the outputs."""
-        if (height, width, images) not in self.layouts:
-            first = self.table([depth for depth, _ in self.first], height, width, images)
-            pools = self.table(self.pools, height, width, images)
-            out = tuple(map(int, (first if len(first) else pools)[0, 6:8]))
-            second = self.table([depth for depth, _ in self.second], *out, images)
-            self.layouts[height, width, images] = first, second, pools, out
-        return self.layouts[height, width, images]
 
-    @staticmethod
-    def table(layers, height, width, images):
-        rows = [geometry(height, width, *_kernel(layer), images) for layer in layers]
+class Sizes:
+    """What follows from the shape of a state: groups of images, the tables of geometries of passes 1 and 2 and of the poolings, output pixels."""
+
+    def __init__(self, edges, n, c, height, width):
+        self.n, self.c = n, c
+        self.group = group_size(n, height * width)
+        self.groups = -(-n // self.group)
+        first = self.table([depthwise for depthwise, _ in edges.convolutions[0]], height, width)
+        pools = self.table(edges.pools, height, width)
+        self.out = [int(side) for side in (first if len(first) else pools)[0, 6:8]]
+        self.tables = first, self.table([depthwise for depthwise, _ in edges.convolutions[1]], *self.out), pools
+        self.pixels = self.out[0] * self.out[1]
+        self.kinds = np.array([AVERAGE if isinstance(pool, nn.AvgPool2D) else LARGEST for pool in edges.pools]
+                              + [IDENTITY] * (len(edges.others) - len(pools)), np.int64)
+        self.inverse_counts = np.ones((len(edges.others), self.pixels), np.float32)
+        for row, pool in zip(self.inverse_counts, edges.pools):
+            row[:] = _inverse_counts(height, width, *_kernel(pool)[:3])
+        # Of an identity only the pixels count, which are those of any other geometry of stride 1.
+        base = pools if len(pools) else first
+        self.others = np.concatenate([base[:len(pools)], np.repeat(base[:1], len(edges.others) - len(pools), axis=0)])
+
+    def table(self, layers, height, width):
+        rows = [geometry(height, width, *_kernel(layer), self.group) for layer in layers]
         return np.stack([np.pad(row, (0, max(map(len, rows)) - len(row))) for row in rows]) if rows else np.zeros((0, 12), np.int64)
 
 
@@ -99,150 +109,149 @@ def _kernel(layer):
     return layer.ksize, layer.stride, layer.padding, 1
 
 
-@functools.lru_cache(None)
 def _inverse_counts(height, width, kernel, stride, padding):
     """1 / how many pixels each window of an average pooling has, without the padding, as a row."""
     def along(length):
         starts = np.arange(0, length + 2 * padding - kernel + 1, stride) - padding
         return np.minimum(starts + kernel, length) - np.maximum(starts, 0)
-    return (1 / np.outer(along(height), along(width))).astype(np.float32).ravel()
-
-
-def _batch_norm_backward(scale, sums, mean, inverse, count):
-    """The gradient of batch norm's input f as c0 * d + c1 * f + c2, [..., C, 3]; scale: of its output, times inverse; sums [..., C, 2]: of d and
-    of d * (f - mean) * inverse, over `count` values of f."""
-    c1 = -scale * inverse * sums[..., 1] / count
-    return np.stack(np.broadcast_arrays(scale, c1, -scale * sums[..., 0] / count - c1 * mean), -1).astype(np.float32)
+    return (1 / np.outer(along(height), along(width))).ravel()
 
 
 class _Edges(paddle.autograd.PyLayer):
+    """The passes as one operation of Paddle's; gradients of x, the matrix and the weights, each if it is wanted."""
 
     @staticmethod
-    def forward(ctx, edges, x, matrix, *weights):
+    def forward(ctx, edges, sizes, x, matrix, *weights):
         x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
-        n, c, h, w = x.shape
-        group = compiled.group_size(n, h * w)
-        first, second, pools, (out_height, out_width) = edges.layout(h, w, group)
-        rows, pixels, groups = len(edges.norms), out_height * out_width, -(-n // group)
-        kept = paddle.empty([rows, n * c * pixels])
-        at = kept.data_ptr() + 4 * n * c * pixels * np.arange(rows)
-        point = addresses(weights).reshape(-1, 2)
-        # The last row is the identity's: nothing is taken off it, and it is multiplied by 1.
-        mean, inverse = np.zeros((rows + 1, c), np.float32), np.ones((rows + 1, c), np.float32)
-        moments, running = np.empty((rows, groups, c, 2), np.float32), np.array([addresses([bn._mean, bn._variance]) for bn in edges.norms])
-
-        def normalize(some):
-            update_statistics(moments[some], n, group, pixels, edges.norms[0]._epsilon, edges.norms[0]._momentum, running[some], mean[some], inverse[some])
-
-        j, jj = len(first), len(first) + len(second)
-        source = np.full(j, x.data_ptr())
-        affine = np.tile(np.float32([1, 0]), (j, c, 1))
-        on_all_cores(forward_pass, j * groups, np.column_stack([source, point[:j], at[:j]]), 1, affine, first, n, c, group, moments[:j])
-        normalize(slice(0, j))
-        between = np.stack([inverse[edges.twice], -mean[edges.twice] * inverse[edges.twice]], -1)
-        on_all_cores(forward_pass, (jj - j) * groups, np.column_stack([at[edges.twice], point[j:], at[j:jj]]), 0, between, second, n, c, group, moments[j:jj])
-        averages = np.array([isinstance(pool, nn.AvgPool2D) for pool in edges.pools], np.int64)
-        counts = np.array([_inverse_counts(h, w, *_kernel(pool)[:3]) for pool in edges.pools], np.float32).reshape(-1, pixels)
-        on_all_cores(pool_forward, len(pools) * groups, np.column_stack([np.full(len(pools), x.data_ptr()), at[jj:]]), averages, counts, pools, n, c, group, moments[jj:])
-        normalize(slice(j, rows))
-
-        strength = matrix.numpy()[edges.place]
-        scale = strength[..., None] * inverse[edges.final]
-        outs = [paddle.empty([n, c, out_height, out_width]) for _ in edges.final]
-        at = np.append(at, x.data_ptr())
-        on_all_cores(add_up, len(edges.final) * groups, at[edges.final], (edges.final[0] < 0).astype(np.int64), scale, -(scale * mean[edges.final]).sum(1), addresses(outs), n, c, pixels, group)
+        # What is kept for the way back: a row for each number but the identity's.
+        kept = paddle.empty([len(edges.norms), sizes.n * sizes.c * sizes.pixels])
+        ctx.passes = Passes(edges, sizes, _rows(kept, x), addresses(weights).reshape(-1, 2), matrix.numpy()[edges.place])
+        ctx.passes.convolve_and_pool(x.data_ptr())
+        outs = [paddle.empty([sizes.n, sizes.c] + sizes.out) for _ in edges.final]
+        ctx.passes.add_up(outs)
         ctx.save_for_backward(x, kept, *weights)
-        ctx.edges, ctx.at, ctx.mean, ctx.inverse, ctx.strength, ctx.scale = edges, at, mean, inverse, strength, scale
-        ctx.tables, ctx.between, ctx.pools, ctx.matrix_shape = (first, second, pools), between, (averages, counts), matrix.shape
-        ctx.wanted = not x.stop_gradient, not matrix.stop_gradient, [not weight.stop_gradient for weight in weights]
+        ctx.matrix_shape, ctx.wanted = matrix.shape, [not tensor.stop_gradient for tensor in (x, matrix, *weights)]
         return tuple(outs) if len(outs) > 1 else outs[0]
 
     @staticmethod
     def backward(ctx, *ds):
         ds = [d.contiguous() for d in ds]
-        edges, at, mean, inverse = ctx.edges, ctx.at, ctx.mean, ctx.inverse
         x, kept, *weights = ctx.saved_tensor()
-        x_wanted, matrix_wanted, weights_wanted = ctx.wanted
-        n, c, h, w = x.shape
-        pixels = ds[0].shape[2] * ds[0].shape[3]
-        group = compiled.group_size(n, h * w)
-        groups, count = -(-n // group), n * pixels
-        final, nchw = edges.final, (edges.final[0] < 0).astype(np.int64)
-        sums = np.empty(final.shape + (groups, c, 2), np.float32)
-        on_all_cores(gradient_sums, len(final) * groups, at[final], nchw, mean[final], inverse[final], addresses(ds), n, c, pixels, group, sums)
-        sums = sums.sum(2, dtype=np.float64)
-        dmatrix = None
-        if matrix_wanted:
-            dmatrix = np.zeros(ctx.matrix_shape, np.float32)
-            dmatrix[edges.place] = sums[..., 1].sum(-1)
-            dmatrix = paddle.to_tensor(dmatrix)
-        coefficients = np.zeros(inverse.shape + (3,), np.float32)
-        coefficients[final] = _batch_norm_backward(ctx.scale, sums, mean[final], inverse[final], count)
+        x_wanted, matrix_wanted, *weights_wanted = ctx.wanted
+        ctx.passes.sum_gradients(ds)
         dx = paddle.zeros(x.shape) if x_wanted else None
-        dweights = _Edges.convolutions(ctx, ds, coefficients, dx) if x_wanted or any(weights_wanted) else [None] * len(weights)
+        dmatrix = paddle.to_tensor(ctx.passes.matrix_gradient(ctx.matrix_shape)) if matrix_wanted else None
+        dweights = [paddle.empty(weight.shape) for weight in weights] if any(weights_wanted) else []
+        if x_wanted or dweights:
+            ctx.passes.convolve_backward(x.data_ptr(), dx, dweights)
         if x_wanted:
-            _Edges.others(ctx, ds, sums, dx)
-        return (dx, dmatrix) + tuple(dweight if wanted else None for dweight, wanted in zip(dweights, weights_wanted))
+            ctx.passes.pool_backward(x.data_ptr(), dx)
+        return (dx, dmatrix) + tuple(dweight if wanted else None for dweight, wanted in zip(dweights or weights, weights_wanted))
 
-    @staticmethod
-    def convolutions(ctx, ds, coefficients, dx):
-        """Add the gradient of x through the convolutions to dx, if there is one; those of the weights."""
-        edges, at, mean, inverse = ctx.edges, ctx.at, ctx.mean, ctx.inverse
-        x, kept, *weights = ctx.saved_tensor()
-        n, c, h, w = x.shape
-        group = compiled.group_size(n, h * w)
-        groups, pixels = -(-n // group), ds[0].shape[2] * ds[0].shape[3]
-        first, second, _ = ctx.tables
-        j, jj, point = len(first), len(first) + len(second), addresses(weights).reshape(-1, 2)
-        wanted = np.array([1, any(ctx.wanted[2])])
-        d_of = np.array([ds[edges.edge_of.get(row, 0)].data_ptr() for row in range(jj)], np.int64)
-        gradients = [paddle.empty(weight.shape) for weight in weights] if wanted[1] else []
-        into = addresses(gradients).reshape(-1, 2)
 
-        def go_back(memory, nchw, affine, jobs, coefficients, tables, wanted, into):
-            kernels = c * tables[:, 10]
-            starts = np.stack([0 * kernels, kernels, kernels + c * c], -1)
-            dweights = np.zeros((groups, len(tables), starts.max() if wanted[1] else 0), np.float32)
-            sums = np.zeros((len(tables), groups, c, 2), np.float32)
-            on_all_cores(backward_pass, groups, np.column_stack(memory), nchw, affine, mean[jobs], inverse[jobs], coefficients, tables, n, c, group, wanted, dweights, sums)
+def _rows(kept, x=None):
+    """The addresses of the rows of a tensor, and that of x."""
+    rows = kept.data_ptr() + 4 * kept.shape[1] * np.arange(kept.shape[0])
+    return rows if x is None else np.append(rows, x.data_ptr())
+
+
+class Passes:
+    """One way there and back through the edges.
+
+    at: the address of what each number makes, -1: x itself. weights: the addresses of [depthwise, pointwise] of passes 1 and 2.
+    strength: the weights w_tk, [edges, operations].
+    """
+
+    def __init__(self, edges, sizes, at, weights, strength):
+        self.edges, self.sizes, self.at, self.weights, self.strength = edges, sizes, at, weights, strength
+        # Of what each number makes; nothing is taken off the identity, and it is multiplied by 1.
+        self.mean, self.inverse = np.zeros((len(at), sizes.c), np.float32), np.ones((len(at), sizes.c), np.float32)
+        self.nchw = (edges.final[0] < 0).astype(np.int64)
+        self.images = sizes.n, sizes.c, sizes.group
+
+    def convolve_and_pool(self, x):
+        """Passes 1 and 2 and the poolings of x, an address."""
+        edges, sizes, (first, second, last) = self.edges, self.sizes, self.edges.ends
+        moments = np.empty((last, sizes.groups, sizes.c, 2), np.float32)
+        running = np.array([addresses([bn._mean, bn._variance]) for bn in edges.norms])
+
+        def run(function, some, source, *arguments):
+            some = slice(*some)
+            weights = self.weights[some].T if function is forward_pass else []
+            memory = np.column_stack([source, *weights, self.at[some]])
+            on_all_cores(function, len(memory) * sizes.groups, memory, *arguments, *self.images, moments[some])
+            update_statistics(moments[some], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon, edges.norms[0]._momentum, running[some],
+                              self.mean[some], self.inverse[some])
+        run(forward_pass, (0, first), np.full(first, x), 1, self._relu_alone(), sizes.tables[0])
+        self.between = np.stack([self.inverse[edges.twice], -self.mean[edges.twice] * self.inverse[edges.twice]], -1)
+        run(forward_pass, (first, second), self.at[edges.twice], 0, self.between, sizes.tables[1])
+        run(pool_forward, (second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts, sizes.tables[2])
+
+    def _relu_alone(self):
+        """Scale and shift in front of the ReLU of pass 1."""
+        return np.tile(np.float32([1, 0]), (self.edges.ends[0], self.sizes.c, 1))
+
+    def add_up(self, outs):
+        """Pass 3."""
+        final = self.edges.final
+        self.scale = self.strength[..., None] * self.inverse[final]
+        shift = -(self.scale * self.mean[final]).sum(1)
+        on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, shift, addresses(outs), *self.images, self.sizes.pixels)
+
+    def sum_gradients(self, ds):
+        """Take both sums of the upstream gradients, of all that goes into the edges."""
+        final, sizes = self.edges.final, self.sizes
+        sums = np.empty(final.shape + (sizes.groups, sizes.c, 2), np.float32)
+        self.ds, self.d_at = ds, addresses(ds)
+        on_all_cores(gradient_sums, len(final) * sizes.groups, self.at[final], self.nchw, self.mean[final], self.inverse[final], self.d_at, *self.images,
+                     sizes.pixels, sums)
+        self.sums = sums.sum(2, dtype=np.float64)
+
+    def matrix_gradient(self, shape):
+        gradient = np.zeros(shape, np.float32)
+        gradient[self.edges.place] = self.sums[..., 1].sum(-1)
+        return gradient
+
+    def convolve_backward(self, x, dx, dweights):
+        """The way back through passes 2 and 1: add what reaches x to dx, if there is one, and fill dweights, if there are any."""
+        edges, (first, second, _) = self.edges, self.edges.ends
+        # By number: where d lies, whether as [N, C, H, W], and how df follows from it; those of pass 1 that pass 2 goes on with come later.
+        d = np.array([self.d_at[edges.edge_of.get(number, 0)] for number in range(second)])
+        nchw, coefficients = np.ones(second, np.int64), np.zeros(self.inverse.shape + (3,), np.float32)
+        coefficients[edges.final] = self._batch_norm_backward(edges.final, self.scale, self.sums)
+        middle = paddle.empty([second - first, self.sizes.n * self.sizes.c * self.sizes.pixels])
+
+        def run(table, some, source, source_nchw, source_numbers, affine, target, wanted):
+            some, sizes = slice(*some), self.sizes
+            memory = np.column_stack([source, self.weights[some], self.at[some], d[some], target])
+            kernels = sizes.c * table[:, 10]
+            starts = np.stack([0 * kernels, kernels, kernels + sizes.c * sizes.c], -1)
+            by_group = np.zeros((sizes.groups, len(table), starts.max() if wanted[1] and len(table) else 0), np.float32)
+            sums = np.zeros((len(table), sizes.groups, sizes.c, 2), np.float32)
+            on_all_cores(backward_pass, sizes.groups if len(table) else 0, memory, (source_nchw, nchw[some]), affine, self.mean[source_numbers],
+                         self.inverse[source_numbers], coefficients[some], table, *self.images, np.array(wanted), by_group, sums)
             if wanted[1]:
-                on_all_cores(sum_groups, len(tables), dweights, starts, into)
+                on_all_cores(sum_groups, len(table), by_group, starts, addresses(dweights).reshape(-1, 2)[some])
             return sums.sum(1, dtype=np.float64)
+        sums = run(self.sizes.tables[1], (first, second), self.at[edges.twice], 0, edges.twice, self.between, _rows(middle), (True, bool(dweights)))
+        coefficients[edges.twice] = self._batch_norm_backward(edges.twice, self.inverse[edges.twice], sums)
+        d[edges.twice], nchw[edges.twice] = _rows(middle), 0
+        run(self.sizes.tables[0], (0, first), np.full(first, x), 1, np.arange(first), self._relu_alone(), np.full(first, dx.data_ptr() if dx is not None else 0),
+            (dx is not None, bool(dweights)))
 
-        middle = paddle.empty([len(second), n * c * pixels])
-        d_middle = middle.data_ptr() + 4 * n * c * pixels * np.arange(len(second))
-        if len(second):
-            sums = go_back([at[edges.twice], point[j:], at[j:jj], d_of[j:], d_middle], (0, np.ones(len(second), np.int64)), ctx.between, edges.twice,
-                           coefficients[j:jj], second, wanted, into[j:])
-            coefficients[edges.twice] = _batch_norm_backward(inverse[edges.twice], sums, mean[edges.twice], inverse[edges.twice], n * pixels)
-            d_of[edges.twice] = d_middle
-        if len(first):
-            nchw = np.ones(j, np.int64)
-            nchw[edges.twice] = 0
-            wanted = np.array([dx is not None, wanted[1]])
-            target = np.full(j, dx.data_ptr() if wanted[0] else 0)
-            go_back([np.full(j, x.data_ptr()), point[:j], at[:j], d_of[:j], target], (1, nchw), np.tile(np.float32([1, 0]), (j, c, 1)),
-                    np.arange(j), coefficients[:j], first, wanted, into[:j])
-        return gradients or [None] * len(weights)
+    def _batch_norm_backward(self, numbers, scale, sums):
+        """df = c0 * d + c1 * f + c2 as [..., C, 3]; scale: of f in the output, sums [..., C, 2]: of d and of d * (f - mean) * inverse."""
+        count = self.sizes.n * self.sizes.pixels
+        c1 = -scale * self.inverse[numbers] * sums[..., 1] / count
+        return np.stack([scale, c1, -scale * sums[..., 0] / count - c1 * self.mean[numbers]], -1).astype(np.float32)
 
-    @staticmethod
-    def others(ctx, ds, sums, dx):
-        """Add the gradient of x through the poolings and the identity to dx."""
-        edges, mean, inverse = ctx.edges, ctx.mean, ctx.inverse
-        x = ctx.saved_tensor()[0]
-        n, c, h, w = x.shape
-        pixels = ds[0].shape[2] * ds[0].shape[3]
-        rows = edges.final[0]
-        columns = [k for k, row in enumerate(rows) if row >= len(edges.norms) - len(edges.pools)] + [k for k, row in enumerate(rows) if row < 0]
-        if not columns:
-            return
-        rows, averages, counts = rows[columns], *ctx.pools
-        together = (ctx.strength[:, columns, None, None] * sums[:, columns]).sum(0)
-        coefficients = _batch_norm_backward(inverse[rows], together, mean[rows], inverse[rows], n * pixels)
-        coefficients[rows < 0] = 0
-        identities = len(columns) - len(averages)
-        tables = ctx.tables[2] if len(averages) else ctx.tables[0]  # of the identity only its pixels count
-        tables = np.concatenate([tables[:len(averages)], np.repeat(tables[:1], identities, axis=0)])
-        on_all_cores(pool_backward, -(-n // compiled.group_size(n, h * w)), np.column_stack([np.full(len(rows), x.data_ptr()), ctx.at[rows], np.full(len(rows), dx.data_ptr())]),
-                      np.append(averages, np.full(identities, IDENTITY)), np.concatenate([counts, np.zeros((identities, pixels), np.float32)]),
-                      coefficients, np.ascontiguousarray(ctx.scale[:, columns]), addresses(ds), tables, n, c, compiled.group_size(n, h * w))
+    def pool_backward(self, x, dx):
+        """Add the gradient of x through the poolings and the identities to dx."""
+        columns, sizes = self.edges.others, self.sizes
+        numbers = self.edges.final[0, columns]
+        together = (self.strength[:, columns, None, None] * self.sums[:, columns]).sum(0)  # the edges share a pooling
+        coefficients = self._batch_norm_backward(numbers, self.inverse[numbers], together)
+        coefficients[numbers < 0] = 0
+        memory = np.column_stack([np.full(len(columns), x), self.at[numbers], np.full(len(columns), dx.data_ptr())])
+        on_all_cores(pool_backward, sizes.groups if columns else 0, memory, sizes.kinds, sizes.inverse_counts, coefficients,
+                     np.ascontiguousarray(self.scale[:, columns]), self.d_at, sizes.others, *self.images)

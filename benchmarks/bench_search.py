@@ -109,27 +109,23 @@ def limit(args):
 
     import edges
     from summary import count_macs
-    moved = collections.Counter()
-
-    def watch(name, tensors):
-        compute = getattr(edges, name)
-
-        def count(memory, *rest):
-            moved[name] += tensors(memory, *rest)
-            return compute(memory, *rest)
-        setattr(edges, name, count)
-
-    def distinct(column):
-        return len(set(column.ravel().tolist()))
     # bytes of what a pass reads and writes once; see the functions' docstrings for the arguments
-    watch('forward_pass', lambda m, _, __, tables, n, c, *rest: 4 * n * c * (distinct(m[:, 0]) * pixels(tables, 0) + len(m) * pixels(tables, 6)))
-    watch('pool_forward', lambda m, _, __, tables, n, c, *rest: 4 * n * c * (pixels(tables, 0) + len(m) * pixels(tables, 6)))
-    watch('add_up', lambda m, _, __, ___, outs, n, c, p, *rest: 4 * n * c * p * (distinct(m) + len(outs)))
-    watch('gradient_sums', lambda m, _, __, ___, ups, n, c, p, *rest: 4 * n * c * p * (distinct(m) + len(ups)))
-    watch('backward_pass', lambda m, _, __, ___, ____, _____, tables, n, c, *rest: 4 * n * c * (
-        pixels(tables, 0) * (distinct(m[:, 0]) + distinct(m[:, 5])) + pixels(tables, 6) * (len(m) + distinct(m[:, 4]))))
-    watch('pool_backward', lambda m, _, __, ___, ____, ups, tables, n, c, *rest: 4 * n * c * (
-        2 * pixels(tables, 0) + pixels(tables, 6) * (len(m) + len(ups))))
+    tensors = {
+        'forward_pass': lambda m, _, __, tables, n, c, *rest: n * c * (distinct(m[:, 0]) * pixels(tables, 0) + len(m) * pixels(tables, 6)),
+        'pool_forward': lambda m, _, __, tables, n, c, *rest: n * c * (pixels(tables, 0) + len(m) * pixels(tables, 6)),
+        'add_up': lambda m, _, __, ___, outs, n, c, group, p, *rest: n * c * p * (distinct(m) + len(outs)),
+        'gradient_sums': lambda m, _, __, ___, ups, n, c, group, p, *rest: n * c * p * (distinct(m) + len(ups)),
+        'backward_pass': lambda m, _, __, ___, ____, _____, tables, n, c, *rest: n * c * (
+            pixels(tables, 0) * (distinct(m[:, 0]) + distinct(m[:, 5])) + pixels(tables, 6) * (len(m) + distinct(m[:, 4]))),
+        'pool_backward': lambda m, _, __, ___, ____, ups, tables, n, c, *rest: n * c * (2 * pixels(tables, 0) + pixels(tables, 6) * (len(m) + len(ups))),
+    }
+    moved, on_all_cores = collections.Counter(), edges.on_all_cores
+
+    def count(function, jobs, *arguments):
+        if jobs and function.__name__ in tensors:
+            moved[function.__name__] += 4 * tensors[function.__name__](*arguments)
+        return on_all_cores(function, jobs, *arguments)
+    edges.on_all_cores = count
     step()
     moved.clear()
     start = time.perf_counter()
@@ -151,8 +147,12 @@ def limit(args):
         traffic / 1e9, ', '.join('{} {:.2f}'.format(name, value / 1e9) for name, value in moved.most_common()), bandwidth / 1e9, traffic / bandwidth))
 
 
+def distinct(addresses):
+    return len(set(addresses.ravel().tolist()))
+
+
 def pixels(tables, field):
-    return int(tables[0, field] * tables[0, field + 1]) if len(tables) else 0
+    return int(tables[0, field] * tables[0, field + 1])
 
 
 def fastest(function, times=5):
