@@ -1,4 +1,4 @@
-"""Loops over images that numba, an optional package, compiles for the CPU: what depthwise.py and separable.py are built of.
+"""Loops over images that numba, an optional package, compiles for the CPU: what convolutions.py and edges.py are built of.
 
 A depthwise convolution is computed tap by tap: the planes of one channel of several images are laid out as one long row with zeros between the
 image rows, so that a tap of the kernel is a shift along it. A convolution of stride 2 cuts the plane into four, by even and odd rows and columns; each
@@ -22,7 +22,7 @@ else:
         import numba.extending
         # What numba keeps of a function holds those that it calls too, but goes by the age of its own file only: one place for each state of all files.
         here = pathlib.Path(__file__).parent
-        state = zlib.crc32(b''.join((here / name).read_bytes() for name in ('compiled.py', 'depthwise.py', 'edge_loops.py')))
+        state = zlib.crc32(b''.join((here / name).read_bytes() for name in ('compiled.py', 'convolutions.py', 'edge_loops.py')))
         numba.config.CACHE_DIR = str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / 'loops-{:08x}'.format(state))
 
 import numpy as np  # noqa: E402
@@ -44,10 +44,10 @@ def available(x):
     if not (paddle.in_dynamic_mode() and x.dtype == paddle.float32 and x.place.is_cpu_place()):
         return False
     if numba is None:
-        _say_once('depthwise convolutions run on one core: ' + why_not)
+        _say_once('convolutions run as Paddle computes them on a CPU, partly on one core: ' + why_not)
         return False
     if not _said:
-        _say_once('depthwise convolutions run on {} cores, compiled by numba'.format(cpu_threads()))
+        _say_once('convolutions run on {} cores, compiled by numba'.format(cpu_threads()))
     return True
 
 
@@ -279,15 +279,15 @@ def convolve_weight(result, first, line, buffer, images, g):
 
 
 @jit
-def multiply(result, weight, first, transposed, inputs, channels, size):
-    """result = W inputs, or its transpose times inputs; W [channels, channels] starts at weight[first]."""
-    over, along = (1, channels) if transposed else (channels, 1)
+def multiply(result, rows, weight, first, transposed, inputs, columns, size):
+    """result [rows, size] = W inputs [columns, size]; W lies at weight[first] as [rows, columns] or, transposed, as [columns, rows]."""
+    over, along = (1, rows) if transposed else (columns, 1)
     for start in range(0, size, 512):  # so that what is read again and again stays in the nearest cache
         length = min(512, size - start)
-        for o in range(channels):
+        for o in range(rows):
             total = result[o * size + start:][:length]
             total[:] = 0
-            for c in range(0, channels - 7, 8):
+            for c in range(0, columns - 7, 8):
                 w, i = first + o * over + c * along, c * size + start
                 w0, w1, w2, w3 = weight[w], weight[w + along], weight[w + 2 * along], weight[w + 3 * along]
                 w4, w5, w6, w7 = weight[w + 4 * along], weight[w + 5 * along], weight[w + 6 * along], weight[w + 7 * along]
@@ -296,20 +296,20 @@ def multiply(result, weight, first, transposed, inputs, channels, size):
                 f, g, h, k = inputs[i:][:length], inputs[i + size:][:length], inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
                 for p in range(length):
                     total[p] += w0 * a[p] + w1 * b[p] + w2 * d[p] + w3 * e[p] + w4 * f[p] + w5 * g[p] + w6 * h[p] + w7 * k[p]
-            for c in range(channels // 8 * 8, channels):
+            for c in range(columns // 8 * 8, columns):
                 w, a = weight[first + o * over + c * along], inputs[c * size + start:][:length]
                 for p in range(length):
                     total[p] += w * a[p]
 
 
 @jit
-def multiply_weight(result, first, gradient, inputs, channels, size):
-    """Add the gradient of W, gradient inputs^T, to result[first:]."""
+def multiply_weight(result, first, gradient, rows, inputs, columns, size):
+    """Add the gradient of W [rows, columns], gradient [rows, size] inputs^T, to result[first:]."""
     for start in range(0, size, 512):
         length = min(512, size - start)
-        for o in range(channels):
-            u, w = gradient[o * size + start:][:length], first + o * channels
-            for c in range(0, channels - 3, 4):
+        for o in range(rows):
+            u, w = gradient[o * size + start:][:length], first + o * columns
+            for c in range(0, columns - 3, 4):
                 i = c * size + start
                 a, b, d, e = inputs[i:][:length], inputs[i + size:][:length], inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
                 s0 = s1 = s2 = s3 = np.float32(0)
@@ -322,7 +322,7 @@ def multiply_weight(result, first, gradient, inputs, channels, size):
                 result[w + c + 1] += s1
                 result[w + c + 2] += s2
                 result[w + c + 3] += s3
-            for c in range(channels // 4 * 4, channels):
+            for c in range(columns // 4 * 4, columns):
                 a, total = inputs[c * size + start:][:length], np.float32(0)
                 for p in range(length):
                     total += u[p] * a[p]

@@ -85,7 +85,7 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments,
             convolve(line, buffer, count, g, depth, c * g[10])
             line_to_pixels(between, c * size, outside, line, 0, count, g)
         result = out[first * channels * outside:][:channels * size]
-        multiply(result, point, 0, False, between, channels, size)
+        multiply(result, channels, point, 0, False, between, channels, size)
         for c in range(channels):
             moments_of(result[c * size:][:size], moments[j, k, c])
 
@@ -213,7 +213,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], False)
                 gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], True)
                 row += coefficients[j, c, 2]
-            multiply(between, point, 0, True, df, channels, size)
+            multiply(between, channels, point, 0, True, df, channels, size)
             buffer, gradient, line = np.zeros(planes, np.float32), np.zeros(planes, np.float32), np.zeros(g[9] + g[8], np.float32)
             again = np.empty(channels * size if wanted[1] else 0, np.float32)
             for c in range(channels):
@@ -234,7 +234,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                     if not x_nchw:
                         two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c], sums[j, k, c])
             if wanted[1]:
-                multiply_weight(dweights[k, j], channels * g[10], df, again, channels, size)
+                multiply_weight(dweights[k, j], channels * g[10], df, channels, again, channels, size)
 
 
 @jit

@@ -24,7 +24,7 @@ import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
 
-from depthwise import DepthwiseConv2D
+from convolutions import DepthwiseConv2D, PointwiseConv2D
 from edges import Edges
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
 
@@ -46,9 +46,9 @@ def is_pool(op):
 
 def is_separable(op):
     """Whether an operation is a SepConv or a DilConv without trainable batch norms."""
-    unit = [nn.ReLU, DepthwiseConv2D, nn.Conv2D, nn.BatchNorm2D]
+    unit = [nn.ReLU, DepthwiseConv2D, PointwiseConv2D, nn.BatchNorm2D]
     return (type(op) in (SepConv, DilConv) and [type(layer) for layer in op.op] == unit * (1 + (type(op) is SepConv))
-            and all(op.op[k].square() and op.op[k + 1].weight.shape[2:] == [1, 1] and op.op[k + 2].weight is None for k in range(1, len(op.op), 4)))
+            and all(op.op[k].square() and op.op[k + 2].weight is None for k in range(1, len(op.op), 4)))
 
 
 @paddle.no_grad()

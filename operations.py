@@ -10,7 +10,7 @@ import paddle
 import paddle.nn as nn
 from paddle.nn.initializer import KaimingUniform, Uniform
 
-from depthwise import DepthwiseConv2D
+from convolutions import DepthwiseConv2D, PointwiseConv2D
 
 OPS = {
     'none': lambda c, stride, affine: Zero(stride),
@@ -31,7 +31,11 @@ def conv2d(c_in, c_out, kernel_size, stride=1, padding=0, dilation=1, groups=1):
 
     This is PyTorch's default, with which the authors' results were made; Paddle's own default is a wider normal distribution.
     """
-    layer = DepthwiseConv2D if groups == c_in == c_out and groups > 1 else nn.Conv2D
+    layer = nn.Conv2D
+    if groups == c_in == c_out and groups > 1:
+        layer = DepthwiseConv2D
+    elif groups == 1 and (kernel_size, stride, padding) == (1, 1, 0):
+        layer = PointwiseConv2D
     return layer(c_in, c_out, kernel_size, stride, padding, dilation, groups, bias_attr=False,
                  weight_attr=KaimingUniform(negative_slope=math.sqrt(5), nonlinearity='leaky_relu'))
 

@@ -1,11 +1,14 @@
-"""Depthwise convolution on a CPU, on all cores: Paddle's own kernel runs on one. The numbers agree with Paddle's to rounding."""
+"""Depthwise and pointwise convolutions on a CPU, on all cores. The numbers agree with Paddle's to rounding.
+
+Paddle's own depthwise kernel runs on one core; for a pointwise convolution, which is a product of matrices, it copies every image first.
+"""
 import numpy as np
 import paddle
 import paddle.nn as nn
 
 import compiled
-from compiled import (addresses, collect, convolve, convolve_backward, convolve_weight, floats, geometry, jit, line_to_pixels, on_all_cores, pixels_to_line,
-                      spread)
+from compiled import (addresses, collect, convolve, convolve_backward, convolve_weight, floats, geometry, jit, line_to_pixels, multiply,
+                      multiply_weight, on_all_cores, pixels_to_line, spread)
 
 
 class DepthwiseConv2D(nn.Conv2D):
@@ -84,3 +87,60 @@ def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin,
         if len(memory) > 3:
             convolve_backward(gradient, line, count, g, weight, channel * g[10])
             collect(floats(memory[3], images * channels * inside), start, stride_image, count, g, gradient, buffer, False)
+
+
+class PointwiseConv2D(nn.Conv2D):
+    """paddle.nn.Conv2D with a 1x1 kernel, stride 1 and no bias; weight [out, in, 1, 1]."""
+
+    def forward(self, x):
+        plain = self._groups == 1 and self._stride == [1, 1] and self._updated_padding in (0, [0, 0]) and self.weight.shape[2:] == [1, 1]
+        return _Pointwise.apply(x, self.weight) if plain and compiled.available(x) else super().forward(x)
+
+
+class _Pointwise(paddle.autograd.PyLayer):
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        x, weight = x.contiguous(), weight.contiguous()
+        n, c, h, w = x.shape
+        out = paddle.empty([n, weight.shape[0], h, w])
+        on_all_cores(_multiply, n, addresses([x, weight, out]), n, c, weight.shape[0], h * w, False)
+        ctx.save_for_backward(x, weight)
+        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensor()
+        gradient = gradient.contiguous()
+        (n, c, h, w), filters = x.shape, weight.shape[0]
+        dx = dweight = None
+        if ctx.wanted[0]:
+            dx = paddle.empty(x.shape)
+            on_all_cores(_multiply, n, addresses([gradient, weight, dx]), n, filters, c, h * w, True)
+        if ctx.wanted[1]:
+            parts = min(n, 64)  # whose sums are put together afterwards, in the same order on any number of cores
+            sums = np.zeros((parts, filters * c), np.float32)
+            on_all_cores(_multiply_weight, parts, addresses([x, gradient]), n, c, filters, h * w, sums)
+            dweight = paddle.to_tensor(sums.sum(0)).reshape(weight.shape)
+        return dx, dweight
+
+
+@jit
+def _multiply(memory, images, channels, filters, pixels, transposed, begin, end):
+    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, transposed, [C, filters], and the output [N, filters, pixels]."""
+    x, weight = floats(memory[0], images * channels * pixels), floats(memory[1], filters * channels)
+    out = floats(memory[2], images * filters * pixels)
+    for image in range(begin, end):
+        multiply(out[image * filters * pixels:][:filters * pixels], filters, weight, 0, transposed, x[image * channels * pixels:][:channels * pixels],
+                 channels, pixels)
+
+
+@jit
+def _multiply_weight(memory, images, channels, filters, pixels, sums, begin, end):
+    """memory: the addresses of x and of the gradient of the output; a job is a part of the images, sums [parts, filters * C]."""
+    x, gradient = floats(memory[0], images * channels * pixels), floats(memory[1], images * filters * pixels)
+    for part in range(begin, end):
+        for image in range(images * part // len(sums), images * (part + 1) // len(sums)):
+            multiply_weight(sums[part], 0, gradient[image * filters * pixels:][:filters * pixels], filters,
+                            x[image * channels * pixels:][:channels * pixels], channels, pixels)
