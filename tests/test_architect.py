@@ -28,6 +28,20 @@ class TinyNetwork(paddle.nn.Layer):
         return paddle.nn.functional.cross_entropy(hidden @ self.w2, label)
 
 
+class SamplingNetwork(TinyNetwork):
+    """The same with noise added to a, drawn anew in every pass, as GDAS and DrNAS draw; `draws` remembers it."""
+
+    def __init__(self, *values):
+        super().__init__(*values)
+        self.draws = []
+
+    def _loss(self, x, label):
+        noise = paddle.randn([4], self.alpha.dtype)
+        self.draws.append(noise.numpy())
+        hidden = paddle.tanh(x @ self.w1) * paddle.nn.functional.softmax(self.alpha + noise)
+        return paddle.nn.functional.cross_entropy(hidden @ self.w2, label)
+
+
 def numpy_loss(w, alpha, x, label):
     """The same loss in numpy; w holds w1 and w2, flat."""
     w1, w2 = w[:12].reshape(3, 4), w[12:].reshape(4, 2)
@@ -73,6 +87,61 @@ def test_second_order_is_the_gradient_of_the_unrolled_loss(float64, weight_steps
     assert relative_error(gradient, expected) < 1e-4  # the Hessian-vector product is a difference of finite width itself
     first_order = difference(lambda a: numpy_loss(w, a, xv, yv), alpha, 1e-5)
     assert relative_error(first_order, expected) > 0.01  # the test would tell one from the other
+
+
+def sampling(rng):
+    """A network that draws, its architect, its weights and alpha in numpy, and a train and a validation batch."""
+    w, alpha = rng.normal(size=20), rng.normal(size=4)
+    model = SamplingNetwork(w[:12].reshape(3, 4), w[12:].reshape(4, 2), alpha)
+    optimizer = paddle.optimizer.Momentum(ETA, MOMENTUM, parameters=weight_parameters(model), weight_decay=DECAY)
+    architect = Architect(model, optimizer, unrolled=True, momentum=MOMENTUM, weight_decay=DECAY)
+    batches = [value for _ in range(2) for value in (rng.normal(size=(6, 3)), rng.integers(0, 2, 6))]
+    return model, architect, w, alpha, batches
+
+
+def test_second_order_of_a_method_that_draws_is_the_gradient_for_one_draw(float64):
+    model, architect, w, alpha, (x, y, xv, yv) = sampling(np.random.default_rng(0))
+    paddle.seed(0)
+    gradient, = architect.unrolled_gradient(*map(paddle.to_tensor, (x, y, xv, yv)))
+    train, valid, plus, minus = model.draws
+    assert (train == plus).all() and (train == minus).all() and (train != valid).all()
+
+    def unrolled_loss(a):
+        step = difference(lambda w: numpy_loss(w, a + train, x, y), w, 1e-5) + DECAY * w
+        return numpy_loss(w - ETA * step, a + valid, xv, yv)
+    assert relative_error(gradient, difference(unrolled_loss, alpha, 1e-4)) < 1e-4
+    architect.unrolled_gradient(*map(paddle.to_tensor, (x, y, xv, yv)))
+    assert len({draw.tobytes() for draw in model.draws}) == 4  # the next step has draws of its own
+
+
+def test_the_dominant_eigenvalue_of_a_method_that_draws_is_that_of_one_draw(float64):
+    model, architect, w, alpha, (x, y, _, _) = sampling(np.random.default_rng(1))
+    after = []
+    for iterations in (100, 50):
+        paddle.seed(0)
+        value = architect.dominant_eigenvalue(paddle.to_tensor(x), paddle.to_tensor(y), iterations)
+        after.append(float(paddle.rand([1])))
+    assert len({draw.tobytes() for draw in model.draws}) == 1 and after[0] == after[1]
+    hessian = [difference(lambda a: difference(lambda b: numpy_loss(w, b + model.draws[0], x, y), a, 1e-4)[i], alpha, 1e-4)
+               for i in range(4)]
+    values = np.linalg.eigvalsh((np.asarray(hessian) + np.transpose(hessian)) / 2)
+    assert relative_error(value, values[np.abs(values).argmax()]) < 1e-3
+
+
+@pytest.mark.parametrize('method', ['GDAS', 'DrNAS'])
+def test_what_a_network_draws_is_the_same_on_both_sides(method):
+    """With steps that are lost in the rounding, both sides are one point and give the same bits."""
+    paddle.seed(2)
+    model = Network(4, 10, 1, method)
+    architect = Architect(model, paddle.optimizer.Momentum(0.1, parameters=weight_parameters(model)))
+    image, label, sides = paddle.randn([4, 3, 8, 8]), paddle.randint(0, 10, [4]), []
+    real = architect.gradient
+    architect.gradient = lambda *batch: sides.append(real(*batch)) or sides[-1]
+    architect.EPSILON = 1e-30
+    architect.dominant_eigenvalue(image, label, iterations=1)
+    for plus, minus in zip(*sides):
+        assert (plus.numpy() == minus.numpy()).all()
+    assert any(plus.numpy().any() for plus in sides[0])
 
 
 def small_step(unrolled):
