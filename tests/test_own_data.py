@@ -1,5 +1,6 @@
 """Data of one's own, and image files of all kinds: what is read, what is left out, what is refused."""
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,19 +75,19 @@ def test_searching_training_and_scoring_on_a_folder_of_real_photos(script, tmp_p
     sample = shared_file('data', 'imagenet-sample')
     source = reader.imagenet_reader(sample, 'train')
     for i, path in enumerate(source.paths[:24]):
-        folder = tmp_path / 'photos' / ('odd' if i % 2 else 'even')
+        folder = tmp_path / 'my photos' / ('odd' if i % 2 else 'even')
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'photo {}.jpeg'.format(i)).write_bytes(open(path, 'rb').read())
-    data = ['--dataset=folder', '--data=photos', '--image_size=16', '--batch_size=4']
-    result = script('search.py', *data, '--layers=1', '--init_channels=4', '--epochs=1')
+    data = ['--dataset=folder', '--data=my photos', '--image_size=16', '--max_bad_images=1', '--seed=3']
+    result = script('search.py', *data, '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1', '--model_save_dir=my search')
     assert result.returncode == 0, result.stderr
     assert 'the data has 2 classes' in result.stderr and '19 images: 9 train the weights, 10 the architecture' in result.stderr
-    assert '--dataset=folder --data=photos --image_size=16' in result.stdout
-    small = ['--layers=1', '--init_channels=4', '--auxiliary=False', '--epochs=1', '--seed=3']
-    result = script('train.py', *data, *small, '--arch=search_cifar/genotype.json')
+    words = shlex.split(result.stdout.split('To train it: ')[1])
+    assert words == ['python', os.path.join(ROOT, 'train.py'), '--arch=' + os.path.join('my search', 'genotype.json')] + data + ['--auxiliary=False']
+    result = script('train.py', *words[2:], '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1')
     assert result.returncode == 0, result.stderr
     best = result.stderr.split('best_valid_acc ')[-1].split(',')[0]
-    result = script('train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--data=photos')
+    result = script('train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--data=my photos')
     assert 'valid_acc {}, '.format(best) in result.stdout and result.stdout.endswith(', 5 images\n'), result.stderr
 
 
