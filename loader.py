@@ -177,11 +177,12 @@ class BatchLoader:
 
     def position(self):
         """The place in the data, [epoch, pass, batches taken of it]; after set_position, the next pass goes on from there."""
-        return [self.epoch, max(self.passes - 1, 0), self.taken]
+        return [self.epoch, self.passes - self.begun, self.taken]
 
     def set_position(self, position):
-        self.epoch, self.passes, self.taken = position
+        self.epoch, self.passes, self.taken = position  # passes: the number of the next one
         self.first = self.taken  # batch of the next pass
+        self.begun = False  # whether `taken` counts the batches of the pass before the next one
 
     def without_augmentation(self):
         """The same images in order, each once over all ranks, for evaluation."""
@@ -197,7 +198,7 @@ class BatchLoader:
 
     def __iter__(self):
         key = (self.stream, self.epoch, self.passes)
-        self.passes += 1
+        self.passes, self.begun = self.passes + 1, True
         first = self.taken = self.first
         self.first = 0
         order = np.arange(len(self.source))

@@ -21,7 +21,7 @@ from architect import Architect, frozen, weight_parameters
 from checkpoint import save_params, write_text
 from engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
 from loader import TRAIN, VALID, BatchLoader, DatasetImages
-from resume import Run
+from resume import Run, set_epoch
 from utility import (AverageMeter, Progress, UserError, average_over_ranks, broadcast, check_agreement, logger, peak_memory_mb,
                      rank)
 
@@ -134,7 +134,10 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         signs = collapse.signs(self._present_genotype(), strengths)
         if self.eigenvalue_freq and (epoch + 1) % self.eigenvalue_freq == 0:
             self.model.train()
-            image, label = to_batch(next(iter(self.valid_loader)))
+            # The same batch and the same random numbers, whether or not the run was resumed since the epoch's last step.
+            set_epoch(self.valid_loader, epoch)
+            self.run.begin_step(epoch, self.run.step)
+            image, label = to_batch(next(forever(self.valid_loader)))
             signs['eigenvalue'] = self.architect.dominant_eigenvalue(image, label)
         if signs:
             logger.info('Epoch %d, %s', epoch, ', '.join('{} {:.6g}'.format(name, value) for name, value in signs.items()))

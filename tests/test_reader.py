@@ -57,6 +57,20 @@ def test_augmentation_differs_by_epoch_pass_and_half_and_is_reproducible():
         assert (first != different).mean() > 0.3
 
 
+def test_a_loader_knows_its_place_before_and_during_a_pass():
+    train, _ = reader.train_search(200, 0.5, True, arguments())
+    for place in ([0, 0, 0], [3, 0, 2], [3, 2, 0], [3, 2, 1]):
+        train.set_position(place)
+        assert train.position() == place
+        batches = iter(train)
+        next(batches)
+        assert train.position() == place[:2] + [place[2] + 1]
+    rest = [image.numpy() for image, _ in batches]
+    assert train.position() == [3, 2, 4] and len(rest) == 2
+    next(iter(train))
+    assert train.position() == [3, 3, 1]
+
+
 def test_batches_do_not_depend_on_the_workers():
     loaders = [reader.train_search(100, 0.5, True, arguments(use_multiprocess=workers > 0, num_workers=workers))[0]
                for workers in (0, 1, 3)]
