@@ -255,19 +255,34 @@ def set_random_states(states):
 
 
 def optimizer_state(optimizer, parameters):
-    """An optimizer's arrays by the place of their parameter: Paddle's own names depend on what else the process has built."""
+    """An optimizer's arrays by the place of their parameter: Paddle's own names depend on what else the process has built.
+
+    Without what set_optimizer_state has put in the place of nothing.
+    """
     place = {parameter.name: i for i, parameter in enumerate(parameters)}
-    state = optimizer.state_dict()
+    # Until its first step an optimizer keeps what it was given apart, and some versions of Paddle then hand out nothing.
+    state = dict(getattr(optimizer, '_accumulators_holder', {}), **optimizer.state_dict())
     arrays = {'{}/master'.format(place[name]): value.numpy() for name, value in state.get('master_weights', {}).items()}
     for name, value in state.items():
         match = re.fullmatch(r'(.*)_((?:velocity|moment1|moment2|beta1_pow_acc|beta2_pow_acc)_0)', name)
         if match:
-            arrays['{}/{}'.format(place[match.group(1)], match.group(2))] = value.numpy()
+            i, value = place[match.group(1)], value.numpy()
+            if match.group(2) != 'velocity_0' or value.any() or parameters[i].grad is not None:
+                arrays['{}/{}'.format(i, match.group(2))] = value
     return arrays
 
 
 def set_optimizer_state(optimizer, parameters, arrays):
-    """Set what optimizer_state gave."""
+    """Set what optimizer_state gave.
+
+    A weight that has had no gradient yet, as of operations that a method has not drawn, has no velocity; Paddle takes all or none, so it
+    gets what its first step would begin with. One that has had a gradient keeps one of zeros where a step has none for it, as clear_grad
+    leaves it: momentum and decay go on.
+    """
+    stepped = [name for name in arrays if name.endswith('/velocity_0')]
+    if stepped:
+        dtype = arrays[stepped[0]].dtype
+        arrays = dict({'{}/velocity_0'.format(i): np.zeros(p.shape, dtype) for i, p in enumerate(parameters)}, **arrays)
     state, masters = {}, {}
     for name, value in arrays.items():
         i, part = name.split('/')
@@ -275,6 +290,9 @@ def set_optimizer_state(optimizer, parameters, arrays):
             masters[parameters[int(i)].name] = paddle.to_tensor(value)
         else:
             state['{}_{}'.format(parameters[int(i)].name, part)] = paddle.to_tensor(value)
+    for name in stepped:
+        parameter = parameters[int(name.split('/')[0])]
+        parameter.grad = paddle.zeros_like(parameter)
     if masters:
         state['master_weights'] = masters
     if isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):

@@ -11,10 +11,13 @@ import time
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT
+import reader
+from conftest import ROOT, arguments
 from test_parallel import launch, start
 
 from checkpoint import Checkpoints
+from loader import TRAIN, VALID, ArrayImages, BatchLoader
+from resume import optimizer_state, set_optimizer_state
 from utility import UserError
 
 SMALL = ['--dataset=digits', '--epochs=3', '--init_channels=4', '--layers=3', '--trainset_num=64', '--batch_size=8', '--log_freq=1',
@@ -252,6 +255,32 @@ def test_two_ranks_stop_together_and_go_on(tmp_path):
     assert outcome(tmp_path / 'run') == outcome(tmp_path / 'whole')
 
 
+def test_weights_without_a_gradient_so_far_can_be_resumed():
+    """As those of operations that GDAS has not drawn: the optimizer holds no velocity of theirs, and goes on as it would have."""
+    def begin():
+        layers = [paddle.nn.Linear(2, 2) for _ in range(2)]
+        parameters = [p for layer in layers for p in layer.parameters()]
+        return layers, parameters, paddle.optimizer.Momentum(0.1, parameters=parameters, weight_decay=0.01)
+
+    def run(stop):
+        paddle.seed(0)
+        layers, parameters, optimizer = begin()
+        for step, used in enumerate([[0], [1], [0, 1]]):
+            if stop and step == 1:
+                values, saved = [p.numpy() for p in parameters], optimizer_state(optimizer, parameters)
+                assert sorted(saved) == ['0/velocity_0', '1/velocity_0']
+                layers, parameters, optimizer = begin()
+                set_optimizer_state(optimizer, parameters, saved)
+                assert sorted(optimizer_state(optimizer, parameters)) == sorted(saved)
+                for parameter, value in zip(parameters, values):
+                    parameter.set_value(value)
+            sum(layers[i](paddle.ones([1, 2])).square().sum() for i in used).backward()
+            optimizer.step()
+            optimizer.clear_grad()
+        return [p.numpy().tobytes() for p in parameters], sorted(optimizer_state(optimizer, parameters))
+    assert run(True) == run(False)
+
+
 class Users(paddle.io.Dataset):
     """Twelve random images, flipped at random by numpy's own random numbers."""
 
@@ -290,6 +319,37 @@ def test_a_search_on_a_users_dataset_goes_on_in_the_middle_of_an_epoch(tmp_path)
     with pytest.raises(UserError, match='stopped by SIGTERM before epoch 1, step 2'):
         search('part', False, stop_at=5)
     assert search('part', True) == whole
+
+
+@pytest.mark.parametrize('valid_images', [12, 20])  # a pass and a half and less than one beside the training half's pass
+def test_the_eigenvalue_is_the_same_after_a_stop_at_an_epochs_last_step(tmp_path, valid_images):
+    """Its batch and its draws are those of the unbroken run, though no step of the epoch is left to begin a pass."""
+    from model_search import Network
+    from searcher import DARTSearch
+    rng, args = np.random.default_rng(0), arguments(dataset='cifar10')
+    images, labels = rng.integers(0, 256, (36, 3, 8, 8)).astype('uint8'), np.arange(36) % 3
+    source = ArrayImages(images, labels, reader._augmentation(args, 8))
+
+    def search(folder, resume, stop_at=None):
+        paddle.seed(1)
+        halves = [BatchLoader(source.subset(np.asarray(part)), 4, True, stream, args)
+                  for part, stream in ((range(20, 36), TRAIN), (range(valid_images), VALID))]
+        searcher = DARTSearch(Network(4, 3, 1, 'GDAS', steps=2, multiplier=2), *halves, paddle.CPUPlace(), num_epochs=2,
+                              arch_learning_rate=0.1, save_dir=str(tmp_path / folder), validate=False, resume=resume, eigenvalue_freq=1)
+        end_step = searcher.run.end_step
+
+        def stop(step, meters):
+            if stop_at == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            end_step(step, meters)
+        searcher.run.end_step = stop
+        searcher.train()
+        return outcome(tmp_path / folder)
+
+    whole = search('whole', False)
+    with pytest.raises(UserError, match='stopped by SIGTERM before epoch 0, step 4'):
+        search('part', False, stop_at=3)
+    assert search('part', True) == whole and all(line['eigenvalue'] for line in whole[0])
 
 
 def test_a_long_search_holds_its_memory(tmp_path):
