@@ -72,9 +72,10 @@ def main():
     classes = class_count(train_loader.num_classes, args, given | ({'class_num'} if description else set()))
     if description is None:
         args.class_num = classes
-        description = dict(trainer.describe('NetworkCIFAR', args), image_shape=shape,
-                           data={name: getattr(args, name) for name in trainer.DATA})
+        description = trainer.describe('NetworkCIFAR', args)
         model = trainer.build(description)
+    # Of the data it is trained on now, also where --pretrained was trained on other data.
+    description = dict(description, image_shape=shape, data={name: getattr(args, name) for name in trainer.DATA})
     trainer.log_size(model, shape)
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs)
     trainer.train(model, description, train_loader, test_loader, schedule, args, log_epoch)
