@@ -22,7 +22,7 @@ CIFAR100_MD5 = 'eb9058c3a382ffc7106e4002c42a8d85'
 CIFAR = {'cifar10': (CIFAR10_URL, CIFAR10_MD5, 'cifar-10-python.tar.gz'),
          'cifar100': (CIFAR100_URL, CIFAR100_MD5, 'cifar-100-python.tar.gz')}
 DATASET_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'dataset')
-DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: used if it is there
+DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: CIFAR-10, if it is there
 
 
 def cifar_archive(name, data):
@@ -34,7 +34,7 @@ def cifar_archive(name, data):
 
 def _cifar_archive(name, data):
     url, md5, file_name = CIFAR[name]
-    if data is not None and (data != DEFAULT_DATA or os.path.exists(data)):
+    if data is not None and (data != DEFAULT_DATA or name == 'cifar10' and os.path.exists(data)):
         if not os.path.exists(data):
             raise UserError('--data: {} does not exist; give the CIFAR archive or the folder it unpacks to'.format(data))
         if os.path.isfile(data) and _md5(data) != md5:

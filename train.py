@@ -25,8 +25,8 @@ TRAIN_FLAGS = [
     ('grad_clip', positive(), 5.0, 'largest global norm of the gradient'),
 ]
 CIFAR_FLAGS = [
-    ('data', str, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; when the default is not there, dataset/ '
-                                     'beside this script, downloaded; with --dataset=folder, the folder'),
+    ('data', str, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; when the default is not there, or for '
+                                     'cifar100, dataset/ beside this script, downloaded; with --dataset=folder, the folder'),
     ('cutout', boolean, True, 'blank a square of every training image'),
 ]
 

@@ -234,6 +234,18 @@ def test_a_pickle_that_calls_something_is_refused_and_named(tmp_path):
     assert not (tmp_path / 'made').exists()
 
 
+def test_the_default_path_is_for_cifar10_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archives, 'download', lambda *_: None)
+    data = os.path.join('dataset', 'cifar10')
+    downloaded = [os.path.join(archives.DATASET_FOLDER, archives.CIFAR[name][2]) for name in ('cifar10', 'cifar100')]
+    assert [archives.cifar_archive(name, data) for name in ('cifar10', 'cifar100')] == downloaded
+    os.makedirs(data)
+    assert [archives.cifar_archive(name, data) for name in ('cifar10', 'cifar100')] == [data, downloaded[1]]
+    os.makedirs('mine')
+    assert archives.cifar_archive('cifar100', 'mine') == 'mine'
+
+
 @pytest.mark.parametrize('keep', [0, 10, 0.5])
 def test_a_truncated_archive_is_refused(tmp_path, keep):
     path = tmp_path / 'a.tar.gz'
