@@ -130,17 +130,29 @@ class ImageFiles(Dataset):
 
 
 class DatasetImages:
-    """A user's paddle.io.Dataset of (image [3, H, W], label), whose images are taken as they come."""
+    """A user's paddle.io.Dataset of (image [3, H, W], label), whose images are taken as they come. Its attribute num_classes, if it has
+    one, says how many classes there are.
+    """
 
-    draws, num_classes, transform = 0, None, None
+    draws, transform = 0, None
 
     def __init__(self, dataset, indices=None):
         self.dataset = dataset
         self.indices = np.arange(len(dataset)) if indices is None else indices
         self.image_shape = list(np.shape(dataset[0][0]))
+        self.num_classes = getattr(dataset, 'num_classes', None)
 
     def __len__(self):
         return len(self.indices)
+
+    def count_classes(self):
+        """The classes of the whole data set, which is read once for that. Raises UserError for labels that don't count from 0."""
+        logger.info('counting the classes of %d images: --class_num, or an attribute num_classes of the data set, spares that',
+                    len(self.dataset))
+        labels = [int(np.asarray(self.dataset[i][1]).reshape(())) for i in range(len(self.dataset))]
+        if min(labels) < 0:
+            raise UserError('image {} of the data has the label {}; labels count from 0'.format(labels.index(min(labels)), min(labels)))
+        return max(labels) + 1
 
     def plain(self):
         return self

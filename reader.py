@@ -124,12 +124,15 @@ def imagenet_reader(data_dir, mode):
     return ImageFiles(paths, labels, where, crop, transforms.Augmentation(*transforms.IMAGENET_PIXELS), max(labels) + 1)
 
 
-def class_count(num_classes, args, given):
+def class_count(images, args, given):
     """The classes a network needs: --class_num where it was given, and not too few, else those of the data.
 
-    num_classes: what the data says, None if it can't tell. given: the names of the flags that were given.
+    images: a source or its loader. given: the names of the flags that were given.
     """
-    if num_classes is None or num_classes == args.class_num:
+    num_classes = images.num_classes
+    if num_classes is None:  # only reading all of a user's data set tells
+        num_classes = args.class_num if 'class_num' in given else getattr(images, 'source', images).count_classes()
+    if num_classes == args.class_num:
         return args.class_num
     if 'class_num' not in given:
         logger.info('the data has %d classes', num_classes)

@@ -113,7 +113,7 @@ def main():
         print(summary(Network(args.init_channels, args.class_num, args.layers, args.method), image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
-    args.class_num = class_count(train_loader.num_classes, args, given)
+    args.class_num = class_count(train_loader, args, given)
     model = Network(args.init_channels, args.class_num, args.layers, args.method)
     searcher = DARTSearch(
         model, train_loader, valid_loader, place,

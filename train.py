@@ -69,7 +69,7 @@ def main():
         trainer.score(model, test_loader, args)
         return
     train_loader = train_valid(args.batch_size, True, True, args)
-    classes = class_count(train_loader.num_classes, args, given | ({'class_num'} if description else set()))
+    classes = class_count(train_loader, args, given | ({'class_num'} if description else set()))
     if description is None:
         args.class_num = classes
         description = trainer.describe('NetworkCIFAR', args)

@@ -74,7 +74,7 @@ def main():
         train_images = imagenet_reader(args.data_dir, 'train')
         if 'class_num' in given:
             train_images.checked(args.class_num)  # by the line of the list
-        args.class_num = class_count(train_images.num_classes, args, given)
+        args.class_num = class_count(train_images, args, given)
     valid_loader = BatchLoader(valid_images.checked(args.class_num), args.batch_size, False, VALID, args, train=False)
     if description is None:
         description = trainer.describe('NetworkImageNet', args)

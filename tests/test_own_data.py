@@ -141,6 +141,33 @@ def test_a_dataset_in_place_of_cifar10_reader(monkeypatch):
     assert (images[:, 0, 0, 0] % 2 == labels).all()
 
 
+def test_the_classes_of_a_dataset_are_counted_unless_it_or_the_flag_says_them(monkeypatch):
+    class Labelled(Users):
+        read, labels = 0, [2, 0, 11, 4]
+
+        def __getitem__(self, i):
+            type(self).read += 1
+            return np.zeros((3, 8, 8), 'float32'), self.labels[i % 4]
+
+    def count(data, given):
+        monkeypatch.setattr(reader, 'cifar10_reader', lambda *_: data)
+        halves = reader.train_search(4, 0.5, True, arguments(dataset='cifar10'))
+        return reader.class_count(halves[0], arguments(class_num=10), given)
+
+    monkeypatch.setattr(reader, 'cifar_archive', lambda name, data: 'none')
+    assert count(Labelled(), set()) == 12 and Labelled.read >= 12
+    Labelled.read = 0
+    assert count(Labelled(), {'class_num'}) == 10 and Labelled.read < 12
+    data = Labelled()
+    data.num_classes = 20
+    assert count(data, set()) == 20 and Labelled.read < 12
+    with pytest.raises(UserError, match='--class_num: 10 is not allowed: the labels of the data are 0 to 19'):
+        count(data, {'class_num'})
+    Labelled.labels = [np.array([3]), np.int64(1), paddle.to_tensor([2]), -1]
+    with pytest.raises(UserError, match='image 3 of the data has the label -1; labels count from 0'):
+        count(Labelled(), set())
+
+
 def test_image_files_are_a_dataset_for_the_searcher(tmp_path):
     from model_search import Network
     colour_images(tmp_path)
