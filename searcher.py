@@ -119,7 +119,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         metrics.update(peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_json(self.genotype()),
                        alphas=[parameter.tolist() for parameter in self.model.arch_parameters()])
         self.schedule.step()
-        good = self.early_stop and epoch >= self.epochs_no_archopt and self.early_stop.verdict(self.run.metrics + [metrics])
+        good = self.early_stop and self.early_stop.verdict(self.run.metrics + [metrics], self.epochs_no_archopt)
         if good:
             self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype']}
             logger.info('stopped after epoch %d by --early_stop=%s:%g; the genotype is that of epoch %d, the last good one', epoch,

@@ -207,11 +207,25 @@ def test_when_to_stop():
     assert skip.verdict(lines(skip_connects=[3, 2])) is None  # never good so far: not armed
     assert skip.verdict(lines(skip_connects=[3, 1, 0, 1])) is None
     assert skip.verdict(lines(skip_connects=[3, 1, 0, 2]))['epoch'] == 2
+    assert skip.verdict(lines(skip_connects=[0, 0, 2]), first=2) is None  # while the architecture rests no epoch is good
+    assert skip.verdict(lines(skip_connects=[0, 0, 2, 1, 2]), first=2)['epoch'] == 3
+    assert skip.verdict(lines(skip_connects=[2, 0, 2]), first=3) is None
     growth = EarlyStop('eigenvalue', 1.3)
+    assert growth.verdict(lines(eigenvalue=[0.1] * 5 + [1.0] * 7), first=5) is None
     assert growth.verdict(lines(eigenvalue=[1.0] * 5)) is None
     assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.4])) is None  # the mean of the last five is 1.28
     assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.6]))['epoch'] == 4
     assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.6]) + [{'epoch': 10}]) is None  # not measured now
+
+
+def test_a_search_hands_its_resting_epochs_to_no_verdict(tmp_path, monkeypatch):
+    skips = iter([0, 0, 3, 1, 2])
+    monkeypatch.setattr(DARTSearch, '_signs_of_collapse', lambda self, epoch: {'skip_connects': next(skips)})
+    batch = (np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4))
+    search = DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9, save_dir=str(tmp_path),
+                        epochs_no_archopt=2, validate=False, early_stop=EarlyStop('skip', 2))
+    search.train()
+    assert search.run.results['stopped']['epoch'] == 4
 
 
 def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch):
