@@ -125,7 +125,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             logger.info('stopped after epoch %d by --early_stop=%s:%g; the genotype is that of epoch %d, the last good one', epoch,
                         self.early_stop.kind, self.early_stop.limit, good['epoch'])
         if rank() == 0:
-            self._save(epoch, metrics)
+            self._save(metrics, good or metrics)
         self.run.end_epoch(metrics)
 
     def _signs_of_collapse(self, epoch):
@@ -198,21 +198,24 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         stopped = self.run.results.get('stopped')
         if stopped is None:
             return self._present_genotype()
-        return genotypes.from_dict(stopped['genotype']) if isinstance(stopped['genotype'], dict) else stopped['genotype']
+        return genotypes.from_json(stopped['genotype'])
 
     def _present_genotype(self):
         if hasattr(self.model, 'genotype'):
             return self.model.genotype()
         return _genotype_of_attributes(self.model)
 
-    def _save(self, epoch, metrics):
-        """Write the epoch's parameters and genotype, and the genotype so far."""
-        folder = os.path.join(self.save_dir, str(epoch))
+    def _save(self, metrics, result):
+        """Write the epoch's parameters and genotype, and the genotype so far.
+
+        metrics, result: lines of metrics.jsonl, of this epoch and of the one whose genotype the search has come to.
+        """
+        folder = os.path.join(self.save_dir, str(metrics['epoch']))
         if self.save_params:
             save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
-        search = dict(self.search_info, epoch=epoch, valid_acc=metrics.get('valid_acc'))
-        for place in (folder, self.save_dir):
-            write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(self.genotype(), search))
+        for place, genotype, line in ((folder, self._present_genotype(), metrics), (self.save_dir, self.genotype(), result)):
+            search = dict(self.search_info, epoch=line['epoch'], valid_acc=line.get('valid_acc'))
+            write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(genotype, search))
 
 
 def as_loader(reader, batch_size, use_multiprocess=False, seed=0, stream=TRAIN, train=True):

@@ -230,21 +230,24 @@ def test_a_search_hands_its_resting_epochs_to_no_verdict(tmp_path, monkeypatch):
 
 def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch):
     skips = iter([0, 1, 2, 3])
-    found = []
+    found, accuracies = [], [0.25, 0.5, 0.75]
 
     def fake(self, epoch):
         found.append(self._present_genotype())
         return {'skip_connects': next(skips)}
     monkeypatch.setattr(DARTSearch, '_signs_of_collapse', fake)
+    monkeypatch.setattr(DARTSearch, 'valid_one_epoch', lambda self, loader, epoch: {'valid_acc': accuracies[epoch]})
 
     def search(resume):
         paddle.seed(0)
         batch = (np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4))
         return DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9, save_dir=str(tmp_path),
-                          arch_learning_rate=1.0, validate=False, early_stop=EarlyStop('skip', 2), resume=resume).train()
+                          arch_learning_rate=1.0, early_stop=EarlyStop('skip', 2), resume=resume).train()
     genotype = search(False)
     assert len(found) == 3 and genotype == found[1] != found[2]
-    assert from_dict(json.loads((tmp_path / 'genotype.json').read_text())) == genotype
+    for place, epoch, expected in (('.', 1, found[1]), ('1', 1, found[1]), ('2', 2, found[2])):
+        data = json.loads((tmp_path / place / 'genotype.json').read_text())
+        assert from_dict(data) == expected and data['search'] == {'epoch': epoch, 'valid_acc': accuracies[epoch]}
     assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 3
     assert search(True) == genotype and len(found) == 3  # resumed, it stays stopped
 
