@@ -91,6 +91,8 @@ def parse_arguments(argv=None):
             args.learning_rate_min, args.learning_rate))
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
         parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
+    if args.summary and args.method == 'random':
+        parser.error('argument --summary: --method=random has no supernet to summarise; give another --method')
     return args
 
 

@@ -83,13 +83,17 @@ WRONG_ARGUMENTS_OF_TRAINING = {
     ('train_imagenet.py', '--dataset=digits'): 'there is no flag --dataset; did you mean --data',
     ('train_imagenet.py', '--export=model'): 'argument --export: give the network with --pretrained',
 }
+WRONG_TOGETHER = {
+    ('search.py', '--method=random --summary'): 'argument --summary: --method=random has no supernet to summarise; give another --method',
+}
 WRONG = {('search.py', argument): message for argument, message in WRONG_ARGUMENTS.items()}
 WRONG.update(WRONG_ARGUMENTS_OF_TRAINING)
+WRONG.update(WRONG_TOGETHER)
 
 
 @pytest.mark.parametrize('name, argument', sorted(WRONG))
 def test_a_wrong_argument_is_refused_at_once(script, tmp_path, name, argument):
-    result = script(name, argument)
+    result = script(name, *argument.split())
     check_refusal(result, WRONG[name, argument])
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
