@@ -181,6 +181,7 @@ class BatchLoader:
         self.source, self.batch_size, self.shuffle, self.stream = source, batch_size, shuffle, stream
         self.args, self.train = args, train
         self.bad_images = set()
+        self.beside = []  # loaders whose passes begin within this one's
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
@@ -217,9 +218,9 @@ class BatchLoader:
         if self.shuffle:
             order = generator(self.args, *key).permutation(order)
         batches = _Batches(self.source, self._plan(order), self.args, key, first)
-        workers = getattr(self.args, 'num_workers', 1) if self.args.use_multiprocess else 0
+        workers = self._workers
         if workers:
-            self._check_shared_memory(workers)
+            self._check_shared_memory()
             ready = DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers, worker_init_fn=_leave_signals)
         else:  # without DataLoader, which would wait for ever after an error in a data set
             ready = (tuple(map(paddle.to_tensor, batches[i])) for i in range(len(batches)))
@@ -269,18 +270,29 @@ class BatchLoader:
                         error, len(self.bad_images), getattr(self.args, 'max_bad_images', 0)), status=1)
                 logger.warning('left out: %s', error)
 
-    def _check_shared_memory(self, workers):
-        """Refuse to start workers that the shared memory can't serve: the kernel would end them with a bus error."""
-        if not os.path.isdir(SHARED_MEMORY) or not len(self.source):
+    @property
+    def _workers(self):
+        return getattr(self.args, 'num_workers', 1) if self.args.use_multiprocess else 0
+
+    def _check_shared_memory(self):
+        """Refuse to start workers that the shared memory can't serve, with those beside: the kernel would end them with a bus error."""
+        if not os.path.isdir(SHARED_MEMORY):
             return
-        image, _, _ = self.source.batch(np.asarray([0]), np.zeros((1, self.source.draws)))
-        batch = max(image.nbytes, 4) * min(self.batch_size, len(self.source))
-        needed = batch * (2 * workers + 2)  # a worker has two batches under way; two more wait for the network
+        together = [self] + self.beside
+        needed, workers = sum(loader._shared_memory() for loader in together), sum(loader._workers for loader in together)
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < needed:
             raise UserError('--use_multiprocess: {} has {:.1f} MB free and {} worker{} may need {:.1f} MB: give '
                             '--use_multiprocess=False, or fewer --num_workers'.format(
                                 SHARED_MEMORY, free / 2**20, workers, '' if workers == 1 else 's', needed / 2**20), status=1)
+
+    def _shared_memory(self):
+        """The bytes of shared memory that the workers of a pass may need."""
+        if not self._workers or not len(self.source):
+            return 0
+        image, _, _ = self.source.batch(np.asarray([0]), np.zeros((1, self.source.draws)))
+        batch = max(image.nbytes, 4) * min(self.batch_size, len(self.source))
+        return batch * (2 * self._workers + 2)  # a worker has two batches under way; two more wait for the network
 
 
 _thread_failures = []

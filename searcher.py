@@ -69,6 +69,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         options = batchsize, use_multiprocess, self.search_info.get('seed', 0)
         self.train_loader = as_loader(train_reader, *options)
         self.valid_loader = as_loader(valid_reader, *options, stream=VALID)
+        if isinstance(self.train_loader, BatchLoader) and isinstance(self.valid_loader, BatchLoader):
+            self.train_loader.beside = [self.valid_loader]
         self.eval_loader = as_loader(valid_reader if eval_reader is None else eval_reader, *options, train=False)
 
         broadcast(list(model.parameters()) + list(model.arch_parameters()))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 
 import numpy as np
 import paddle
@@ -337,6 +338,22 @@ def test_too_small_a_shared_memory_is_one_line_that_names_the_flag(tmp_path, use
         assert 'give --use_multiprocess=False' in result.stderr
     else:
         assert result.returncode == 0, result.stderr
+
+
+def test_the_shared_memory_of_a_search_is_that_of_both_readers(tmp_path, monkeypatch):
+    """Two workers and a batch of 8 images of 8x8 for each: 6 batches of 6,144 bytes, twice."""
+    from model_search import Network
+
+    def search(free):
+        monkeypatch.setattr(loader.shutil, 'disk_usage', lambda folder: Namespace(free=free))
+        halves = reader.train_search(8, 0.5, True, arguments(trainset_num=32, use_multiprocess=True, num_workers=2))
+        DARTSearch(Network(4, 10, 1, 'DARTS', steps=1, multiplier=1), *halves, paddle.CPUPlace(), num_epochs=1, validate=False,
+                   save_dir=str(tmp_path)).train()
+
+    monkeypatch.setattr(loader, 'SHARED_MEMORY', str(tmp_path))
+    search(2 * 6 * 6144)
+    with pytest.raises(UserError, match='--use_multiprocess: .* and 4 workers may need 0.1 MB: give --use_multiprocess=False'):
+        search(2 * 6 * 6144 - 1)
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_one_line(capfd):
