@@ -152,10 +152,12 @@ def main():
 
 def draw(args):
     """Write --samples random genotypes, <number>/genotype.json; the first one is genotype.json too."""
-    from checkpoint import write_text
+    from checkpoint import remove_numbered, write_text
     from reader import image_shape
     generator = random.Random(args.seed)
     genotypes = [random_genotype(generator) for _ in range(args.samples)]
+    if rank() == 0:
+        remove_numbered(args.model_save_dir, 0, ['sample'])
     for number in range(args.samples if rank() == 0 else 0):
         text = genotype_json(genotypes[number], {'method': 'random', 'seed': args.seed, 'sample': number, 'dataset': args.dataset})
         for folder in [os.path.join(args.model_save_dir, str(number))] + [args.model_save_dir] * (number == 0):

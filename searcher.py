@@ -18,7 +18,7 @@ from paddle.io import DataLoader, Dataset, IterableDataset
 import collapse
 import genotypes
 from architect import Architect, frozen, weight_parameters
-from checkpoint import save_params, write_text
+from checkpoint import remove_numbered, save_params, write_text
 from engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
 from loader import TRAIN, VALID, BatchLoader, DatasetImages
 from resume import Run, set_epoch
@@ -208,10 +208,11 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return _genotype_of_attributes(self.model)
 
     def _save(self, metrics, result):
-        """Write the epoch's parameters and genotype, and the genotype so far.
+        """Write the epoch's parameters and genotype, and the genotype so far. Epochs from this one on that lie there are an earlier run's.
 
         metrics, result: lines of metrics.jsonl, of this epoch and of the one whose genotype the search has come to.
         """
+        remove_numbered(self.save_dir, metrics['epoch'])
         folder = os.path.join(self.save_dir, str(metrics['epoch']))
         if self.save_params:
             save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())

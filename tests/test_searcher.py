@@ -210,6 +210,31 @@ def test_a_run_leaves_what_it_should_and_one_seed_gives_one_result(script, tmp_p
         '0', '1', 'checkpoints', 'genotype.json', 'metrics.jsonl', 'train.log']
 
 
+def test_a_start_in_the_folder_of_an_earlier_run_overwrites_it_with_its_first_epoch(script, tmp_path):
+    run, small = tmp_path / 'search_cifar', [*SMALL, '--validate=False', '--use_multiprocess=False']
+    assert script('search.py', *small, '--epochs=3').returncode == 0
+    (run / '7').mkdir()
+    (run / '7' / 'genotype.json').write_text('{"mine": true}')
+    (run / '2' / 'notes.txt').write_text('mine')
+    (run / '10').mkdir()
+    (run / '10' / 'photo.jpeg').write_text('mine')
+    before = {name: (run / name).read_text() for name in ('metrics.jsonl', 'train.log', '2/genotype.json', 'genotype.json')}
+
+    assert script('search.py', *small, '--learning_rate=1e30').returncode == 1  # in its first epoch: nothing to show for
+    assert {name: (run / (name + '.old' if name == 'train.log' else name)).read_text() for name in before} == before
+    assert len(list((run / 'checkpoints').iterdir())) == 2
+
+    result = script('search.py', *small, '--epochs=2', '--seed=1', '--save_params=False')
+    assert 'search_cifar holds an earlier run; this one overwrites it from its first checkpoint on (--resume would go on' in result.stderr
+    assert (run / 'train.log').read_text() == result.stderr
+    assert [json.loads(line)['epoch'] for line in (run / 'metrics.jsonl').read_text().splitlines()] == [0, 1]
+    left = sorted(str(path.relative_to(run)) for path in run.rglob('*') if path.is_file() and path.parent.name.isdecimal())
+    assert left == ['0/genotype.json', '1/genotype.json', '10/photo.jpeg', '2/notes.txt', '7/genotype.json']
+    for samples, folders in ((1, ['0', '1', '7']), (3, ['0', '1', '2', '7']), (1, ['0', '7'])):  # drawn cells take no epoch of a search away
+        assert script('search.py', '--method=random', '--samples={}'.format(samples)).returncode == 0
+        assert sorted(path.parent.name for path in run.glob('*/genotype.json')) == folders
+
+
 def test_a_search_on_real_cifar_images(script):
     archive = shared_file('data', 'cifar-10-subset.tar.gz')
     result = script('search.py', '--data=' + archive, '--method=PC-DARTS', '--layers=1', '--init_channels=4', '--epochs=1',
