@@ -42,7 +42,7 @@ def train_search(batch_size, train_portion, is_shuffle, args):
     order = np.arange(len(source))
     if is_shuffle:
         order = generator(args, ORDER).permutation(order)
-    order = order[:args.trainset_num]
+    order = at_most(order, args.trainset_num)
     split_point = int(np.floor(train_portion * len(order)))
     if not 0 < split_point < len(order):
         raise UserError('--train_portion: {:g} of {} images leaves one half of the search empty'.format(
@@ -65,8 +65,9 @@ def train_valid(batch_size, is_train, is_shuffle, args):
     order = np.arange(len(source))
     if is_shuffle:
         order = generator(args, ORDER).permutation(order)
-    logger.info('%d images train; %s', len(order[:args.trainset_num]), source.transform or 'taken as they are')
-    return BatchLoader(source.subset(order[:args.trainset_num]), batch_size, is_shuffle, TRAIN, args)
+    order = at_most(order, args.trainset_num)
+    logger.info('%d images train; %s', len(order), source.transform or 'taken as they are')
+    return BatchLoader(source.subset(order), batch_size, is_shuffle, TRAIN, args)
 
 
 def cifar10_reader(file_name, data_name, is_shuffle, args):
@@ -122,6 +123,13 @@ def imagenet_reader(data_dir, mode):
         raise UserError('--data_dir: {} names no image'.format(list_name))
     crop = transforms.RandomResizedCrop(224) if mode == 'train' else transforms.CentreCrop(224, share=224 / 256)
     return ImageFiles(paths, labels, where, crop, transforms.Augmentation(*transforms.IMAGENET_PIXELS), max(labels) + 1)
+
+
+def at_most(order, trainset_num):
+    """The first trainset_num of the images in `order`; the log says what is left out."""
+    if len(order) > trainset_num:
+        logger.info('--trainset_num=%d: %d of the %d training images are left out', trainset_num, len(order) - trainset_num, len(order))
+    return order[:trainset_num]
 
 
 def class_count(images, args, given):

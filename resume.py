@@ -109,6 +109,12 @@ class Run:
     # Within an epoch
     # -----------------------------------------------------------------------------------------------------------------
 
+    def epochs(self, total):
+        """The epochs that are left of `total`; where none are, the log says so."""
+        if self.epoch >= total:
+            logger.info('nothing to do: %d epochs are done and --epochs=%d; a larger --epochs goes on', self.epoch, total)
+        return range(self.epoch, total)
+
     def batches(self, batches):
         """What an epoch's steps take: `batches`, without those that were taken before the run was stopped.
 

@@ -97,8 +97,11 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """
         logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
         self.run.start(self.resume)
+        stopped = self.run.results.get('stopped')
+        if stopped is not None:
+            logger.info('nothing to do: --early_stop ended this search after epoch %d', stopped['epoch'])
         with self.run:
-            for epoch in range(self.run.epoch, self.num_epochs):
+            for epoch in self.run.epochs(self.num_epochs) if stopped is None else ():
                 if self.run.results.get('stopped') is None:
                     self._epoch(epoch)
         logger.info('genotype = %s', self.genotype())

@@ -53,7 +53,7 @@ def main():
     import paddle
     import trainer
     from loader import ORDER, TRAIN, VALID, BatchLoader, generator
-    from reader import class_count, imagenet_reader
+    from reader import at_most, class_count, imagenet_reader
     from summary import summary
 
     description = None
@@ -83,7 +83,7 @@ def main():
     if args.eval_only:
         trainer.score(model, valid_loader, args)
         return
-    chosen = generator(args, ORDER).permutation(len(train_images))[:args.trainset_num]
+    chosen = at_most(generator(args, ORDER).permutation(len(train_images)), args.trainset_num)
     train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, True, TRAIN, args)
     logger.info('%d images train, %d validate', len(chosen), len(valid_images))
     schedule = paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate)

@@ -10,6 +10,7 @@ import pytest
 from conftest import relative_error
 
 import model_search
+import searcher
 from architect import Architect
 from collapse import EarlyStop, signs
 from genotypes import PRIMITIVES, from_dict, random_genotype
@@ -228,7 +229,7 @@ def test_a_search_hands_its_resting_epochs_to_no_verdict(tmp_path, monkeypatch):
     assert search.run.results['stopped']['epoch'] == 4
 
 
-def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch):
+def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch, caplog):
     skips = iter([0, 1, 2, 3])
     found, accuracies = [], [0.25, 0.5, 0.75]
 
@@ -249,7 +250,10 @@ def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch
         data = json.loads((tmp_path / place / 'genotype.json').read_text())
         assert from_dict(data) == expected and data['search'] == {'epoch': epoch, 'valid_acc': accuracies[epoch]}
     assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 3
+    monkeypatch.setattr(searcher.logger, 'propagate', True)
+    caplog.set_level('INFO')
     assert search(True) == genotype and len(found) == 3  # resumed, it stays stopped
+    assert caplog.messages.count('nothing to do: --early_stop ended this search after epoch 2') == 1
 
 
 @pytest.mark.parametrize('text', ['skip', 'skip:0', 'skip:x', 'eigenvalue:', 'eigenvalue:-1', 'hessian:2', 'eigenvalue:1.3'])

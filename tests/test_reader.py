@@ -42,6 +42,17 @@ def test_the_search_halves_share_no_image_and_follow_the_seed():
     assert (len(few.source), len(rest.source)) == (50, 50)
 
 
+def test_images_that_trainset_num_leaves_out_are_said(caplog, monkeypatch):
+    monkeypatch.setattr(loader.logger, 'propagate', True)
+    line = '--trainset_num=1400: 37 of the 1437 training images are left out'
+    for limit, times in ((1437, 0), (1400, 1)):
+        for read_half in (lambda args: reader.train_search(64, 0.5, True, args), lambda args: reader.train_valid(64, True, True, args)):
+            caplog.clear()
+            with caplog.at_level('INFO'):
+                read_half(arguments(trainset_num=limit))
+            assert caplog.messages.count(line) == times and sum('left out' in message for message in caplog.messages) == times
+
+
 def test_augmentation_differs_by_epoch_pass_and_half_and_is_reproducible():
     train, valid = reader.train_search(500, 0.5, True, arguments())
     valid.source = train.source  # the same images: what differs now is order and augmentation

@@ -203,6 +203,18 @@ def test_other_arguments_are_refused_by_name_and_free_ones_are_not(tmp_path):
     assert 'arguments: ' in (tmp_path / 'moved' / 'train.log').read_text().split('resumed')[0]  # the log goes on, it isn't begun anew
 
 
+@pytest.mark.parametrize('kind', ['first order', 'train'])
+def test_resuming_what_is_done_says_so(tmp_path, kind):
+    words = command(kind, 'run') + ['--epochs=2', '--save_freq=0']
+    assert 'nothing to do' not in run(words, tmp_path).stderr
+    before = outcome(tmp_path / 'run')
+    for epochs in (2, 1):
+        result = run(words + ['--resume', '--epochs={}'.format(epochs)], tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count('nothing to do: 2 epochs are done and --epochs={}; a larger --epochs goes on'.format(epochs)) == 1
+    assert outcome(tmp_path / 'run') == before
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     """Files may grow to 300 kB: as much as a log needs, less than a checkpoint."""
     words = command('first order', 'run')
