@@ -9,6 +9,9 @@ that one weight step on the training batch would give, and so lets the architect
 v is the weight optimizer's own velocity and eta its present learning rate. The second derivative times a vector u is a central
 difference (equation 8): (dL_train(w + R u, a)/da - dL_train(w - R u, a)/da) / 2R with R = 0.01 / |u|.
 
+Where a method draws the operations' weights (GDAS, DrNAS), passes that are compared with each other draw the same ones: the loss is
+that of one draw, and only w or a differ.
+
 Gradients are taken by `paddle.grad` of exactly the tensors they are for. `.grad` of a weight is never written here, so nothing
 of the validation batch can reach the weight step.
 """
@@ -76,14 +79,15 @@ class Architect:
         eta = self.weight_optimizer.get_lr()
         weights = [weight.clone() for weight in self.weights]
 
-        _assign(self._unrolled_weights(eta, input_train, target_train), self.weights)
-        statistics = [value.clone() for value in self.statistics]
-        with paddle.enable_grad():
-            gradients = self.gradient(input_valid, target_valid, self.arch_parameters + self.weights)
-        _assign(statistics, self.statistics)
-        arch_gradient, vector = gradients[:len(self.arch_parameters)], gradients[len(self.arch_parameters):]
-
-        product = self._hessian_vector_product(weights, vector, input_train, target_train)
+        with same_draws() as rewind:
+            rewind()
+            _assign(self._unrolled_weights(eta, input_train, target_train), self.weights)
+            statistics = [value.clone() for value in self.statistics]
+            with paddle.enable_grad():
+                gradients = self.gradient(input_valid, target_valid, self.arch_parameters + self.weights)
+            _assign(statistics, self.statistics)
+            arch_gradient, vector = gradients[:len(self.arch_parameters)], gradients[len(self.arch_parameters):]
+            product = self._hessian_vector_product(weights, vector, input_train, target_train, rewind)
         _assign(weights, self.weights)
         return [g - eta * p for g, p in zip(arch_gradient, product)]
 
@@ -97,15 +101,22 @@ class Architect:
         statistics = [value.clone() for value in self.statistics]
         start = [parameter.clone() for parameter in self.arch_parameters]
         vector = [paddle.ones_like(p) + 0.1 * paddle.arange(p.size).reshape(p.shape).astype(p.dtype).sin() for p in start]
-        eigenvalue, draw = 0.0, _draw()  # the same sample throughout, for a method that draws
-        for _ in range(iterations):
-            norm = paddle.add_n([v.square().sum() for v in vector]).sqrt()
-            if float(norm) == 0:
-                break
-            vector = [v / norm for v in vector]
-            product = self._central_difference(self.arch_parameters, start, vector, self.EPSILON, draw, image, label)
-            eigenvalue = float(paddle.add_n([(v * p).sum() for v, p in zip(vector, product)]))
-            vector = product
+        eigenvalue = 0.0
+        with same_draws() as rewind:
+            for _ in range(iterations):
+                norm = paddle.add_n([v.square().sum() for v in vector]).sqrt()
+                if float(norm) == 0:
+                    break
+                vector = [v / norm for v in vector]
+                sides = []
+                for sign in (1, -1):
+                    _assign([p + sign * self.EPSILON * v for p, v in zip(start, vector)], self.arch_parameters)
+                    rewind()
+                    with paddle.enable_grad():
+                        sides.append(self.gradient(image, label, self.arch_parameters))
+                product = [(plus - minus) / (2 * self.EPSILON) for plus, minus in zip(*sides)]
+                eigenvalue = float(paddle.add_n([(v * p).sum() for v, p in zip(vector, product)]))
+                vector = product
         _assign(start, self.arch_parameters)
         _assign(statistics, self.statistics)
         return eigenvalue
@@ -124,27 +135,17 @@ class Architect:
             unrolled.append(weight - eta * step)
         return unrolled
 
-    def _hessian_vector_product(self, weights, vector, image, label):
-        """d2L_train/(da dw) at `weights` times `vector`, a tensor for each architecture parameter."""
+    def _hessian_vector_product(self, weights, vector, image, label, rewind):
+        """d2L_train/(da dw) at `weights` times `vector`, a tensor for each architecture parameter. rewind: of same_draws."""
         norm = paddle.add_n([u.square().sum() for u in vector]).sqrt()
-        return self._central_difference(self.weights, weights, vector, self.EPSILON / norm, _draw(), image, label)
-
-    def _central_difference(self, tensors, start, vector, r, draw, image, label):
-        """(g(start + r vector) - g(start - r vector)) / 2r, for the architecture's gradient g as a function of `tensors`; they are left changed.
-
-        draw: a seed. Weights that a method draws must be the same on both sides: their difference would drown that of the gradients.
-        """
+        r = self.EPSILON / norm
         sides = []
         for sign in (1, -1):
-            _assign([value + sign * r * v for value, v in zip(start, vector)], tensors)
-            paddle.seed(draw)
+            _assign([w + sign * r * u for w, u in zip(weights, vector)], self.weights)
+            rewind()
             with paddle.enable_grad():
                 sides.append(self.gradient(image, label, self.arch_parameters))
         return [(plus - minus) / (2 * r) for plus, minus in zip(*sides)]
-
-
-def _draw():
-    return int(paddle.randint(0, 2**31 - 1, [1]))
 
 
 @contextlib.contextmanager
@@ -157,6 +158,18 @@ def frozen(parameters):
     finally:
         for parameter in parameters:
             parameter.stop_gradient = False
+
+
+@contextlib.contextmanager
+def same_draws():
+    """Give a function that sets Paddle's random numbers to one state, the same at every call.
+
+    The state follows from the one before the block, and so does the one after it, whatever the block draws: a resumed run has it too,
+    and what comes next does not draw again what the block drew.
+    """
+    inside, after = paddle.randint(0, 2**31 - 1, [2]).tolist()
+    yield lambda: paddle.seed(inside)
+    paddle.seed(after)
 
 
 def weight_parameters(model):

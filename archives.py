@@ -22,7 +22,7 @@ CIFAR100_MD5 = 'eb9058c3a382ffc7106e4002c42a8d85'
 CIFAR = {'cifar10': (CIFAR10_URL, CIFAR10_MD5, 'cifar-10-python.tar.gz'),
          'cifar100': (CIFAR100_URL, CIFAR100_MD5, 'cifar-100-python.tar.gz')}
 DATASET_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'dataset')
-DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: used for CIFAR-10 if it is there
+DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: CIFAR-10, if it is there
 
 
 def cifar_archive(name, data):

@@ -63,6 +63,26 @@ def save_params(path, state_dict):
         paddle.save(state_dict, temporary)
 
 
+def remove_numbered(folder, first, kinds=('epoch', 'sample')):
+    """Remove what an earlier, longer search left in a folder: <n>/genotype.json and <n>/params.pdparams for n >= first.
+
+    Only where that genotype.json says itself that a search wrote it as its epoch or sample n; anything else is the user's and stays.
+    """
+    for name in os.listdir(folder or '.'):
+        path = os.path.join(folder, name)
+        if not re.fullmatch('0|[1-9][0-9]{0,8}', name) or int(name) < first or os.path.islink(path):
+            continue
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            with open(os.path.join(path, 'genotype.json'), encoding='utf-8') as f:
+                found = json.load(f)
+            search = found.get('search') if isinstance(found, dict) else None
+            if isinstance(search, dict) and any(search.get(kind) == int(name) for kind in kinds):
+                for written in ('params.pdparams', 'genotype.json'):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(os.path.join(path, written))
+                os.rmdir(path)
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Admits numpy arrays in plain containers: a pickle can't call anything else."""
 

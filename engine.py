@@ -56,7 +56,7 @@ def fit(model, train_loader, valid_loader, optimizer, schedule, epochs, report, 
     train_one_epoch.
     """
     with run:
-        for epoch in range(run.epoch, epochs):
+        for epoch in run.epochs(epochs):
             logger.info('Epoch %d, lr %.6f', epoch, optimizer.get_lr())
             model.drop_path_prob = drop_path_prob * epoch / epochs
             metrics = train_one_epoch(model, train_loader, optimizer, epoch, precision, run, **options)

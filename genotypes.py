@@ -149,8 +149,13 @@ def _check_concat(key, concat, nodes):
             or len(set(concat)) != len(concat)):
         raise ValueError('{} must list different nodes of the cell, 2 to {}, it is {!r:.80}'.format(
             key, 1 + nodes, concat))
+    return _as_range(concat)
+
+
+def _as_range(concat):
+    """A run of states prints as range(2, 6), as in the papers' code; others as they are."""
     run = range(concat[0], concat[0] + len(concat))
-    return run if list(run) == list(concat) else list(concat)  # a run prints as range(2, 6), as in the papers' code
+    return run if list(run) == list(concat) else list(concat)
 
 
 def read_genotype(path):
@@ -168,6 +173,14 @@ def read_genotype(path):
 def to_json(result):
     """What a search found, as JSON keeps it: a Genotype's dict; the result of another space, such as a string, as it is."""
     return to_dict(result) if isinstance(result, Genotype) else result
+
+
+def from_json(result):
+    """The result that to_json gave the JSON form of. Unchecked: a user's own network may have operations that this file doesn't know."""
+    if not isinstance(result, dict) or set(result) != set(Genotype._fields):
+        return result
+    normal, reduce = [[tuple(edge) for edge in result[cell]] for cell in ('normal', 'reduce')]
+    return Genotype(normal, _as_range(result['normal_concat']), reduce, _as_range(result['reduce_concat']))
 
 
 def random_genotype(random, steps=4):

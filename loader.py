@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import traceback
-import weakref
 
 import numpy as np
 import paddle
@@ -131,36 +130,39 @@ class ImageFiles(Dataset):
 
 
 class DatasetImages:
-    """A user's paddle.io.Dataset of (image [3, H, W], label), whose images are taken as they come.
-
-    class_num: how many classes are allowed, None for any number; an attribute num_classes of the data set itself counts more.
+    """A user's paddle.io.Dataset of (image [3, H, W], label), whose images are taken as they come. Its attribute num_classes, if it has
+    one, says how many classes there are.
     """
 
     draws, transform = 0, None
 
-    def __init__(self, dataset, class_num=None, indices=None):
+    def __init__(self, dataset, indices=None):
         self.dataset = dataset
         self.indices = np.arange(len(dataset)) if indices is None else indices
         self.image_shape = list(np.shape(dataset[0][0]))
         self.num_classes = getattr(dataset, 'num_classes', None)
-        self.class_num = self.num_classes or class_num
 
     def __len__(self):
         return len(self.indices)
+
+    def count_classes(self):
+        """The classes of the whole data set, which is read once for that. Raises UserError for labels that don't count from 0."""
+        logger.info('counting the classes of %d images: --class_num, or an attribute num_classes of the data set, spares that',
+                    len(self.dataset))
+        labels = [int(np.asarray(self.dataset[i][1]).reshape(())) for i in range(len(self.dataset))]
+        if min(labels) < 0:
+            raise UserError('image {} of the data has the label {}; labels count from 0'.format(labels.index(min(labels)), min(labels)))
+        return max(labels) + 1
 
     def plain(self):
         return self
 
     def subset(self, indices):
-        return DatasetImages(self.dataset, self.class_num, self.indices[indices])
+        return DatasetImages(self.dataset, self.indices[indices])
 
     def batch(self, indices, uniform):
         images, labels = zip(*[self.dataset[int(self.indices[i])] for i in indices])
-        labels = np.asarray(labels, 'int64').reshape(-1)
-        if len(labels) and not 0 <= labels.min() <= labels.max() < (self.class_num or np.inf):
-            raise UserError('--class_num: the data set has the label {}, {} classes allow 0 to {}'.format(
-                labels.min() if labels.min() < 0 else labels.max(), self.class_num, (self.class_num or 0) - 1), status=1)
-        return np.stack([np.asarray(image, 'float32') for image in images]), labels, []
+        return np.stack([np.asarray(image, 'float32') for image in images]), np.asarray(labels, 'int64').reshape(-1), []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,8 +181,7 @@ class BatchLoader:
         self.source, self.batch_size, self.shuffle, self.stream = source, batch_size, shuffle, stream
         self.args, self.train = args, train
         self.bad_images = set()
-        if train:
-            _training.add(self)
+        self.beside = []  # loaders whose passes begin within this one's
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
@@ -189,11 +190,12 @@ class BatchLoader:
 
     def position(self):
         """The place in the data, [epoch, pass, batches taken of it]; after set_position, the next pass goes on from there."""
-        return [self.epoch, self.current, self.taken]
+        return [self.epoch, self.passes - self.begun, self.taken]
 
     def set_position(self, position):
-        self.epoch, self.current, self.taken = position
-        self.passes, self.first = self.current, self.taken  # of the next pass its number and its first batch
+        self.epoch, self.passes, self.taken = position  # passes: the number of the next one
+        self.first = self.taken  # batch of the next pass
+        self.begun = False  # whether `taken` counts the batches of the pass before the next one
 
     def without_augmentation(self):
         """The same images in order, each once over all ranks, for evaluation."""
@@ -208,19 +210,17 @@ class BatchLoader:
         return len(self._plan(np.arange(len(self.source))))
 
     def __iter__(self):
-        self.current, self.passes = self.passes, self.passes + 1
-        key = (self.stream, self.epoch, self.current)
+        key = (self.stream, self.epoch, self.passes)
+        self.passes, self.begun = self.passes + 1, True
         first = self.taken = self.first
         self.first = 0
         order = np.arange(len(self.source))
         if self.shuffle:
             order = generator(self.args, *key).permutation(order)
         batches = _Batches(self.source, self._plan(order), self.args, key, first)
-        workers = getattr(self.args, 'num_workers', 1) if self.args.use_multiprocess else 0
+        workers = self._workers
         if workers:
-            if not _reading:
-                self._check_shared_memory(workers)
-            _reading.add(self)
+            self._check_shared_memory()
             ready = DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers, worker_init_fn=_leave_signals)
         else:  # without DataLoader, which would wait for ever after an error in a data set
             ready = (tuple(map(paddle.to_tensor, batches[i])) for i in range(len(batches)))
@@ -242,7 +242,6 @@ class BatchLoader:
                             'without one', status=1)
         finally:
             if workers:
-                _reading.discard(self)
                 ready._try_shutdown_all(1)  # seconds; a pass that is left half-way would keep its workers
         if self.train and len(batches) and not first and not read:
             raise UserError('none of the {} images could be read'.format(len(self.source)), status=1)
@@ -271,26 +270,29 @@ class BatchLoader:
                         error, len(self.bad_images), getattr(self.args, 'max_bad_images', 0)), status=1)
                 logger.warning('left out: %s', error)
 
-    def _check_shared_memory(self, workers):
-        """Refuse to start workers that the shared memory can't serve: the kernel would end them with a bus error."""
-        if not os.path.isdir(SHARED_MEMORY) or not len(self.source):
+    @property
+    def _workers(self):
+        return getattr(self.args, 'num_workers', 1) if self.args.use_multiprocess else 0
+
+    def _check_shared_memory(self):
+        """Refuse to start workers that the shared memory can't serve, with those beside: the kernel would end them with a bus error."""
+        if not os.path.isdir(SHARED_MEMORY):
             return
-        loaders = [loader for loader in _training if loader.args is self.args] if self.train else [self]
-        needed = sum(loader._batch_bytes() for loader in loaders)
-        needed *= 2 * workers + 2  # a worker has two batches under way; two more wait for the network
+        together = [self] + self.beside
+        needed, workers = sum(loader._shared_memory() for loader in together), sum(loader._workers for loader in together)
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < needed:
             raise UserError('--use_multiprocess: {} has {:.1f} MB free and {} worker{} may need {:.1f} MB: give '
                             '--use_multiprocess=False, or fewer --num_workers'.format(
-                                SHARED_MEMORY, free / 2**20, workers * len(loaders), '' if workers * len(loaders) == 1 else 's', needed / 2**20), status=1)
+                                SHARED_MEMORY, free / 2**20, workers, '' if workers == 1 else 's', needed / 2**20), status=1)
 
-    def _batch_bytes(self):
+    def _shared_memory(self):
+        """The bytes of shared memory that the workers of a pass may need."""
+        if not self._workers or not len(self.source):
+            return 0
         image, _, _ = self.source.batch(np.asarray([0]), np.zeros((1, self.source.draws)))
-        return max(image.nbytes, 4) * min(self.batch_size, len(self.source))
-
-
-# Loaders whose workers are at work, and all that train: a search reads from two at once.
-_reading, _training = weakref.WeakSet(), weakref.WeakSet()
+        batch = max(image.nbytes, 4) * min(self.batch_size, len(self.source))
+        return batch * (2 * self._workers + 2)  # a worker has two batches under way; two more wait for the network
 
 
 _thread_failures = []

@@ -42,7 +42,7 @@ def train_search(batch_size, train_portion, is_shuffle, args):
     order = np.arange(len(source))
     if is_shuffle:
         order = generator(args, ORDER).permutation(order)
-    order = at_most(args.trainset_num, order)
+    order = at_most(order, args.trainset_num)
     split_point = int(np.floor(train_portion * len(order)))
     if not 0 < split_point < len(order):
         raise UserError('--train_portion: {:g} of {} images leaves one half of the search empty'.format(
@@ -65,16 +65,9 @@ def train_valid(batch_size, is_train, is_shuffle, args):
     order = np.arange(len(source))
     if is_shuffle:
         order = generator(args, ORDER).permutation(order)
-    order = at_most(args.trainset_num, order)
+    order = at_most(order, args.trainset_num)
     logger.info('%d images train; %s', len(order), source.transform or 'taken as they are')
     return BatchLoader(source.subset(order), batch_size, is_shuffle, TRAIN, args)
-
-
-def at_most(trainset_num, order):
-    """The first --trainset_num of an order; the log says what that leaves out."""
-    if len(order) > trainset_num:
-        logger.info('%d of %d images are left out by --trainset_num=%d', len(order) - trainset_num, len(order), trainset_num)
-    return order[:trainset_num]
 
 
 def cifar10_reader(file_name, data_name, is_shuffle, args):
@@ -132,14 +125,22 @@ def imagenet_reader(data_dir, mode):
     return ImageFiles(paths, labels, where, crop, transforms.Augmentation(*transforms.IMAGENET_PIXELS), max(labels) + 1)
 
 
-def class_count(num_classes, args, given):
+def at_most(order, trainset_num):
+    """The first trainset_num of the images in `order`; the log says what is left out."""
+    if len(order) > trainset_num:
+        logger.info('--trainset_num=%d: %d of the %d training images are left out', trainset_num, len(order) - trainset_num, len(order))
+    return order[:trainset_num]
+
+
+def class_count(images, args, given):
     """The classes a network needs: --class_num where it was given, and not too few, else those of the data.
 
-    num_classes: what the data says, None if it can't tell. given: the names of the flags that were given.
+    images: a source or its loader. given: the names of the flags that were given.
     """
-    if num_classes is None and 'class_num' not in given:
-        logger.info('the data set does not say how many classes it has (an attribute num_classes would): %d are taken, --class_num', args.class_num)
-    if num_classes is None or num_classes == args.class_num:
+    num_classes = images.num_classes
+    if num_classes is None:  # only reading all of a user's data set tells
+        num_classes = args.class_num if 'class_num' in given else getattr(images, 'source', images).count_classes()
+    if num_classes == args.class_num:
         return args.class_num
     if 'class_num' not in given:
         logger.info('the data has %d classes', num_classes)
@@ -230,7 +231,7 @@ def as_source(pairs, args):
     if isinstance(pairs, ImageFiles):
         return pairs
     if isinstance(pairs, Dataset):
-        return DatasetImages(pairs, getattr(args, 'class_num', None))
+        return DatasetImages(pairs)
     if isinstance(pairs, ArrayImages):
         return pairs.with_transform(_augmentation(args, pairs.image_shape[1]))
     images, labels = zip(*[(_as_chw(image), int(label)) for image, label in pairs])

@@ -7,7 +7,6 @@ version of Paddle can hand it out. So on a CPU a run that was killed and resumed
 """
 import itertools
 import json
-import math
 import os
 import random
 import re
@@ -41,6 +40,7 @@ class Run:
                  same_on_all_ranks=True, on_epoch=None):
         self.folder, self.model, self.optimizers, self.schedule = folder, model, optimizers, schedule
         self.loaders, self.save_freq, self.scaler = loaders, save_freq, scaler
+        self.metrics_path = os.path.join(folder, 'metrics.jsonl')
         self.arguments = dict(arguments, processes=world_size())
         self.checkpoints = Checkpoints(os.path.join(folder, 'checkpoints'), keep)
         self.statistics = [p for p in model.parameters() if not p.trainable] + list(model.buffers())
@@ -64,9 +64,9 @@ class Run:
                 path, arrays, info = self.checkpoints.newest()
                 if info is None:
                     logger.info('--resume: %s holds no checkpoint, the run starts from the beginning', self.folder)
-            elif self.checkpoints.paths() or os.path.exists(os.path.join(self.folder, 'metrics.jsonl')):
-                logger.info('%s holds an earlier run, which this one overwrites as it goes; --resume would go on with it, another '
-                            '--model_save_dir would keep it', self.folder)
+            elif self.checkpoints.paths() or os.path.exists(self.metrics_path) and os.path.getsize(self.metrics_path):
+                logger.info('%s holds an earlier run; this one overwrites it from its first checkpoint on%s', self.folder,
+                            ' (--resume would go on from it)' if self.checkpoints.paths() else '')
         if world_size() > 1:
             shared = [(arrays, info)]
             paddle.distributed.broadcast_object_list(shared, src=0)
@@ -75,9 +75,8 @@ class Run:
             self._check_arguments(info['arguments'])
             self._restore(arrays, info)
             logger.info('resumed at epoch %d, step %d', self.epoch, self.step)
-            if self.epoch >= self.arguments.get('epochs', math.inf):
-                logger.info('nothing is left to do: the run has done %d epochs, --epochs=%d', self.epoch, self.arguments['epochs'])
-        self._write_metrics()
+        if info is not None or not os.path.exists(self.metrics_path):  # an earlier run's stay until an epoch is done
+            self._write_metrics()
 
     def _check_arguments(self, saved):
         other = [name for name in sorted(saved) if name not in FREE and saved[name] != self.arguments.get(name, saved[name])]
@@ -109,6 +108,12 @@ class Run:
     # -----------------------------------------------------------------------------------------------------------------
     # Within an epoch
     # -----------------------------------------------------------------------------------------------------------------
+
+    def epochs(self, total):
+        """The epochs that are left of `total`; where none are, the log says so."""
+        if self.epoch >= total:
+            logger.info('nothing to do: %d epochs are done and --epochs=%d; a larger --epochs goes on', self.epoch, total)
+        return range(self.epoch, total)
 
     def batches(self, batches):
         """What an epoch's steps take: `batches`, without those that were taken before the run was stopped.
@@ -163,7 +168,7 @@ class Run:
 
     def _write_metrics(self):
         if rank() == 0:
-            write_text(os.path.join(self.folder, 'metrics.jsonl'), ''.join(json.dumps(line) + '\n' for line in self.metrics))
+            write_text(self.metrics_path, ''.join(json.dumps(line) + '\n' for line in self.metrics))
 
     def save(self):
         """Write a checkpoint of the state before step `step` of epoch `epoch`. Returns its path.

@@ -69,8 +69,12 @@ SAVE_FLAGS = [
     ('save_params', boolean, True, "keep each epoch's parameters, <epoch>/params.pdparams"),
 ]
 
-# Sizes that fit 1,437 images of 8x8, for minutes on a CPU; the auxiliary head needs images of 32x32.
-DIGITS_TRAINING = '--auxiliary=False --init_channels=16 --layers=5 --epochs=12 --batch_size=32 --learning_rate=0.05'
+# Sizes that fit 1,437 images of 8x8, for minutes on a CPU.
+DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05']
+AUXILIARY_SIZE = 32  # side of the smallest images that the auxiliary head takes
+
+# What of a search's command line says which images there are; the seed sets a folder's test images apart.
+DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')
 
 
 def parse_arguments(argv=None):
@@ -85,10 +89,10 @@ def parse_arguments(argv=None):
     if args.learning_rate_min > args.learning_rate:
         parser.error('argument --learning_rate_min: {:g} is not allowed: give at most --learning_rate, {:g}'.format(
             args.learning_rate_min, args.learning_rate))
-    if args.summary and args.method == 'random':
-        parser.error('argument --summary: --method=random has no supernet to sum up')
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
         parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
+    if args.summary and args.method == 'random':
+        parser.error('argument --summary: --method=random has no supernet to summarise; give another --method')
     return args
 
 
@@ -111,7 +115,7 @@ def main():
         print(summary(Network(args.init_channels, args.class_num, args.layers, args.method), image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
-    args.class_num = class_count(train_loader.num_classes, args, given)
+    args.class_num = class_count(train_loader, args, given)
     model = Network(args.init_channels, args.class_num, args.layers, args.method)
     searcher = DARTSearch(
         model, train_loader, valid_loader, place,
@@ -143,40 +147,44 @@ def main():
         early_stop=args.early_stop and EarlyStop(*args.early_stop))
     genotype = searcher.train()
     if rank() == 0:
-        report(genotype, args)
+        report(genotype, args, train_loader.source.image_shape)
 
 
 def draw(args):
     """Write --samples random genotypes, <number>/genotype.json; the first one is genotype.json too."""
-    from checkpoint import write_text
+    from checkpoint import remove_numbered, write_text
+    from reader import image_shape
     generator = random.Random(args.seed)
     genotypes = [random_genotype(generator) for _ in range(args.samples)]
+    if rank() == 0:
+        remove_numbered(args.model_save_dir, 0, ['sample'])
     for number in range(args.samples if rank() == 0 else 0):
         text = genotype_json(genotypes[number], {'method': 'random', 'seed': args.seed, 'sample': number, 'dataset': args.dataset})
         for folder in [os.path.join(args.model_save_dir, str(number))] + [args.model_save_dir] * (number == 0):
             write_text(os.path.join(folder, 'genotype.json'), text)
     if rank() == 0:
-        report(genotypes[0], args)
+        report(genotypes[0], args, image_shape(args))
 
 
-def report(genotype, args):
-    """Print the result, and how to go on, on standard output."""
+def report(genotype, args, image_shape):
+    """Print the result, and how to go on with images of image_shape [3, H, W], on standard output."""
     path = os.path.join(args.model_save_dir, 'genotype.json')
     logger.info('written: %s', path)
     print('genotype = {}'.format(genotype))
-    print('To train it: {}'.format(train_command(path, args)))
+    print('To train it: {}'.format(train_command(path, args, image_shape, given_flags(sys.argv[1:]))))
 
 
-def train_command(path, args):
-    """The command that trains the genotype at `path` on the data it was searched on."""
+def train_command(path, args, image_shape, given):
+    """The command that trains the genotype at `path` on the data it was searched on, ready for a shell.
+
+    given: the names of the flags that were given.
+    """
     words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + path]
-    # The seed too: it says which images of a folder are for the test.
-    words += ['--{}={}'.format(name, getattr(args, name)) for name in ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')
-              if name in given_flags(sys.argv[1:])]
+    words += ['--{}={}'.format(name, getattr(args, name)) for name in DATA_NAMES if name in given]
+    if min(image_shape[1:]) < AUXILIARY_SIZE:
+        words.append('--auxiliary=False')
     if args.dataset == 'digits':
-        words += DIGITS_TRAINING.split()
-    elif (args.image_size or 32) < 32:
-        words.append('--auxiliary=False')  # which needs larger images
+        words += DIGITS_TRAINING
     return ' '.join(map(shlex.quote, words))
 
 

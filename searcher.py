@@ -18,7 +18,7 @@ from paddle.io import DataLoader, Dataset, IterableDataset
 import collapse
 import genotypes
 from architect import Architect, frozen, weight_parameters
-from checkpoint import save_params, write_text
+from checkpoint import remove_numbered, save_params, write_text
 from engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
 from loader import TRAIN, VALID, BatchLoader, DatasetImages
 from resume import Run, set_epoch
@@ -69,6 +69,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         options = batchsize, use_multiprocess, self.search_info.get('seed', 0)
         self.train_loader = as_loader(train_reader, *options)
         self.valid_loader = as_loader(valid_reader, *options, stream=VALID)
+        if isinstance(self.train_loader, BatchLoader) and isinstance(self.valid_loader, BatchLoader):
+            self.train_loader.beside = [self.valid_loader]
         self.eval_loader = as_loader(valid_reader if eval_reader is None else eval_reader, *options, train=False)
 
         broadcast(list(model.parameters()) + list(model.arch_parameters()))
@@ -95,10 +97,11 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """
         logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
         self.run.start(self.resume)
-        if self.run.results.get('stopped') is not None:
-            logger.info('nothing is left to do: --early_stop ended this search after epoch %d', self.run.results['stopped']['epoch'])
+        stopped = self.run.results.get('stopped')
+        if stopped is not None:
+            logger.info('nothing to do: --early_stop ended this search after epoch %d', stopped['epoch'])
         with self.run:
-            for epoch in range(self.run.epoch, self.num_epochs):
+            for epoch in self.run.epochs(self.num_epochs) if stopped is None else ():
                 if self.run.results.get('stopped') is None:
                     self._epoch(epoch)
         logger.info('genotype = %s', self.genotype())
@@ -121,15 +124,13 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         metrics.update(peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_json(self.genotype()),
                        alphas=[parameter.tolist() for parameter in self.model.arch_parameters()])
         self.schedule.step()
-        searched = [line for line in self.run.metrics + [metrics] if line['epoch'] >= self.epochs_no_archopt]
-        good = self.early_stop and searched and self.early_stop.verdict(searched)
+        good = self.early_stop and self.early_stop.verdict(self.run.metrics + [metrics], self.epochs_no_archopt)
         if good:
-            self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype'], 'good_epoch': good['epoch'],
-                                           'valid_acc': good.get('valid_acc')}
+            self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype']}
             logger.info('stopped after epoch %d by --early_stop=%s:%g; the genotype is that of epoch %d, the last good one', epoch,
                         self.early_stop.kind, self.early_stop.limit, good['epoch'])
         if rank() == 0:
-            self._save(epoch, metrics)
+            self._save(metrics, good or metrics)
         self.run.end_epoch(metrics)
 
     def _signs_of_collapse(self, epoch):
@@ -138,11 +139,11 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         signs = collapse.signs(self._present_genotype(), strengths)
         if self.eigenvalue_freq and (epoch + 1) % self.eigenvalue_freq == 0:
             self.model.train()
-            self.run.begin_step(epoch, self.run.step)  # the same random numbers, whether or not the run was resumed since the last step
-            set_epoch(self.eval_loader, epoch)  # a pass from its beginning: after --resume at an epoch's last step it may stand at its end
-            for batch in self.eval_loader:
-                signs['eigenvalue'] = self.architect.dominant_eigenvalue(*to_batch(batch))
-                break
+            # The same batch and the same random numbers, whether or not the run was resumed since the epoch's last step.
+            set_epoch(self.valid_loader, epoch)
+            self.run.begin_step(epoch, self.run.step)
+            image, label = to_batch(next(forever(self.valid_loader)))
+            signs['eigenvalue'] = self.architect.dominant_eigenvalue(image, label)
         if signs:
             logger.info('Epoch %d, %s', epoch, ', '.join('{} {:.6g}'.format(name, value) for name, value in signs.items()))
         return signs
@@ -202,24 +203,25 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         stopped = self.run.results.get('stopped')
         if stopped is None:
             return self._present_genotype()
-        return genotypes.from_dict(stopped['genotype']) if isinstance(stopped['genotype'], dict) else stopped['genotype']
+        return genotypes.from_json(stopped['genotype'])
 
     def _present_genotype(self):
         if hasattr(self.model, 'genotype'):
             return self.model.genotype()
         return _genotype_of_attributes(self.model)
 
-    def _save(self, epoch, metrics):
-        """Write the epoch's parameters and genotype, and the genotype so far."""
-        folder = os.path.join(self.save_dir, str(epoch))
+    def _save(self, metrics, result):
+        """Write the epoch's parameters and genotype, and the genotype so far. Epochs from this one on that lie there are an earlier run's.
+
+        metrics, result: lines of metrics.jsonl, of this epoch and of the one whose genotype the search has come to.
+        """
+        remove_numbered(self.save_dir, metrics['epoch'])
+        folder = os.path.join(self.save_dir, str(metrics['epoch']))
         if self.save_params:
             save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
-        search = dict(self.search_info, epoch=epoch, valid_acc=metrics.get('valid_acc'))
-        write_text(os.path.join(folder, 'genotype.json'), genotypes.genotype_json(self._present_genotype(), search))
-        stopped = self.run.results.get('stopped')
-        if stopped is not None:
-            search.update(epoch=stopped['good_epoch'], valid_acc=stopped['valid_acc'])
-        write_text(os.path.join(self.save_dir, 'genotype.json'), genotypes.genotype_json(self.genotype(), search))
+        for place, genotype, line in ((folder, self._present_genotype(), metrics), (self.save_dir, self.genotype(), result)):
+            search = dict(self.search_info, epoch=line['epoch'], valid_acc=line.get('valid_acc'))
+            write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(genotype, search))
 
 
 def as_loader(reader, batch_size, use_multiprocess=False, seed=0, stream=TRAIN, train=True):

@@ -25,8 +25,8 @@ TRAIN_FLAGS = [
     ('grad_clip', positive(), 5.0, 'largest global norm of the gradient'),
 ]
 CIFAR_FLAGS = [
-    ('data', str, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; when the default is not there, dataset/ '
-                                     'beside this script, downloaded; with --dataset=folder, the folder'),
+    ('data', str, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; when the default is not there, or for '
+                                     'cifar100, dataset/ beside this script, downloaded; with --dataset=folder, the folder'),
     ('cutout', boolean, True, 'blank a square of every training image'),
 ]
 
@@ -69,12 +69,13 @@ def main():
         trainer.score(model, test_loader, args)
         return
     train_loader = train_valid(args.batch_size, True, True, args)
-    classes = class_count(train_loader.num_classes, args, given | ({'class_num'} if description else set()))
+    classes = class_count(train_loader, args, given | ({'class_num'} if description else set()))
     if description is None:
         args.class_num = classes
         description = trainer.describe('NetworkCIFAR', args)
         model = trainer.build(description)
-    description.update(image_shape=shape, data={name: getattr(args, name) for name in trainer.DATA})
+    # Of the data it is trained on now, also where --pretrained was trained on other data.
+    description = dict(description, image_shape=shape, data={name: getattr(args, name) for name in trainer.DATA})
     trainer.log_size(model, shape)
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs)
     trainer.train(model, description, train_loader, test_loader, schedule, args, log_epoch)

@@ -74,7 +74,7 @@ def main():
         train_images = imagenet_reader(args.data_dir, 'train')
         if 'class_num' in given:
             train_images.checked(args.class_num)  # by the line of the list
-        args.class_num = class_count(train_images.num_classes, args, given)
+        args.class_num = class_count(train_images, args, given)
     valid_loader = BatchLoader(valid_images.checked(args.class_num), args.batch_size, False, VALID, args, train=False)
     if description is None:
         description = trainer.describe('NetworkImageNet', args)
@@ -83,7 +83,7 @@ def main():
     if args.eval_only:
         trainer.score(model, valid_loader, args)
         return
-    chosen = at_most(args.trainset_num, generator(args, ORDER).permutation(len(train_images)))
+    chosen = at_most(generator(args, ORDER).permutation(len(train_images)), args.trainset_num)
     train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, True, TRAIN, args)
     logger.info('%d images train, %d validate', len(chosen), len(valid_images))
     schedule = paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate)

@@ -90,7 +90,8 @@ STEP = logging.DEBUG
 
 
 def start_logging(folder=None, append=False):
-    """Send the log to standard error and, on rank 0, to train.log in `folder`, begun anew or appended to."""
+    """Send the log to standard error and, on rank 0, to train.log in `folder`: appended to, or begun anew beside that of
+    an earlier run, which becomes train.log.old."""
     logger.setLevel(logging.DEBUG)
     logger.propagate = False  # paddleslim sets up the root logger: every line would come twice
     for handler in list(logger.handlers):
@@ -100,7 +101,10 @@ def start_logging(folder=None, append=False):
     screen.setLevel((logging.INFO if sys.stderr.isatty() else STEP) if rank() == 0 else logging.WARNING)
     handlers = [screen]
     if folder is not None and rank() == 0:
-        handlers.append(logging.FileHandler(os.path.join(folder, 'train.log'), mode='a' if append else 'w', encoding='utf-8'))
+        path = os.path.join(folder, 'train.log')
+        if not append and os.path.exists(path):
+            os.replace(path, path + '.old')
+        handlers.append(logging.FileHandler(path, encoding='utf-8'))
     for handler in handlers:
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         logger.addHandler(handler)

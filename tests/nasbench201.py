@@ -121,7 +121,7 @@ def main():
         vars(args).update(use_gpu=True, use_data_parallel=False, cutout=False, cutout_length=16, use_multiprocess=False)
         place = start_script(args, args.model_save_dir, {'learning_rate'})
         train_loader, valid_loader = train_search(args.batch_size, 0.5, True, args)
-        network = Network(args.C, class_count(train_loader.num_classes, args, set()), args.N, args.method)
+        network = Network(args.C, class_count(train_loader, args, set()), args.N, args.method)
         searcher = DARTSearch(network, train_loader, valid_loader, place, num_epochs=args.epochs, save_dir=args.model_save_dir, log_freq=10,
                               arch_learning_rate=3e-3, eval_reader=valid_loader.without_augmentation(), search_info={'seed': args.seed})
         print(searcher.train())

@@ -28,6 +28,20 @@ class TinyNetwork(paddle.nn.Layer):
         return paddle.nn.functional.cross_entropy(hidden @ self.w2, label)
 
 
+class SamplingNetwork(TinyNetwork):
+    """The same with noise added to a, drawn anew in every pass, as GDAS and DrNAS draw; `draws` remembers it."""
+
+    def __init__(self, *values):
+        super().__init__(*values)
+        self.draws = []
+
+    def _loss(self, x, label):
+        noise = paddle.randn([4], self.alpha.dtype)
+        self.draws.append(noise.numpy())
+        hidden = paddle.tanh(x @ self.w1) * paddle.nn.functional.softmax(self.alpha + noise)
+        return paddle.nn.functional.cross_entropy(hidden @ self.w2, label)
+
+
 def numpy_loss(w, alpha, x, label):
     """The same loss in numpy; w holds w1 and w2, flat."""
     w1, w2 = w[:12].reshape(3, 4), w[12:].reshape(4, 2)
@@ -75,6 +89,61 @@ def test_second_order_is_the_gradient_of_the_unrolled_loss(float64, weight_steps
     assert relative_error(first_order, expected) > 0.01  # the test would tell one from the other
 
 
+def sampling(rng):
+    """A network that draws, its architect, its weights and alpha in numpy, and a train and a validation batch."""
+    w, alpha = rng.normal(size=20), rng.normal(size=4)
+    model = SamplingNetwork(w[:12].reshape(3, 4), w[12:].reshape(4, 2), alpha)
+    optimizer = paddle.optimizer.Momentum(ETA, MOMENTUM, parameters=weight_parameters(model), weight_decay=DECAY)
+    architect = Architect(model, optimizer, unrolled=True, momentum=MOMENTUM, weight_decay=DECAY)
+    batches = [value for _ in range(2) for value in (rng.normal(size=(6, 3)), rng.integers(0, 2, 6))]
+    return model, architect, w, alpha, batches
+
+
+def test_second_order_of_a_method_that_draws_is_the_gradient_for_one_draw(float64):
+    model, architect, w, alpha, (x, y, xv, yv) = sampling(np.random.default_rng(0))
+    paddle.seed(0)
+    gradient, = architect.unrolled_gradient(*map(paddle.to_tensor, (x, y, xv, yv)))
+    train, valid, plus, minus = model.draws
+    assert (train == plus).all() and (train == minus).all() and (train != valid).all()
+
+    def unrolled_loss(a):
+        step = difference(lambda w: numpy_loss(w, a + train, x, y), w, 1e-5) + DECAY * w
+        return numpy_loss(w - ETA * step, a + valid, xv, yv)
+    assert relative_error(gradient, difference(unrolled_loss, alpha, 1e-4)) < 1e-4
+    architect.unrolled_gradient(*map(paddle.to_tensor, (x, y, xv, yv)))
+    assert len({draw.tobytes() for draw in model.draws}) == 4  # the next step has draws of its own
+
+
+def test_the_dominant_eigenvalue_of_a_method_that_draws_is_that_of_one_draw(float64):
+    model, architect, w, alpha, (x, y, _, _) = sampling(np.random.default_rng(1))
+    after = []
+    for iterations in (100, 50):
+        paddle.seed(0)
+        value = architect.dominant_eigenvalue(paddle.to_tensor(x), paddle.to_tensor(y), iterations)
+        after.append(float(paddle.rand([1])))
+    assert len({draw.tobytes() for draw in model.draws}) == 1 and after[0] == after[1]
+    hessian = [difference(lambda a: difference(lambda b: numpy_loss(w, b + model.draws[0], x, y), a, 1e-4)[i], alpha, 1e-4)
+               for i in range(4)]
+    values = np.linalg.eigvalsh((np.asarray(hessian) + np.transpose(hessian)) / 2)
+    assert relative_error(value, values[np.abs(values).argmax()]) < 1e-3
+
+
+@pytest.mark.parametrize('method', ['GDAS', 'DrNAS'])
+def test_what_a_network_draws_is_the_same_on_both_sides(method):
+    """With steps that are lost in the rounding, both sides are one point and give the same bits."""
+    paddle.seed(2)
+    model = Network(4, 10, 1, method)
+    architect = Architect(model, paddle.optimizer.Momentum(0.1, parameters=weight_parameters(model)))
+    image, label, sides = paddle.randn([4, 3, 8, 8]), paddle.randint(0, 10, [4]), []
+    real = architect.gradient
+    architect.gradient = lambda *batch: sides.append(real(*batch)) or sides[-1]
+    architect.EPSILON = 1e-30
+    architect.dominant_eigenvalue(image, label, iterations=1)
+    for plus, minus in zip(*sides):
+        assert (plus.numpy() == minus.numpy()).all()
+    assert any(plus.numpy().any() for plus in sides[0])
+
+
 def small_step(unrolled):
     """A small supernet after one weight step, its architect, and a train and a validation batch."""
     paddle.seed(1)
@@ -118,28 +187,3 @@ def test_the_validation_batch_does_not_reach_the_running_statistics_in_second_or
     assert len(expected) > 50
     for value, after in zip(running, expected):
         assert (value.numpy() == after).all()
-
-
-class DrawingNetwork(TinyNetwork):
-    """The same network whose loss has something random that is linear in the architecture, so that second derivatives stay."""
-
-    def _loss(self, x, label):
-        return super()._loss(x, label) + (self.alpha * paddle.randn([4])).sum()
-
-
-def test_second_derivatives_of_a_method_that_draws(float64):
-    """Both sides of a difference draw the same: what is random leaves them as they are without it."""
-    rng = np.random.default_rng(0)
-    w1, w2, alpha, vector = rng.normal(size=(3, 4)), rng.normal(size=(4, 2)), rng.normal(size=4), rng.normal(size=20)
-    x, y = paddle.to_tensor(rng.normal(size=(6, 3))), paddle.to_tensor(rng.integers(0, 2, 6))
-    results = []
-    for network in (TinyNetwork, DrawingNetwork):
-        model = network(w1, w2, alpha)
-        architect = Architect(model, paddle.optimizer.Momentum(ETA, MOMENTUM, parameters=weight_parameters(model)))
-        with paddle.no_grad():
-            weights = [weight.clone() for weight in architect.weights]
-            product = architect._hessian_vector_product(
-                weights, [paddle.to_tensor(vector[:12].reshape(3, 4)), paddle.to_tensor(vector[12:].reshape(4, 2))], x, y)
-        results.append([product[0].numpy(), architect.dominant_eigenvalue(x, y)])
-    for a, b in zip(*results):
-        assert relative_error(b, a) < 1e-9

@@ -53,7 +53,6 @@ WRONG_ARGUMENTS = {
     '--image_size=64': 'argument --image_size: goes with --dataset=folder',
     '--dataset=folder': 'argument --data: None is not a folder',
     '--max_bad_images=-1': 'at least 0',
-    '--method=random --summary': '--summary: --method=random has no supernet',
     '--epoch=3': 'there is no flag --epoch; did you mean --epochs?',
     '--qqq': 'there is no flag --qqq, see --help',
 }
@@ -84,8 +83,12 @@ WRONG_ARGUMENTS_OF_TRAINING = {
     ('train_imagenet.py', '--dataset=digits'): 'there is no flag --dataset; did you mean --data',
     ('train_imagenet.py', '--export=model'): 'argument --export: give the network with --pretrained',
 }
+WRONG_TOGETHER = {
+    ('search.py', '--method=random --summary'): 'argument --summary: --method=random has no supernet to summarise; give another --method',
+}
 WRONG = {('search.py', argument): message for argument, message in WRONG_ARGUMENTS.items()}
 WRONG.update(WRONG_ARGUMENTS_OF_TRAINING)
+WRONG.update(WRONG_TOGETHER)
 
 
 @pytest.mark.parametrize('name, argument', sorted(WRONG))

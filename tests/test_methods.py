@@ -10,6 +10,7 @@ import pytest
 from conftest import relative_error
 
 import model_search
+import searcher
 from architect import Architect
 from collapse import EarlyStop, signs
 from genotypes import PRIMITIVES, from_dict, random_genotype
@@ -207,44 +208,52 @@ def test_when_to_stop():
     assert skip.verdict(lines(skip_connects=[3, 2])) is None  # never good so far: not armed
     assert skip.verdict(lines(skip_connects=[3, 1, 0, 1])) is None
     assert skip.verdict(lines(skip_connects=[3, 1, 0, 2]))['epoch'] == 2
+    assert skip.verdict(lines(skip_connects=[0, 0, 2]), first=2) is None  # while the architecture rests no epoch is good
+    assert skip.verdict(lines(skip_connects=[0, 0, 2, 1, 2]), first=2)['epoch'] == 3
+    assert skip.verdict(lines(skip_connects=[2, 0, 2]), first=3) is None
     growth = EarlyStop('eigenvalue', 1.3)
+    assert growth.verdict(lines(eigenvalue=[0.1] * 5 + [1.0] * 7), first=5) is None
     assert growth.verdict(lines(eigenvalue=[1.0] * 5)) is None
     assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.4])) is None  # the mean of the last five is 1.28
     assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.6]))['epoch'] == 4
     assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.6]) + [{'epoch': 10}]) is None  # not measured now
 
 
-def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch):
+def test_a_search_hands_its_resting_epochs_to_no_verdict(tmp_path, monkeypatch):
+    skips = iter([0, 0, 3, 1, 2])
+    monkeypatch.setattr(DARTSearch, '_signs_of_collapse', lambda self, epoch: {'skip_connects': next(skips)})
+    batch = (np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4))
+    search = DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9, save_dir=str(tmp_path),
+                        epochs_no_archopt=2, validate=False, early_stop=EarlyStop('skip', 2))
+    search.train()
+    assert search.run.results['stopped']['epoch'] == 4
+
+
+def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch, caplog):
     skips = iter([0, 1, 2, 3])
-    found = []
+    found, accuracies = [], [0.25, 0.5, 0.75]
 
     def fake(self, epoch):
         found.append(self._present_genotype())
         return {'skip_connects': next(skips)}
     monkeypatch.setattr(DARTSearch, '_signs_of_collapse', fake)
+    monkeypatch.setattr(DARTSearch, 'valid_one_epoch', lambda self, loader, epoch: {'valid_acc': accuracies[epoch]})
 
     def search(resume):
         paddle.seed(0)
         batch = (np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4))
         return DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9, save_dir=str(tmp_path),
-                          arch_learning_rate=1.0, validate=False, early_stop=EarlyStop('skip', 2), resume=resume).train()
+                          arch_learning_rate=1.0, early_stop=EarlyStop('skip', 2), resume=resume).train()
     genotype = search(False)
     assert len(found) == 3 and genotype == found[1] != found[2]
-    assert from_dict(json.loads((tmp_path / 'genotype.json').read_text())) == genotype
+    for place, epoch, expected in (('.', 1, found[1]), ('1', 1, found[1]), ('2', 2, found[2])):
+        data = json.loads((tmp_path / place / 'genotype.json').read_text())
+        assert from_dict(data) == expected and data['search'] == {'epoch': epoch, 'valid_acc': accuracies[epoch]}
     assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 3
-    assert json.loads((tmp_path / 'genotype.json').read_text())['search']['epoch'] == 1
-    last = json.loads((tmp_path / '2' / 'genotype.json').read_text())
-    assert from_dict(last) == found[2] and last['search']['epoch'] == 2
+    monkeypatch.setattr(searcher.logger, 'propagate', True)
+    caplog.set_level('INFO')
     assert search(True) == genotype and len(found) == 3  # resumed, it stays stopped
-
-
-def test_an_early_stop_does_not_go_back_to_before_the_architecture_moved(tmp_path, monkeypatch):
-    skips = iter([0, 0, 2, 3])
-    monkeypatch.setattr(DARTSearch, '_signs_of_collapse', lambda *_: {'skip_connects': next(skips)})
-    batch = (np.zeros((4, 3, 8, 8), 'float32'), np.arange(4))
-    DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=4, save_dir=str(tmp_path),
-               epochs_no_archopt=2, validate=False, early_stop=EarlyStop('skip', 2)).train()
-    assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 4  # never good since it is searched: not armed
+    assert caplog.messages.count('nothing to do: --early_stop ended this search after epoch 2') == 1
 
 
 @pytest.mark.parametrize('text', ['skip', 'skip:0', 'skip:x', 'eigenvalue:', 'eigenvalue:-1', 'hessian:2', 'eigenvalue:1.3'])

@@ -1,9 +1,11 @@
 """Data of one's own, and image files of all kinds: what is read, what is left out, what is refused."""
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 
 import numpy as np
 import paddle
@@ -74,19 +76,19 @@ def test_searching_training_and_scoring_on_a_folder_of_real_photos(script, tmp_p
     sample = shared_file('data', 'imagenet-sample')
     source = reader.imagenet_reader(sample, 'train')
     for i, path in enumerate(source.paths[:24]):
-        folder = tmp_path / 'photos' / ('odd' if i % 2 else 'even')
+        folder = tmp_path / 'my photos' / ('odd' if i % 2 else 'even')
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'photo {}.jpeg'.format(i)).write_bytes(open(path, 'rb').read())
-    data = ['--dataset=folder', '--data=photos', '--image_size=16', '--batch_size=4']
-    result = script('search.py', *data, '--layers=1', '--init_channels=4', '--epochs=1')
+    data = ['--dataset=folder', '--data=my photos', '--image_size=16', '--max_bad_images=1', '--seed=3']
+    result = script('search.py', *data, '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1', '--model_save_dir=my search')
     assert result.returncode == 0, result.stderr
     assert 'the data has 2 classes' in result.stderr and '19 images: 9 train the weights, 10 the architecture' in result.stderr
-    assert '--dataset=folder --data=photos --image_size=16' in result.stdout
-    small = ['--layers=1', '--init_channels=4', '--auxiliary=False', '--epochs=1', '--seed=3']
-    result = script('train.py', *data, *small, '--arch=search_cifar/genotype.json')
+    words = shlex.split(result.stdout.split('To train it: ')[1])
+    assert words == ['python', os.path.join(ROOT, 'train.py'), '--arch=' + os.path.join('my search', 'genotype.json')] + data + ['--auxiliary=False']
+    result = script('train.py', *words[2:], '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1')
     assert result.returncode == 0, result.stderr
     best = result.stderr.split('best_valid_acc ')[-1].split(',')[0]
-    result = script('train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--data=photos')
+    result = script('train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--data=my photos')
     assert 'valid_acc {}, '.format(best) in result.stdout and result.stdout.endswith(', 5 images\n'), result.stderr
 
 
@@ -138,6 +140,33 @@ def test_a_dataset_in_place_of_cifar10_reader(monkeypatch):
     assert sorted(seen[0] + seen[1]) == list(range(12)) and len(seen[0]) == 6
     images, labels = read(train)
     assert (images[:, 0, 0, 0] % 2 == labels).all()
+
+
+def test_the_classes_of_a_dataset_are_counted_unless_it_or_the_flag_says_them(monkeypatch):
+    class Labelled(Users):
+        read, labels = 0, [2, 0, 11, 4]
+
+        def __getitem__(self, i):
+            type(self).read += 1
+            return np.zeros((3, 8, 8), 'float32'), self.labels[i % 4]
+
+    def count(data, given):
+        monkeypatch.setattr(reader, 'cifar10_reader', lambda *_: data)
+        halves = reader.train_search(4, 0.5, True, arguments(dataset='cifar10'))
+        return reader.class_count(halves[0], arguments(class_num=10), given)
+
+    monkeypatch.setattr(reader, 'cifar_archive', lambda name, data: 'none')
+    assert count(Labelled(), set()) == 12 and Labelled.read >= 12
+    Labelled.read = 0
+    assert count(Labelled(), {'class_num'}) == 10 and Labelled.read < 12
+    data = Labelled()
+    data.num_classes = 20
+    assert count(data, set()) == 20 and Labelled.read < 12
+    with pytest.raises(UserError, match='--class_num: 10 is not allowed: the labels of the data are 0 to 19'):
+        count(data, {'class_num'})
+    Labelled.labels = [np.array([3]), np.int64(1), paddle.to_tensor([2]), -1]
+    with pytest.raises(UserError, match='image 3 of the data has the label -1; labels count from 0'):
+        count(Labelled(), set())
 
 
 def test_image_files_are_a_dataset_for_the_searcher(tmp_path):
@@ -311,6 +340,22 @@ def test_too_small_a_shared_memory_is_one_line_that_names_the_flag(tmp_path, use
         assert result.returncode == 0, result.stderr
 
 
+def test_the_shared_memory_of_a_search_is_that_of_both_readers(tmp_path, monkeypatch):
+    """Two workers and a batch of 8 images of 8x8 for each: 6 batches of 6,144 bytes, twice."""
+    from model_search import Network
+
+    def search(free):
+        monkeypatch.setattr(loader.shutil, 'disk_usage', lambda folder: Namespace(free=free))
+        halves = reader.train_search(8, 0.5, True, arguments(trainset_num=32, use_multiprocess=True, num_workers=2))
+        DARTSearch(Network(4, 10, 1, 'DARTS', steps=1, multiplier=1), *halves, paddle.CPUPlace(), num_epochs=1, validate=False,
+                   save_dir=str(tmp_path)).train()
+
+    monkeypatch.setattr(loader, 'SHARED_MEMORY', str(tmp_path))
+    search(2 * 6 * 6144)
+    with pytest.raises(UserError, match='--use_multiprocess: .* and 4 workers may need 0.1 MB: give --use_multiprocess=False'):
+        search(2 * 6 * 6144 - 1)
+
+
 def test_a_worker_that_is_killed_ends_the_run_with_one_line(capfd):
     """As by a bus error or the kernel's out-of-memory killer; not a hang."""
     class Deadly:
@@ -370,66 +415,3 @@ def test_real_images_through_a_function_and_a_dataset(monkeypatch, mine):
             pixels = image if as_they_are else image * std + mean
             seen.append((np.round(pixels[0] * 255).astype('uint8').tobytes(), int(label)))
     assert sorted(seen) == sorted((image.tobytes(), int(label)) for image, label in reader.digits_reader(True))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A paddle.io.Dataset
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Squares(paddle.io.Dataset):
-    def __init__(self, labels):
-        self.labels = labels
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return np.zeros((3, 4, 4), 'float32'), self.labels[i]
-
-
-def test_the_classes_of_a_dataset(caplog):
-    """Its own attribute counts; without one --class_num holds, the log says so, and another label is one line."""
-    args = arguments(class_num=4)
-    labels = [0, 3, 1]
-    assert reader.class_count(reader.as_source(Squares(labels), args).num_classes, args, set()) == 4
-    wrong = reader.as_source(Squares([0, 4, 1]), args)
-    with pytest.raises(UserError, match='--class_num: the data set has the label 4, 4 classes allow 0 to 3'):
-        read(loader.BatchLoader(wrong, 2, False, loader.TRAIN, args))
-    with_attribute = Squares([0, 4, 1])
-    with_attribute.num_classes = 5
-    source = reader.as_source(with_attribute, args).subset(np.arange(3))
-    assert reader.class_count(source.num_classes, args, set()) == 5
-    assert read(loader.BatchLoader(source, 2, False, loader.TRAIN, args))[1].tolist() == [0, 4, 1]
-
-
-def test_the_place_in_the_data_is_known_before_the_first_batch():
-    batches = loader.BatchLoader(reader.as_source(Squares([0, 1, 2, 3]), arguments()), 1, True, loader.TRAIN, arguments())
-    order = [label.item() for _ in range(3) for _, label in batches]
-    batches.set_position([0, 2, 1])
-    assert batches.position() == [0, 2, 1]
-    assert [label.item() for _, label in batches] == order[9:] and batches.position() == [0, 2, 4]
-
-
-def test_the_archive_of_cifar10_is_not_taken_for_cifar100(tmp_path, monkeypatch):
-    import archives
-    (tmp_path / archives.DEFAULT_DATA).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(archives, 'download', lambda url, path, md5: None)
-    assert archives.cifar_archive('cifar10', archives.DEFAULT_DATA) == archives.DEFAULT_DATA
-    assert archives.cifar_archive('cifar100', archives.DEFAULT_DATA).endswith('cifar-100-python.tar.gz')
-
-
-def test_both_readers_of_a_search_share_the_memory(monkeypatch):
-    """Each alone would fit."""
-    from collections import namedtuple
-    args = arguments(use_multiprocess=True)
-    halves = reader.train_search(8, 0.5, True, args)
-    each = 8 * 3 * 8 * 8 * 4 * (2 * 1 + 2)  # bytes: a batch of floats, two under way and two waiting
-    for free, fits in ((2 * each, True), (2 * each - 1, False)):
-        monkeypatch.setattr(loader.shutil, 'disk_usage', lambda _: namedtuple('Usage', 'free')(free))
-        if fits:
-            halves[0]._check_shared_memory(1)
-        else:
-            with pytest.raises(UserError, match='2 workers may need'):
-                halves[0]._check_shared_memory(1)

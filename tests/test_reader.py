@@ -42,6 +42,17 @@ def test_the_search_halves_share_no_image_and_follow_the_seed():
     assert (len(few.source), len(rest.source)) == (50, 50)
 
 
+def test_images_that_trainset_num_leaves_out_are_said(caplog, monkeypatch):
+    monkeypatch.setattr(loader.logger, 'propagate', True)
+    line = '--trainset_num=1400: 37 of the 1437 training images are left out'
+    for limit, times in ((1437, 0), (1400, 1)):
+        for read_half in (lambda args: reader.train_search(64, 0.5, True, args), lambda args: reader.train_valid(64, True, True, args)):
+            caplog.clear()
+            with caplog.at_level('INFO'):
+                read_half(arguments(trainset_num=limit))
+            assert caplog.messages.count(line) == times and sum('left out' in message for message in caplog.messages) == times
+
+
 def test_augmentation_differs_by_epoch_pass_and_half_and_is_reproducible():
     train, valid = reader.train_search(500, 0.5, True, arguments())
     valid.source = train.source  # the same images: what differs now is order and augmentation
@@ -55,6 +66,20 @@ def test_augmentation_differs_by_epoch_pass_and_half_and_is_reproducible():
     assert (first == again).all() and (label == again_label).all()
     for different in (second, other_half, next_epoch):
         assert (first != different).mean() > 0.3
+
+
+def test_a_loader_knows_its_place_before_and_during_a_pass():
+    train, _ = reader.train_search(200, 0.5, True, arguments())
+    for place in ([0, 0, 0], [3, 0, 2], [3, 2, 0], [3, 2, 1]):
+        train.set_position(place)
+        assert train.position() == place
+        batches = iter(train)
+        next(batches)
+        assert train.position() == place[:2] + [place[2] + 1]
+    rest = [image.numpy() for image, _ in batches]
+    assert train.position() == [3, 2, 4] and len(rest) == 2
+    next(iter(train))
+    assert train.position() == [3, 3, 1]
 
 
 def test_batches_do_not_depend_on_the_workers():
@@ -220,6 +245,18 @@ def test_a_pickle_that_calls_something_is_refused_and_named(tmp_path):
     assert not (tmp_path / 'made').exists()
 
 
+def test_the_default_path_is_for_cifar10_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archives, 'download', lambda *_: None)
+    data = os.path.join('dataset', 'cifar10')
+    downloaded = [os.path.join(archives.DATASET_FOLDER, archives.CIFAR[name][2]) for name in ('cifar10', 'cifar100')]
+    assert [archives.cifar_archive(name, data) for name in ('cifar10', 'cifar100')] == downloaded
+    os.makedirs(data)
+    assert [archives.cifar_archive(name, data) for name in ('cifar10', 'cifar100')] == [data, downloaded[1]]
+    os.makedirs('mine')
+    assert archives.cifar_archive('cifar100', 'mine') == 'mine'
+
+
 @pytest.mark.parametrize('keep', [0, 10, 0.5])
 def test_a_truncated_archive_is_refused(tmp_path, keep):
     path = tmp_path / 'a.tar.gz'
@@ -233,10 +270,10 @@ def test_a_truncated_archive_is_refused(tmp_path, keep):
 def test_the_class_count_is_the_datas_unless_more_are_asked_for():
     train, _ = reader.train_search(64, 0.5, True, arguments(trainset_num=2))
     assert train.num_classes == 10  # of the whole set, not of two images
-    assert reader.class_count(10, arguments(class_num=3), set()) == 10
-    assert reader.class_count(10, arguments(class_num=12), {'class_num'}) == 12
+    assert reader.class_count(train, arguments(class_num=3), set()) == 10
+    assert reader.class_count(train, arguments(class_num=12), {'class_num'}) == 12
     with pytest.raises(UserError, match='--class_num: 8 is not allowed: the labels of the data are 0 to 9'):
-        reader.class_count(10, arguments(class_num=8), {'class_num'})
+        reader.class_count(train, arguments(class_num=8), {'class_num'})
 
 
 def test_a_download_that_fails_or_differs_leaves_nothing(tmp_path):

@@ -201,9 +201,18 @@ def test_other_arguments_are_refused_by_name_and_free_ones_are_not(tmp_path):
     assert sorted(os.listdir(str(tmp_path / 'moved' / '1'))) == ['genotype.json']
     assert len((tmp_path / 'moved' / 'metrics.jsonl').read_text().splitlines()) == 2
     assert 'arguments: ' in (tmp_path / 'moved' / 'train.log').read_text().split('resumed')[0]  # the log goes on, it isn't begun anew
-    result = run(words + ['--resume', '--epochs=2', '--model_save_dir=moved'], tmp_path)
-    assert result.returncode == 0 and 'nothing is left to do: the run has done 2 epochs, --epochs=2' in result.stderr
-    assert 'moved holds an earlier run, which this one overwrites' in run(words + ['--epochs=1', '--model_save_dir=moved'], tmp_path).stderr
+
+
+@pytest.mark.parametrize('kind', ['first order', 'train'])
+def test_resuming_what_is_done_says_so(tmp_path, kind):
+    words = command(kind, 'run') + ['--epochs=2', '--save_freq=0']
+    assert 'nothing to do' not in run(words, tmp_path).stderr
+    before = outcome(tmp_path / 'run')
+    for epochs in (2, 1):
+        result = run(words + ['--resume', '--epochs={}'.format(epochs)], tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count('nothing to do: 2 epochs are done and --epochs={}; a larger --epochs goes on'.format(epochs)) == 1
+    assert outcome(tmp_path / 'run') == before
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):

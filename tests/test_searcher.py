@@ -102,6 +102,19 @@ def test_betas_of_a_users_network_count():
     assert search.genotype().normal == [('double', 1), ('double', 0), ('double', 0), ('double', 2)]
 
 
+def test_an_early_stop_of_a_users_network_gives_back_its_operations(tmp_path):
+    class Stop:
+        kind, limit = 'skip', 1
+
+        def verdict(self, history, first):
+            return history[0] if len(history) == 2 else None
+
+    model = UsersNetwork()
+    model.alphas_normal.set_value(np.array([[0, 0, 5.], [0, 0, 4]], 'float32'))
+    genotype = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), num_epochs=5, save_dir=str(tmp_path), early_stop=Stop()).train()
+    assert genotype.normal == [('double', 0), ('double', 1)] and genotype.normal_concat == range(2, 3)
+
+
 def test_the_architecture_rests_for_epochs_no_archopt(tmp_path):
     model = UsersNetwork()
     before = model.alphas_normal.numpy()
@@ -197,6 +210,31 @@ def test_a_run_leaves_what_it_should_and_one_seed_gives_one_result(script, tmp_p
         '0', '1', 'checkpoints', 'genotype.json', 'metrics.jsonl', 'train.log']
 
 
+def test_a_start_in_the_folder_of_an_earlier_run_overwrites_it_with_its_first_epoch(script, tmp_path):
+    run, small = tmp_path / 'search_cifar', [*SMALL, '--validate=False', '--use_multiprocess=False']
+    assert script('search.py', *small, '--epochs=3').returncode == 0
+    (run / '7').mkdir()
+    (run / '7' / 'genotype.json').write_text('{"mine": true}')
+    (run / '2' / 'notes.txt').write_text('mine')
+    (run / '10').mkdir()
+    (run / '10' / 'photo.jpeg').write_text('mine')
+    before = {name: (run / name).read_text() for name in ('metrics.jsonl', 'train.log', '2/genotype.json', 'genotype.json')}
+
+    assert script('search.py', *small, '--learning_rate=1e30').returncode == 1  # in its first epoch: nothing to show for
+    assert {name: (run / (name + '.old' if name == 'train.log' else name)).read_text() for name in before} == before
+    assert len(list((run / 'checkpoints').iterdir())) == 2
+
+    result = script('search.py', *small, '--epochs=2', '--seed=1', '--save_params=False')
+    assert 'search_cifar holds an earlier run; this one overwrites it from its first checkpoint on (--resume would go on' in result.stderr
+    assert (run / 'train.log').read_text() == result.stderr
+    assert [json.loads(line)['epoch'] for line in (run / 'metrics.jsonl').read_text().splitlines()] == [0, 1]
+    left = sorted(str(path.relative_to(run)) for path in run.rglob('*') if path.is_file() and path.parent.name.isdecimal())
+    assert left == ['0/genotype.json', '1/genotype.json', '10/photo.jpeg', '2/notes.txt', '7/genotype.json']
+    for samples, folders in ((1, ['0', '1', '7']), (3, ['0', '1', '2', '7']), (1, ['0', '7'])):  # drawn cells take no epoch of a search away
+        assert script('search.py', '--method=random', '--samples={}'.format(samples)).returncode == 0
+        assert sorted(path.parent.name for path in run.glob('*/genotype.json')) == folders
+
+
 def test_a_search_on_real_cifar_images(script):
     archive = shared_file('data', 'cifar-10-subset.tar.gz')
     result = script('search.py', '--data=' + archive, '--method=PC-DARTS', '--layers=1', '--init_channels=4', '--epochs=1',
@@ -204,19 +242,3 @@ def test_a_search_on_real_cifar_images(script):
     assert result.returncode == 0, result.stderr
     assert 'is not the official cifar-10-python.tar.gz (another md5)' in result.stderr and '32 images: 16 train the weights, 16 the architecture; padded by 4 and cropped, flipped, cutout of 16x16' in result.stderr
     assert ' --data={} '.format(archive) in result.stdout + ' '
-
-
-def test_the_command_that_trains_the_result(monkeypatch):
-    """Run by a shell, train.py sees what decides which images it gets; the seed, since it sets a folder's test images apart."""
-    import shlex
-
-    import search
-    import train
-    words = ['--dataset=folder', "--data={}".format(ROOT), '--image_size=16', '--seed=3', '--max_bad_images=2', '--model_save_dir=a folder']
-    monkeypatch.setattr(search.sys, 'argv', ['search.py'] + words)
-    args = search.parse_arguments(words)
-    command = shlex.split(search.train_command('a folder/genotype.json', args))
-    assert command[:3] == ['python', 'train.py', '--arch=a folder/genotype.json']
-    monkeypatch.setattr('arguments.get_genotype', lambda _: None)
-    trained = train.parse_arguments(command[2:])
-    assert (trained.seed, trained.image_size, trained.max_bad_images, trained.auxiliary, trained.data) == (3, 16, 2, False, ROOT)

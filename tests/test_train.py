@@ -61,22 +61,6 @@ def test_the_best_model_scores_the_same_in_a_new_process_without_repeating_an_ar
     assert (folder / 'eval_cifar' / 'train.log').read_text() == training.stderr  # scoring leaves the run's files alone
 
 
-def test_a_network_that_goes_on_with_other_data_is_scored_on_those(trained, tmp_path):
-    """best_model.json names the data of the last training, not of the first."""
-    folder, _ = trained
-    for part in ('train', 'test'):
-        for name in range(10):
-            path = tmp_path / 'own' / part / str(name)
-            path.mkdir(parents=True)
-            for i in range(2):
-                Image.fromarray(np.full((12, 12, 3), 20 * name + i, 'uint8')).save(str(path / '{}.png'.format(i)))
-    result = run(folder, 'train.py', '--pretrained=eval_cifar/best_model.pdparams', '--dataset=folder', '--image_size=12', '--epochs=1', '--batch_size=10',
-                 '--data={}'.format(tmp_path / 'own'), '--model_save_dir=gone_on', '--use_multiprocess=False')
-    assert result.returncode == 0, result.stderr
-    best = json.loads((folder / 'gone_on' / 'best_model.json').read_text())
-    assert best['image_shape'] == [3, 12, 12] and best['data'] == {'dataset': 'folder', 'image_size': 12, 'seed': 0}
-
-
 READ_BACK = '''
 import sys
 import numpy as np, paddle
@@ -121,6 +105,21 @@ def test_what_contradicts_the_checkpoint_is_refused(trained):
         check_refusal(run(folder, 'train.py', '--eval_only', best, flag),
                       flag.split('=')[0] + ': eval_cifar/best_model.pdparams was made with another one')
     check_refusal(run(folder, 'train_imagenet.py', '--eval_only', best), 'holds a NetworkCIFAR, this script takes a NetworkImageNet')
+
+
+def test_a_network_trained_on_with_other_data_is_scored_on_that(trained, tmp_path):
+    folder, _ = trained
+    for i in range(20):
+        path = tmp_path / 'images' / str(i % 10)
+        path.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (12, 12), (12 * i, 0, 0)).save(str(path / '{}.png'.format(i)))
+    pretrained, data = '--pretrained={}'.format(folder / 'eval_cifar' / 'best_model.pdparams'), '--data=images'
+    result = run(tmp_path, 'train.py', pretrained, data, '--dataset=folder', '--image_size=12', '--seed=3', '--epochs=1', '--batch_size=4')
+    assert result.returncode == 0, result.stderr
+    best = json.loads((tmp_path / 'eval_cifar' / 'best_model.json').read_text())
+    assert best['data'] == {'dataset': 'folder', 'image_size': 12, 'seed': 3} and best['image_shape'] == [3, 12, 12]
+    result = run(tmp_path, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', data)
+    assert result.stdout.startswith('valid_acc {:.6f}, '.format(best['valid_acc'])) and result.stdout.endswith(', 4 images\n'), result.stderr
 
 
 def test_checkpoints_that_cannot_be_loaded(script, tmp_path):
