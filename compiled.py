@@ -94,7 +94,7 @@ REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which
 
 def jit(function):
     """Compiled when it is first called, and free of Python's lock."""
-    return function if numba is None else numba.njit(nogil=True, fastmath=REORDER, cache=True)(function)
+    return function if numba is None else numba.njit(nogil=True, fastmath=REORDER, error_model='numpy', cache=True)(function)
 
 
 @functools.lru_cache(None)
@@ -133,6 +133,13 @@ if numba is not None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Depthwise: layout g, a row of planes `buffer`, a row of output positions `line`
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@jit
+def fill(row, value):
+    """row[:] = value, which takes numba longer to compile each time."""
+    for p in range(len(row)):
+        row[p] = value
 
 
 @jit
@@ -286,7 +293,7 @@ def multiply(result, rows, weight, first, transposed, inputs, columns, size):
         length = min(512, size - start)
         for o in range(rows):
             total = result[o * size + start:][:length]
-            total[:] = 0
+            fill(total, np.float32(0))
             for c in range(0, columns - 7, 8):
                 w, i = first + o * over + c * along, c * size + start
                 w0, w1, w2, w3 = weight[w], weight[w + along], weight[w + 2 * along], weight[w + 3 * along]

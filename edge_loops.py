@@ -6,7 +6,7 @@ Each is called by compiled.on_all_cores with a part of its jobs, range(begin, en
 """
 import numpy as np
 
-from compiled import (collect, convolve, convolve_backward, convolve_weight, floats, jit, line_to_pixels, multiply, multiply_weight,
+from compiled import (collect, convolve, convolve_backward, convolve_weight, fill, floats, jit, line_to_pixels, multiply, multiply_weight,
                       pixels_to_line, spread)
 
 ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
@@ -100,7 +100,8 @@ def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group,
         count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
         size, ones = count * outside, np.ones(g[10], np.float32)
         x, out = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], images * channels * outside)
-        buffer, line = np.full(g[3] * g[3] * g[8], ZERO if kinds[j] == AVERAGE else LOWEST, np.float32), np.empty(g[8], np.float32)
+        buffer, line = np.empty(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
+        fill(buffer, ZERO if kinds[j] == AVERAGE else LOWEST)
         for c in range(channels):
             start, stride_image = where(1, first, count, c, channels, inside)
             spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)
@@ -120,7 +121,7 @@ def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group,
 def largest(line, buffer, images, g):
     """line = the largest pixel of each window."""
     total = line[:((images - 1) * g[5] + g[6]) * g[4]]
-    total[:] = LOWEST
+    fill(total, LOWEST)
     for k in range(g[11]):
         t, base = 12 + k * 11, g[12 + k * 11] * g[8]
         for i in range(5):
@@ -134,7 +135,7 @@ def largest_backward(gradient, line, values, buffer, images, g):
     """Give the gradients `line` of the outputs `values`, both behind [front], to the first pixel of their window that is as large."""
     length = ((images - 1) * g[5] + g[6]) * g[4]
     left, total = line[g[9]:][:length], values[:length]
-    gradient[:] = 0
+    fill(gradient, ZERO)
     for k in range(g[11]):
         t, base = 12 + k * 11, g[12 + k * 11] * g[8]
         for i in range(5):
@@ -155,11 +156,11 @@ def add_up(memory, nchw, scale, shift, outs, images, channels, group, pixels, be
         count = min(group, images - first)
         row, out = np.empty(count * pixels, np.float32), floats(outs[t], images * channels * pixels)
         for c in range(channels):
-            row[:] = shift[t, c]
+            fill(row, shift[t, c])
             for k in range(memory.shape[1]):
                 gather(row, floats(memory[t, k], images * channels * pixels), nchw[k], first, count, c, channels, pixels, scale[t, k, c], True)
             for image in range(count):
-                out[((first + image) * channels + c) * pixels:][:pixels] = row[image * pixels:][:pixels]
+                gather(out[((first + image) * channels + c) * pixels:][:pixels], row, 0, 0, 1, image, 1, pixels, ONE, False)
 
 
 @jit
@@ -210,9 +211,9 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
             df, between = np.empty(channels * size, np.float32), np.empty(channels * size, np.float32)
             for c in range(channels):
                 row = df[c * size:][:size]
-                gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], False)
+                fill(row, coefficients[j, c, 2])
+                gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
                 gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], True)
-                row += coefficients[j, c, 2]
             multiply(between, channels, point, 0, True, df, channels, size)
             buffer, gradient, line = np.zeros(planes, np.float32), np.zeros(planes, np.float32), np.zeros(g[9] + g[8], np.float32)
             again = np.empty(channels * size if wanted[1] else 0, np.float32)
@@ -222,7 +223,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 if wanted[1]:
                     convolve(line, buffer, count, g, depth, c * g[10])
                     line_to_pixels(again, c * size, outside, line, 0, count, g)
-                    line[:] = 0
+                    fill(line, ZERO)
                 pixels_to_line(line, g[9], between, c * size, outside, count, g)
                 if wanted[1]:
                     convolve_weight(dweights[k, j], c * g[10], line, buffer, count, g)
@@ -254,11 +255,12 @@ def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, table
             size, ones = count * outside, np.ones(g[10], np.float32)
             x, dx = floats(memory[j, 0], images * channels * inside), floats(memory[j, 2], images * channels * inside)
             f = floats(memory[j, 1], images * channels * outside)
-            buffer, gradient, row = np.full(planes, LOWEST, np.float32), np.zeros(planes, np.float32), np.empty(size, np.float32)
+            buffer, gradient, row = np.empty(planes, np.float32), np.zeros(planes, np.float32), np.empty(size, np.float32)
+            fill(buffer, LOWEST)
             line, values = np.zeros(g[9] + g[8], np.float32), np.zeros(g[8], np.float32)
             for c in range(channels):
-                gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], False)
-                row += coefficients[j, c, 2]
+                fill(row, coefficients[j, c, 2])
+                gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
                 for t in range(len(ups)):
                     gather(row, floats(ups[t], images * channels * outside), 1, first, count, c, channels, outside, scale[t, j, c], True)
                 start, stride_image = where(1, first, count, c, channels, inside)
@@ -286,6 +288,6 @@ def sum_groups(dweights, starts, memory, begin, end):
         for part in range(2):
             size = starts[j, part + 1] - starts[j, part]
             out = floats(memory[j, part], size)
-            out[:] = 0
+            fill(out, ZERO)
             for k in range(len(dweights)):
-                out += dweights[k, j, starts[j, part]:starts[j, part + 1]]
+                gather(out, dweights[k, j, starts[j, part]:], 0, 0, 1, 0, 1, size, ONE, True)
