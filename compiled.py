@@ -9,6 +9,7 @@ Without numba, on a GPU, in double precision and under to_static Paddle's operat
 import concurrent.futures
 import contextlib
 import functools
+import os
 import pathlib
 import sys
 import zlib
@@ -100,6 +101,10 @@ def jit(function):
 @functools.lru_cache(None)
 def _pool():
     return concurrent.futures.ThreadPoolExecutor(max(1, cpu_threads() - 1))
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 def on_all_cores(function, jobs, *arguments):
