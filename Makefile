@@ -13,7 +13,7 @@ READY := $(VENV)/requirements.txt
 .PHONY: search test
 
 search: $(READY)
-	$(VENV)/bin/python search.py --dataset=digits --method=PC-DARTS --layers=3 --epochs=6 --epochs_no_archopt=1 \
+	$(VENV)/bin/python search.py --dataset=digits --method=PC-DARTS --layers=3 --epochs=10 --epochs_no_archopt=2 \
 		--batch_size=32 --learning_rate=0.1 --arch_learning_rate=6e-3 --log_freq=10 --model_save_dir=search_digits
 
 test: $(READY)

@@ -70,7 +70,7 @@ SAVE_FLAGS = [
 ]
 
 # Sizes that fit 1,437 images of 8x8, for minutes on a CPU.
-DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05']
+DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0']
 AUXILIARY_SIZE = 32  # side of the smallest images that the auxiliary head takes
 
 # What of a search's command line says which images there are; the seed sets a folder's test images apart.

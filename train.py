@@ -3,7 +3,7 @@ r"""Train the network of a genotype on CIFAR-10, from scratch.
     python train.py --arch=PC_DARTS                                 the example's cell, 600 epochs on CIFAR-10
     python train.py --arch=search_cifar/genotype.json               the cell that search.py found
     python train.py --dataset=digits --arch=search_digits/genotype.json --auxiliary=False --init_channels=16 --layers=5 \
-        --epochs=12 --batch_size=32 --learning_rate=0.05         a minute on 2 CPU cores
+        --epochs=12 --batch_size=32 --learning_rate=0.05 --cutout=False --drop_path_prob=0         less than a minute on 2 CPU cores
     python train.py --eval_only --pretrained=eval_cifar/best_model.pdparams
     python train.py --export=inference/model --pretrained=eval_cifar/best_model.pdparams
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog train.py --use_data_parallel 1
