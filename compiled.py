@@ -119,6 +119,7 @@ def on_all_cores(function, jobs, *arguments):
         other.result()
 
 
+floats = None
 if numba is not None:
     from numba.core import cgutils, types
 

@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), 'shared')
 sys.path.insert(0, ROOT)
 
-import convolutions  # noqa: E402, F401  before Paddle, as the scripts do
+import compiled  # noqa: E402, F401  before Paddle, as the scripts do
 from utility import quiet_warnings  # noqa: E402
 
 quiet_warnings()

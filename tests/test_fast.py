@@ -207,6 +207,17 @@ def test_weights_out_of_the_way_of_the_gradient_get_none():
     assert x.grad is not None and layer.weight.grad is None
 
 
+def test_without_numba_all_is_paddles(tmp_path):
+    """The modules can be imported, and a network gives the numbers of its definition."""
+    source = ('import sys; sys.path.insert(0, {!r}); sys.modules["numba"] = None; import compiled, paddle\n'
+              'from model_search import Network\n'
+              'nets = [Network(8, 4, 3, "DARTS", allow_fast=allow) for allow in (True, False)]; nets[1].set_state_dict(nets[0].state_dict())\n'
+              'x = paddle.randn([4, 3, 8, 8]); a, b = [net(x) for net in nets]; a.sum().backward()\n'
+              'print(compiled.numba, float((a - b).abs().max() / b.abs().max()) < 1e-4, all(bool(cell.by_state) for cell in nets[0].cells))').format(ROOT)
+    result = subprocess.run([sys.executable, '-c', source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert result.stdout.splitlines()[-1] == 'None True True', result.stderr
+
+
 @needs_numba
 def test_paddle_2_imported_first_goes_without_numba():
     """There the two end in a segmentation fault."""
@@ -222,7 +233,7 @@ def test_paddle_2_imported_first_goes_without_numba():
 @pytest.mark.parametrize('threads', [None, '1', '2'])
 def test_numba_and_openmp_get_along(threads):
     """Results are the same with OMP_NUM_THREADS set and unset, and double precision goes to Paddle."""
-    source = ('import sys; sys.path.insert(0, {!r}); import convolutions, paddle; paddle.seed(0)\n'
+    source = ('import sys; sys.path.insert(0, {!r}); import compiled, convolutions, paddle; paddle.seed(0)\n'
               'l = convolutions.DepthwiseConv2D(8, 8, 5, 1, 2, groups=8, bias_attr=False); x = paddle.randn([4, 8, 9, 9])\n'
               'print(repr(float(l(x).sum() + paddle.matmul(x, x).sum())))').format(ROOT)
     environment = dict(os.environ)
