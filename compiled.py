@@ -62,12 +62,11 @@ def group_size(images, pixels):
 
 
 TAPS = 5  # that are added in one pass: a 5x5 kernel takes five, a 3x3 kernel two
-FIELDS = 12  # of a geometry, before its taps
 
 
 @functools.lru_cache(None)
 def geometry(height, width, kernel, stride, padding, dilation, images):
-    """The layout of a depthwise convolution of `images` images, as integers: see the names where _layout unpacks them, then (tap, offset) pairs,
+    """The layout of a depthwise convolution of `images` images, as integers: twelve, in the order of `head`, then for each pass its plane and (tap, offset) pairs,
     TAPS to a pass, all of a pass in the same of the stride * stride planes. Tap -1 fills up a pass.
     """
     pitch, rows = -(-(width + padding) // stride), -(-(height + padding) // stride)
