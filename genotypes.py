@@ -11,7 +11,7 @@ import json
 import os
 from collections import namedtuple
 
-from utility import UserError
+from runtime.errors import UserError
 
 Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat')
 
@@ -128,18 +128,17 @@ def from_dict(data):
 
 def _check_edges(key, edges):
     if not isinstance(edges, (list, tuple)) or not edges or len(edges) % 2:
-        raise ValueError('{} must be a list of [operation, state] pairs, two for each node'.format(key))
+        raise ValueError(f'{key} must be a list of [operation, state] pairs, two for each node')
     for position, edge in enumerate(edges):
-        where = '{}[{}]'.format(key, position)
+        where = f'{key}[{position}]'
         if not isinstance(edge, (list, tuple)) or len(edge) != 2:
-            raise ValueError('{} must be an [operation, state] pair, it is {!r:.80}'.format(where, edge))
+            raise ValueError(f'{where} must be an [operation, state] pair, it is {edge!r:.80}')
         operation, state = edge
         if operation not in OPERATIONS:
             raise ValueError('{}: unknown operation {!r:.80}; known are {}'.format(
                 where, operation, ', '.join(OPERATIONS)))
         if type(state) is not int or not 0 <= state < 2 + position // 2:
-            raise ValueError('{}: node {} can take its input from states 0 to {}, not from {!r:.80}'.format(
-                where, position // 2, 1 + position // 2, state))
+            raise ValueError(f'{where}: node {position // 2} can take its input from states 0 to {1 + position // 2}, not from {state!r:.80}')
     return [(operation, state) for operation, state in edges]
 
 
@@ -147,8 +146,7 @@ def _check_concat(key, concat, nodes):
     if (not isinstance(concat, (list, tuple, range)) or not concat
             or any(type(state) is not int or not 2 <= state < 2 + nodes for state in concat)
             or len(set(concat)) != len(concat)):
-        raise ValueError('{} must list different nodes of the cell, 2 to {}, it is {!r:.80}'.format(
-            key, 1 + nodes, concat))
+        raise ValueError(f'{key} must list different nodes of the cell, 2 to {1 + nodes}, it is {concat!r:.80}')
     return _as_range(concat)
 
 
@@ -164,7 +162,7 @@ def read_genotype(path):
         with open(path, encoding='utf-8') as f:
             text = f.read(MAX_JSON_BYTES + 1)
         if len(text) > MAX_JSON_BYTES:
-            raise ValueError('larger than {} bytes'.format(MAX_JSON_BYTES))
+            raise ValueError(f'larger than {MAX_JSON_BYTES} bytes')
         return from_dict(json.loads(text))
     except (OSError, ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise UserError('{}: not a genotype: {}'.format(path, getattr(error, 'strerror', None) or error))

@@ -8,7 +8,7 @@ import paddle
 import paddle.nn as nn
 
 from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, batch_norm, conv2d, linear
-from utility import UserError
+from runtime.errors import UserError
 
 
 def drop_path(x, prob):

@@ -19,12 +19,11 @@ import paddle.nn as nn
 import paddle.nn.functional as F
 from paddle.nn.initializer import Normal
 
-import fast
 import genotypes
 from genotypes import PRIMITIVES, Genotype
+from nas import acceleration as fast
 from operations import OPS, FactorizedReduce, ReLUConvBN, batch_norm, conv2d, linear
-from utility import UserError
-
+from runtime.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Methods: how architecture parameters become weights, and what is added to the loss
@@ -293,8 +292,8 @@ class Network(nn.Layer):
         self.method = METHODS[method]()
         partial = self.method.partial
         if c_in % partial:
-            raise UserError('--init_channels: {} is not allowed: {} passes 1/{} of the channels through an edge, '
-                            'give a multiple of {}'.format(c_in, method, partial, partial))
+            raise UserError(f'--init_channels: {c_in} is not allowed: {method} passes 1/{partial} of the channels through an edge, '
+                            f'give a multiple of {partial}')
         self._steps = steps
         self._multiplier = multiplier
         self._init_arch_parameters()

@@ -10,7 +10,7 @@ import paddle
 import paddle.nn as nn
 from paddle.nn.initializer import KaimingUniform, Uniform
 
-from convolutions import DepthwiseConv2D, PointwiseConv2D
+from kernels.convolutions import DepthwiseConv2D, PointwiseConv2D
 
 OPS = {
     'none': lambda c, stride, affine: Zero(stride),

@@ -13,10 +13,11 @@ import os
 import numpy as np
 from paddle.io import Dataset
 
-import transforms
-from archives import cifar_archive, cifar_batch, members
-from loader import ORDER, TRAIN, VALID, ArrayImages, BatchLoader, DatasetImages, ImageFiles, generator
-from utility import UserError, logger
+from pipeline import transforms
+from pipeline.archives import cifar_archive, cifar_batch, members
+from pipeline.loader import ORDER, TRAIN, VALID, ArrayImages, BatchLoader, DatasetImages, ImageFiles, generator
+from runtime.errors import UserError
+from runtime.log import logger
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
 
@@ -45,8 +46,7 @@ def train_search(batch_size, train_portion, is_shuffle, args):
     order = at_most(order, args.trainset_num)
     split_point = int(np.floor(train_portion * len(order)))
     if not 0 < split_point < len(order):
-        raise UserError('--train_portion: {:g} of {} images leaves one half of the search empty'.format(
-            train_portion, len(order)))
+        raise UserError(f'--train_portion: {train_portion:g} of {len(order)} images leaves one half of the search empty')
     logger.info('%d images: %d train the weights, %d the architecture; %s', len(order), split_point, len(order) - split_point,
                 source.transform or 'taken as they are')
     return [BatchLoader(source.subset(half), batch_size, is_shuffle, stream, args)
@@ -82,15 +82,15 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
     images, labels = np.empty((1 << 15, 3, 32, 32), 'uint8'), []
     images.resize((0,) + images.shape[1:], refcheck=False)
     for name, file in members(file_name, data_name):
-        data, label = cifar_batch('{}: {}'.format(file_name, name), file)
+        data, label = cifar_batch(f'{file_name}: {name}', file)
         # Grown in place: the images are never held twice, as concatenating parts would.
         images.resize((len(images) + len(data),) + images.shape[1:], refcheck=False)
         images[-len(data):] = data
         labels.append(label)
         del data  # before the next one is read
     if not labels:
-        raise UserError("--data: {} holds no file whose name begins with '{}'; give the CIFAR archive for Python "
-                        'or the folder it unpacks to'.format(file_name, data_name))
+        raise UserError(f"--data: {file_name} holds no file whose name begins with '{data_name}'; give the CIFAR archive for Python "
+                        'or the folder it unpacks to')
     pairs = ArrayImages(images, np.concatenate(labels))
     return pairs.subset(generator(args, ORDER).permutation(len(pairs))) if is_shuffle else pairs
 
@@ -115,12 +115,12 @@ def imagenet_reader(data_dir, mode):
             continue
         path, _, label = line.rstrip().rpartition(' ')  # the path itself may hold spaces
         if not path or not (label.isascii() and label.isdecimal()) or len(label) > 9:
-            raise UserError('--data_dir: {}, line {}: {!r:.80} is not "relative/path label"'.format(list_name, number, line))
+            raise UserError(f'--data_dir: {list_name}, line {number}: {line!r:.80} is not "relative/path label"')
         paths.append(os.path.join(data_dir, path.rstrip()))
         labels.append(int(label))
-        where.append('{}, line {}: '.format(list_name, number))
+        where.append(f'{list_name}, line {number}: ')
     if not paths:
-        raise UserError('--data_dir: {} names no image'.format(list_name))
+        raise UserError(f'--data_dir: {list_name} names no image')
     crop = transforms.RandomResizedCrop(224) if mode == 'train' else transforms.CentreCrop(224, share=224 / 256)
     return ImageFiles(paths, labels, where, crop, transforms.Augmentation(*transforms.IMAGENET_PIXELS), max(labels) + 1)
 
@@ -146,8 +146,7 @@ def class_count(images, args, given):
         logger.info('the data has %d classes', num_classes)
         return num_classes
     if num_classes > args.class_num:
-        raise UserError('--class_num: {} is not allowed: the labels of the data are 0 to {}'.format(
-            args.class_num, num_classes - 1))
+        raise UserError(f'--class_num: {args.class_num} is not allowed: the labels of the data are 0 to {num_classes - 1}')
     return args.class_num
 
 
@@ -190,7 +189,7 @@ def folder_reader(folder, is_train, args):
     Images are cut to their central square and brought to args.image_size pixels. Returns ImageFiles.
     """
     if folder is None or not os.path.isdir(folder):
-        raise UserError('--data: {} is not a folder; --dataset=folder reads one folder of images a class'.format(folder))
+        raise UserError(f'--data: {folder} is not a folder; --dataset=folder reads one folder of images a class')
     parts = [part for part in ('train', 'test', 'val') if os.path.isdir(os.path.join(folder, part))]
     split = parts[:1] == ['train'] and len(parts) > 1
     root = os.path.join(folder, parts[0 if is_train else 1]) if split else folder
@@ -198,7 +197,7 @@ def folder_reader(folder, is_train, args):
     paths, labels = [], []
     for name in _folders(root):
         if name not in classes:
-            raise UserError('--data: {} holds the class {}, which the training images do not have'.format(root, name))
+            raise UserError(f'--data: {root} holds the class {name}, which the training images do not have')
         for path, _, files in sorted(os.walk(os.path.join(root, name))):
             for file in sorted(files):
                 if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.'):
@@ -237,11 +236,10 @@ def as_source(pairs, args):
     images, labels = zip(*[(_as_chw(image), int(label)) for image, label in pairs])
     odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
     if odd is not None:
-        raise UserError('image {} of the data is {}, image 0 is {}: bring them to one size'.format(
-            odd, images[odd].shape, images[0].shape))
+        raise UserError(f'image {odd} of the data is {images[odd].shape}, image 0 is {images[0].shape}: bring them to one size')
     images, labels = np.stack(images), np.asarray(labels, 'int64')
     if labels.min() < 0:
-        raise UserError('image {} of the data has the label {}; labels count from 0'.format(labels.argmin(), labels.min()))
+        raise UserError(f'image {labels.argmin()} of the data has the label {labels.min()}; labels count from 0')
     transform = _augmentation(args, images.shape[2]) if images.dtype == np.uint8 else None
     return ArrayImages(images, labels, transform)
 
@@ -257,7 +255,7 @@ def _as_chw(image):
     elif image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or image.shape[0] != 3:
-        raise UserError('an image of the data has the shape {}; [3, H, W], [H, W, 3] and [H, W] are understood'.format(image.shape))
+        raise UserError(f'an image of the data has the shape {image.shape}; [3, H, W], [H, W, 3] and [H, W] are understood')
     return image
 
 

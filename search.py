@@ -15,10 +15,23 @@ import random
 import shlex
 import sys
 
-from arguments import (DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, given_flags, integer, number, positive, reader_flags,
-                       run_flags)
 from genotypes import genotype_json, random_genotype
-from utility import logger, rank, run_script, start_script
+from runtime.flags import (
+    DATA_FLAGS,
+    DEVICE_FLAGS,
+    ArgumentParser,
+    boolean,
+    given_flags,
+    integer,
+    number,
+    positive,
+    reader_flags,
+    run_flags,
+)
+from runtime.log import logger
+from runtime.parallel import rank
+from runtime.script import run_script, start_script
+
 
 def stop_rule(text):
     """An argument type: 'skip:2' or 'eigenvalue:1.3', as [kind, limit]."""
@@ -27,7 +40,7 @@ def stop_rule(text):
         return [kind, integer(1)(limit)]
     if kind == 'eigenvalue':
         return [kind, positive()(limit)]
-    raise argparse.ArgumentTypeError('{!r:.80} is not allowed: give skip:NUMBER or eigenvalue:RATIO'.format(text))
+    raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give skip:NUMBER or eigenvalue:RATIO')
 
 
 SEARCH_FLAGS = [
@@ -87,8 +100,7 @@ def parse_arguments(argv=None):
     if args.learning_rate_min is None:
         args.learning_rate_min = 0.0 if args.method == 'PC-DARTS' else min(1e-3, args.learning_rate)
     if args.learning_rate_min > args.learning_rate:
-        parser.error('argument --learning_rate_min: {:g} is not allowed: give at most --learning_rate, {:g}'.format(
-            args.learning_rate_min, args.learning_rate))
+        parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most --learning_rate, {args.learning_rate:g}')
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
         parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
     if args.summary and args.method == 'random':
@@ -104,12 +116,12 @@ def main():
         draw(args)
         return
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
-    from collapse import EarlyStop
     from model_search import Network
+    from nas.collapse import EarlyStop
+    from nas.searcher import DARTSearch
+    from pictures.vdl import visual_log
     from reader import class_count, image_shape, train_search
-    from searcher import DARTSearch
-    from summary import summary
-    from vdl import visual_log
+    from training.summary import summary
 
     if args.summary:
         print(summary(Network(args.init_channels, args.class_num, args.layers, args.method), image_shape(args), args.batch_size))
@@ -152,8 +164,8 @@ def main():
 
 def draw(args):
     """Write --samples random genotypes, <number>/genotype.json; the first one is genotype.json too."""
-    from checkpoint import remove_numbered, write_text
     from reader import image_shape
+    from runtime.checkpoint import remove_numbered, write_text
     generator = random.Random(args.seed)
     genotypes = [random_genotype(generator) for _ in range(args.samples)]
     if rank() == 0:
@@ -170,8 +182,8 @@ def report(genotype, args, image_shape):
     """Print the result, and how to go on with images of image_shape [3, H, W], on standard output."""
     path = os.path.join(args.model_save_dir, 'genotype.json')
     logger.info('written: %s', path)
-    print('genotype = {}'.format(genotype))
-    print('To train it: {}'.format(train_command(path, args, image_shape, given_flags(sys.argv[1:]))))
+    print(f'genotype = {genotype}')
+    print(f'To train it: {train_command(path, args, image_shape, given_flags(sys.argv[1:]))}')
 
 
 def train_command(path, args, image_shape, given):
@@ -180,7 +192,7 @@ def train_command(path, args, image_shape, given):
     given: the names of the flags that were given.
     """
     words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + path]
-    words += ['--{}={}'.format(name, getattr(args, name)) for name in DATA_NAMES if name in given]
+    words += [f'--{name}={getattr(args, name)}' for name in DATA_NAMES if name in given]
     if min(image_shape[1:]) < AUXILIARY_SIZE:
         words.append('--auxiliary=False')
     if args.dataset == 'digits':

@@ -12,9 +12,23 @@ It leaves best_model.pdparams with best_model.json, train.log and metrics.jsonl 
 """
 import sys
 
-from arguments import (DATA_FLAGS, DEVICE_FLAGS, PRECISION_FLAGS, USE_FLAGS, ArgumentParser, boolean, given_flags, integer,
-                       network_flags, number, positive, reader_flags, run_flags)
-from utility import logger, run_script, start_script
+from runtime.flags import (
+    DATA_FLAGS,
+    DEVICE_FLAGS,
+    PRECISION_FLAGS,
+    USE_FLAGS,
+    ArgumentParser,
+    boolean,
+    given_flags,
+    integer,
+    network_flags,
+    number,
+    positive,
+    reader_flags,
+    run_flags,
+)
+from runtime.log import logger
+from runtime.script import run_script, start_script
 
 TRAIN_FLAGS = [
     ('epochs', integer(1), 600, 'passes over the training set'),
@@ -47,9 +61,10 @@ def main():
     start_script(args, None if args.eval_only or args.export or args.summary else args.model_save_dir, given)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     import paddle
-    import trainer
+
     from reader import class_count, image_shape, train_valid
-    from summary import summary
+    from training import evaluation as trainer
+    from training.summary import summary
 
     description = None
     if args.pretrained:

@@ -10,9 +10,21 @@ It leaves best_model.pdparams with best_model.json, train.log and metrics.jsonl 
 """
 import sys
 
-from arguments import (DEVICE_FLAGS, PRECISION_FLAGS, USE_FLAGS, ArgumentParser, given_flags, integer, network_flags, number,
-                       positive, reader_flags, run_flags)
-from utility import logger, run_script, start_script
+from runtime.flags import (
+    DEVICE_FLAGS,
+    PRECISION_FLAGS,
+    USE_FLAGS,
+    ArgumentParser,
+    given_flags,
+    integer,
+    network_flags,
+    number,
+    positive,
+    reader_flags,
+    run_flags,
+)
+from runtime.log import logger
+from runtime.script import run_script, start_script
 
 DROPOUT_FLAGS = [
     ('dropout', number(0, 1), 0.0, 'probability of dropping a feature before the classifier'),
@@ -51,10 +63,11 @@ def main():
     start_script(args, None if args.eval_only or args.export or args.summary else args.model_save_dir, given)
     # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
     import paddle
-    import trainer
-    from loader import ORDER, TRAIN, VALID, BatchLoader, generator
+
+    from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
     from reader import at_most, class_count, imagenet_reader
-    from summary import summary
+    from training import evaluation as trainer
+    from training.summary import summary
 
     description = None
     if args.pretrained:

@@ -18,9 +18,10 @@ import sys
 import sysconfig
 from collections import namedtuple
 
-from arguments import ArgumentParser
 from genotypes import PRIMITIVES, from_dict, named_genotypes, read_genotype
-from utility import UserError, run_script
+from runtime.errors import UserError
+from runtime.flags import ArgumentParser
+from runtime.script import run_script
 
 FORMATS = ['png', 'svg', 'pdf']
 FLAGS = [
@@ -63,7 +64,7 @@ def main():
         pictures = alphas_pictures(args)
     else:
         pictures = cell_pictures(args)
-    from checkpoint import atomic_write  # needs numpy, which --help and a mistake don't wait for
+    from runtime.checkpoint import atomic_write  # needs numpy, which --help and a mistake don't wait for
     for path, picture in pictures:
         with atomic_write(path) as temporary:
             with open(temporary, 'wb') as f:
@@ -75,7 +76,7 @@ def film_pictures(args):
     """[(path, bytes)] of the film."""
     stem, _, _ = destination(args.output, os.path.join(args.film, 'film'), None, ['gif'])
     epochs = read_search(args.film, '--film')
-    import plots
+    from pictures import film as plots
     return [(stem + '.gif', plots.film(epochs))]
 
 
@@ -83,8 +84,8 @@ def alphas_pictures(args):
     """[(path, bytes)] of the curves."""
     stem, kind, _ = destination(args.output, os.path.join(args.alphas, 'alphas'), args.format, FORMATS)
     epochs = read_search(args.alphas, '--alphas', with_alphas=True)
-    import plots
-    return [('{}.{}'.format(stem, kind), plots.curves(epochs, kind))]
+    from pictures import film as plots
+    return [(f'{stem}.{kind}', plots.curves(epochs, kind))]
 
 
 def cell_pictures(args):
@@ -97,7 +98,7 @@ def cell_pictures(args):
         wanted = [('_normal', ('normal',)), ('_reduce', ('reduce',))]
     else:  # a path that was given for one picture is that picture's path
         wanted = [('' if given else '_' + args.cell, (args.cell,))]
-    return [('{}{}.{}'.format(stem, suffix, kind), render(dot_source(genotype, cells), kind)) for suffix, cells in wanted]
+    return [(f'{stem}{suffix}.{kind}', render(dot_source(genotype, cells), kind)) for suffix, cells in wanted]
 
 
 def destination(output, default, kind, kinds):
@@ -152,36 +153,35 @@ def read_search(folder, flag, with_alphas=False):
                     epoch = _read_epoch(json.loads(line), folder, with_alphas)
                     nodes = {len(each.genotype.normal) // 2 for each in list(epochs.values()) + [epoch]}
                     if len(nodes) > 1:
-                        raise ValueError('its cells have {} nodes, those before have another number'.format(
-                            len(epoch.genotype.normal) // 2))
+                        raise ValueError(f'its cells have {len(epoch.genotype.normal) // 2} nodes, those before have another number')
                 except (ValueError, RecursionError) as error:
-                    raise UserError('{}: line {}: {}'.format(path, position, error))
+                    raise UserError(f'{path}: line {position}: {error}')
                 epochs[epoch.number] = epoch
     except (OSError, UnicodeDecodeError) as error:
         raise UserError('{}: {} cannot be read: {}; give a folder that search.py wrote'.format(
             flag, path, getattr(error, 'strerror', None) or error))
     if not epochs:
-        raise UserError('{}: {} holds no epoch yet'.format(flag, path))
+        raise UserError(f'{flag}: {path} holds no epoch yet')
     return [epochs[number] for number in sorted(epochs)]
 
 
 def _read_epoch(data, folder, with_alphas):
     """Check one object of metrics.jsonl. Raises ValueError that says what is wrong."""
     if not isinstance(data, dict):
-        raise ValueError('an epoch is an object, not {!r:.40}'.format(data))
+        raise ValueError(f'an epoch is an object, not {data!r:.40}')
     for key in ['epoch'] + ['alphas'] * with_alphas:
         if key not in data:
-            raise ValueError("the key {} is missing; give a folder that search.py wrote".format(key))
+            raise ValueError(f"the key {key} is missing; give a folder that search.py wrote")
     number = data['epoch']
     if type(number) is not int or number < 0:
-        raise ValueError('epoch must be a whole number of at least 0, it is {!r:.40}'.format(number))
+        raise ValueError(f'epoch must be a whole number of at least 0, it is {number!r:.40}')
     path = os.path.join(folder, str(number), 'genotype.json')
     if os.path.isfile(path):
         genotype = read_genotype(path)
     elif 'genotype' in data:
         genotype = from_dict(data['genotype'])
     else:
-        raise ValueError('the key genotype is missing and there is no {}; give a folder that search.py wrote'.format(path))
+        raise ValueError(f'the key genotype is missing and there is no {path}; give a folder that search.py wrote')
     accuracies = [_accuracy(data, key) for key in ('train_acc', 'valid_acc')]
     return Epoch(number, genotype, *accuracies, _check_alphas(data['alphas'], genotype) if with_alphas else None)
 
@@ -191,7 +191,7 @@ def _accuracy(data, key):
     if value is None:
         return math.nan
     if type(value) not in (int, float) or value < 0 or value > 1:  # NaN is let through
-        raise ValueError('{} must be a number from 0 to 1, it is {!r:.40}'.format(key, value))
+        raise ValueError(f'{key} must be a number from 0 to 1, it is {value!r:.40}')
     return float(value)
 
 
@@ -240,13 +240,13 @@ def dot_source(genotype, cells):
 
 
 def _add_cell(graph, genotype, cell, prefix):
-    from plots import state_name
+    from pictures.film import state_name
     edges, concat = getattr(genotype, cell), getattr(genotype, cell + '_concat')
     for state in range(2 + len(edges) // 2):
         graph.node(prefix + state_name(state), state_name(state), **({'fillcolor': 'darkseagreen2'} if state < 2 else {}))
     graph.node(prefix + 'c_{k}', 'c_{k}', fillcolor='palegoldenrod')
     for position, (operation, state) in enumerate(edges):
-        graph.edge(prefix + state_name(state), prefix + state_name(2 + position // 2), ' {} '.format(operation))
+        graph.edge(prefix + state_name(state), prefix + state_name(2 + position // 2), f' {operation} ')
     for state in concat:
         graph.edge(prefix + state_name(state), prefix + 'c_{k}')
 
@@ -268,13 +268,13 @@ def render(source, kind):
         try:
             # In and out through pipes: no source file is left behind.
             run = subprocess.run([program, '-T' + kind] + ['-Gdpi=144'] * (kind == 'png'), input=source.encode(),
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+                                 capture_output=True, timeout=60)
             if run.returncode == 0 and run.stdout:
                 return run.stdout
-            reason = ' '.join(run.stderr.decode(errors='replace').split()) or 'status {}'.format(run.returncode)
+            reason = ' '.join(run.stderr.decode(errors='replace').split()) or f'status {run.returncode}'
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
-        failures.append('{} failed ({:.200})'.format(program, reason))
+        failures.append(f'{program} failed ({reason:.200})')
     raise UserError('cannot draw a {}: {}; {}'.format(
         kind, '; '.join(failures) or 'there is neither dot nor graphviz-pure', INSTALL))
 

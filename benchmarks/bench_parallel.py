@@ -21,8 +21,8 @@ def steps_per_second(processes, args):
     """The steps a second of the second epoch of a search on digits."""
     launcher = [] if processes == 1 else ['-m', 'paddle.distributed.launch', '--nproc_per_node', str(processes), '--log_dir', 'log']
     flags = ['--dataset=digits', '--epochs=2', '--validate=False', '--use_gpu=False', '--learning_rate=0.025',
-             '--use_data_parallel={}'.format(processes > 1), '--batch_size={}'.format(args.batch_size // processes)]
-    flags += ['--{}={}'.format(name, getattr(args, name)) for name in ('method', 'init_channels', 'layers', 'trainset_num')]
+             f'--use_data_parallel={processes > 1}', f'--batch_size={args.batch_size // processes}']
+    flags += [f'--{name}={getattr(args, name)}' for name in ('method', 'init_channels', 'layers', 'trainset_num')]
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run([sys.executable] + launcher + [os.path.join(ROOT, 'search.py')] + flags, cwd=folder,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -44,9 +44,7 @@ def main():
     rates = [(steps_per_second(1, args), steps_per_second(2, args)) for _ in range(args.rounds)]
     one, two = map(statistics.median, zip(*rates))
     ratios = [b / a for a, b in rates]
-    print('{} C{} L{}, global batch {}, {} cores: 1 process {:.3f} steps/s, 2 processes {:.3f} steps/s, ratio {:.2f} ({:.2f} to {:.2f})'.format(
-        args.method, args.init_channels, args.layers, args.batch_size, os.cpu_count(), one, two, statistics.median(ratios), min(ratios),
-        max(ratios)))
+    print(f'{args.method} C{args.init_channels} L{args.layers}, global batch {args.batch_size}, {os.cpu_count()} cores: 1 process {one:.3f} steps/s, 2 processes {two:.3f} steps/s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
 
 
 if __name__ == '__main__':

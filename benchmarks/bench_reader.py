@@ -17,15 +17,17 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from utility import peak_memory_mb, quiet_warnings  # noqa: E402
+from runtime.log import peak_memory_mb, quiet_warnings  # noqa: E402
 
 quiet_warnings()
 
 from paddle.vision import transforms as T  # noqa: E402
 
-import loader  # noqa: E402
 import reader  # noqa: E402
-import transforms  # noqa: E402
+from pipeline import (
+    loader,  # noqa: E402
+    transforms,  # noqa: E402
+)
 
 
 def per_image(images, cutout_length):
@@ -81,7 +83,7 @@ def bench_photos(data_dir, rounds, batch_size, num_workers):
             count = sum(image.shape[0] for image, _ in loader.BatchLoader(source, batch_size, True, loader.TRAIN, args))
             rates.append(count / (time.perf_counter() - start))
         print('photos to 224x224, {}: {:.0f} images/s ({:.0f} to {:.0f})'.format(
-            '{} worker processes'.format(workers) if workers else 'main process', statistics.median(rates), min(rates), max(rates)))
+            f'{workers} worker processes' if workers else 'main process', statistics.median(rates), min(rates), max(rates)))
 
 
 def main():
@@ -94,7 +96,7 @@ def main():
     bench_cifar(args.rounds, args.batch_size)
     if args.data_dir:
         bench_photos(args.data_dir, args.rounds, args.batch_size, args.num_workers)
-    print('peak memory {:.0f} MB'.format(peak_memory_mb()))
+    print(f'peak memory {peak_memory_mb():.0f} MB')
 
 
 if __name__ == '__main__':

@@ -24,13 +24,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 def make_step(args, plain, compiled_loops=True):
     """(the network, a function that takes one step of the search or of training)."""
-    import compiled  # before Paddle
     import numpy as np
     import paddle
 
-    import architect
-    import searcher
-    from utility import quiet_warnings, use_the_cpu_well
+    from kernels import compiled  # before Paddle
+    from nas import architect, searcher
+    from runtime.log import quiet_warnings
+    from runtime.parallel import use_the_cpu_well
     quiet_warnings()
     paddle.set_device('cpu')
     if plain or not compiled_loops:
@@ -75,7 +75,7 @@ def make_training_step(args, batch):
 
 def worker(args, plain, pipe):
     """Take a step whenever the parent asks; answer (seconds, peak memory in MB)."""
-    from utility import peak_memory_mb
+    from runtime.log import peak_memory_mb
     _, step = make_step(args, plain)
     for _ in range(args.warmup):
         step()
@@ -107,8 +107,8 @@ def limit(args):
     import numpy as np
     import paddle
 
-    import edges
-    from summary import count_macs
+    from kernels import edges
+    from training.summary import count_macs
     # bytes of what a pass reads and writes once; see the functions' docstrings for the arguments
     tensors = {
         'forward_pass': lambda m, _, __, tables, n, c, *rest: n * c * (distinct(m[:, 0]) * pixels(tables, 0) + len(m) * pixels(tables, 6)),
@@ -141,10 +141,10 @@ def limit(args):
     # two forward passes, two backward to the inputs, one to the weights; second order has three more of both and one to the weights
     passes = 13 if args.unrolled else 5
     macs, traffic = passes * args.batch_size * count_macs(model, (3, 32, 32)), sum(moved.values())
-    print('a step: {:.2f} s'.format(seconds))
-    print('multiply-adds: {:.1f} G, of which matrix products of 2048x2048 do {:.1f} G/s: {:.2f} s'.format(macs / 1e9, gemm / 1e9, macs / gemm))
+    print(f'a step: {seconds:.2f} s')
+    print(f'multiply-adds: {macs / 1e9:.1f} G, of which matrix products of 2048x2048 do {gemm / 1e9:.1f} G/s: {macs / gemm:.2f} s')
     print('memory that the compiled passes read and write: {:.2f} GB ({}), copied at {:.1f} GB/s: {:.2f} s'.format(
-        traffic / 1e9, ', '.join('{} {:.2f}'.format(name, value / 1e9) for name, value in moved.most_common()), bandwidth / 1e9, traffic / bandwidth))
+        traffic / 1e9, ', '.join(f'{name} {value / 1e9:.2f}' for name, value in moved.most_common()), bandwidth / 1e9, traffic / bandwidth))
 
 
 def distinct(addresses):
@@ -189,7 +189,7 @@ def main():
         for name in variants:
             print('{}: {}: {} kernels'.format(head, name, launches(args, name == 'plain')))
         # last, because it cannot be undone: what a GPU would run
-        print('{}: fast, without compiled loops: {} kernels'.format(head, launches(args, False, False)))
+        print(f'{head}: fast, without compiled loops: {launches(args, False, False)} kernels')
         return
     context, pipes, processes = multiprocessing.get_context('spawn'), {}, []
     for name in variants:
@@ -204,12 +204,10 @@ def main():
             results[name].append(pipes[name].recv())
     for name in variants:
         seconds = [s for s, _ in results[name]]
-        print('{}: {}: {:.3f} s a step ({:.3f} to {:.3f}), {:.1f} images/s, peak memory {:.0f} MB'.format(
-            head, name, statistics.median(seconds), min(seconds), max(seconds), args.batch_size / statistics.median(seconds),
-            results[name][-1][1]))
+        print(f'{head}: {name}: {statistics.median(seconds):.3f} s a step ({min(seconds):.3f} to {max(seconds):.3f}), {args.batch_size / statistics.median(seconds):.1f} images/s, peak memory {results[name][-1][1]:.0f} MB')
     if args.compare:
         ratios = [plain / fast for (plain, _), (fast, _) in zip(results['plain'], results['fast'])]
-        print('{}: plain takes {:.2f} times as long ({:.2f} to {:.2f})'.format(head, statistics.median(ratios), min(ratios), max(ratios)))
+        print(f'{head}: plain takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f})')
     for pipe, process in zip(pipes.values(), processes):
         pipe.send(False)
         process.join()

@@ -26,7 +26,7 @@ def run(name, folder, flags):
         result = subprocess.run([sys.executable, os.path.join(ROOT, name), '--model_save_dir=' + folder] + flags, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)
         if result.returncode:
-            sys.exit('{} failed:\n{}'.format(name, result.stdout))
+            sys.exit(f'{name} failed:\n{result.stdout}')
         with open(done, 'w') as f:
             json.dump(time.time() - start, f)
     with open(done) as f:
@@ -36,8 +36,8 @@ def run(name, folder, flags):
 def train(cell, folder, seed, args):
     """Train a genotype.json -> (test accuracy in per cent, parameters, skip connections in the normal cell)."""
     run('train.py', folder, data_flags(args) + [
-        '--arch=' + cell, '--auxiliary=False', '--seed={}'.format(seed), '--init_channels={}'.format(args.init_channels),
-        '--layers={}'.format(args.layers), '--epochs={}'.format(args.train_epochs), '--batch_size={}'.format(args.batch_size),
+        '--arch=' + cell, '--auxiliary=False', f'--seed={seed}', f'--init_channels={args.init_channels}',
+        f'--layers={args.layers}', f'--epochs={args.train_epochs}', f'--batch_size={args.batch_size}',
         '--learning_rate=0.05', '--drop_path_prob=0.1', '--cutout=False'])
     with open(os.path.join(folder, 'metrics.jsonl')) as f:
         accuracy = max(json.loads(line)['valid_acc'] for line in f)
@@ -49,13 +49,13 @@ def train(cell, folder, seed, args):
 
 
 def data_flags(args):
-    return ['--dataset=' + args.dataset, '--trainset_num={}'.format(args.trainset_num), '--use_multiprocess=False'] + (
+    return ['--dataset=' + args.dataset, f'--trainset_num={args.trainset_num}', '--use_multiprocess=False'] + (
         ['--data=' + args.data] if args.data else [])
 
 
 def search_flags(method, args):
-    flags = ['--method=' + method.split()[0], '--unrolled={}'.format('second' in method), '--init_channels={}'.format(args.init_channels),
-             '--layers={}'.format(args.layers), '--epochs={}'.format(args.search_epochs), '--batch_size={}'.format(args.batch_size),
+    flags = ['--method=' + method.split()[0], '--unrolled={}'.format('second' in method), f'--init_channels={args.init_channels}',
+             f'--layers={args.layers}', f'--epochs={args.search_epochs}', f'--batch_size={args.batch_size}',
              '--learning_rate=0.05', '--arch_learning_rate=6e-3', '--epochs_no_archopt=1', '--validate=False', '--save_params=False']
     return flags
 
@@ -65,7 +65,7 @@ def row(name, results, seconds):
     deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     return '| {} | {} | {:.2f} ± {:.2f} | {:.0f} k | {:.1f} | {} |'.format(
         name, len(results), statistics.mean(accuracies), deviation, statistics.mean(parameters) / 1e3, statistics.mean(skips),
-        '{:.0f}'.format(statistics.mean(seconds)) if seconds else '0')
+        f'{statistics.mean(seconds):.0f}' if seconds else '0')
 
 
 def main():
@@ -82,18 +82,17 @@ def main():
     for method in args.methods.split(','):
         results, seconds = [], []
         for seed in range(args.seeds):
-            folder = os.path.join(args.output, '{} seed {}'.format(method, seed))
-            seconds.append(run('search.py', folder, data_flags(args) + search_flags(method, args) + ['--seed={}'.format(seed)]))
+            folder = os.path.join(args.output, f'{method} seed {seed}')
+            seconds.append(run('search.py', folder, data_flags(args) + search_flags(method, args) + [f'--seed={seed}']))
             results.append(train(os.path.join(folder, 'genotype.json'), folder + ' trained', seed, args))
         rows.append(row(method, results, seconds))
         print(rows[-1], file=sys.stderr, flush=True)
     folder = os.path.join(args.output, 'random')
-    run('search.py', folder, ['--method=random', '--samples={}'.format(args.samples), '--dataset=' + args.dataset])
-    results = [train(os.path.join(folder, str(k), 'genotype.json'), os.path.join(args.output, 'random {} trained'.format(k)), k % args.seeds, args)
+    run('search.py', folder, ['--method=random', f'--samples={args.samples}', '--dataset=' + args.dataset])
+    results = [train(os.path.join(folder, str(k), 'genotype.json'), os.path.join(args.output, f'random {k} trained'), k % args.seeds, args)
                for k in range(args.samples)]
     rows.append(row('random cells', results, []))
-    print('{}: search of {} epochs, training of {} epochs, C{} L{}, batch {}; {:.0f} minutes'.format(
-        args.dataset, args.search_epochs, args.train_epochs, args.init_channels, args.layers, args.batch_size, (time.time() - begin) / 60))
+    print(f'{args.dataset}: search of {args.search_epochs} epochs, training of {args.train_epochs} epochs, C{args.init_channels} L{args.layers}, batch {args.batch_size}; {(time.time() - begin) / 60:.0f} minutes')
     print('| method | cells | test accuracy, % | parameters | skip connections | seconds a search |\n|---|---|---|---|---|---|')
     print('\n'.join(rows))
 

@@ -12,8 +12,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), 'shared')
 sys.path.insert(0, ROOT)
 
-import compiled  # noqa: E402, F401  before Paddle, as the scripts do
-from utility import quiet_warnings  # noqa: E402
+from kernels import compiled  # noqa: E402, F401  before Paddle, as the scripts do
+from runtime.log import quiet_warnings  # noqa: E402
 
 quiet_warnings()
 
@@ -30,7 +30,7 @@ class Parity:
         """The arrays of a .npz, or the object of a .json; skips where the file is absent."""
         path = os.path.join(self.folder, name)
         if not os.path.exists(path):
-            pytest.skip('{} is not there'.format(path))
+            pytest.skip(f'{path} is not there')
         if name.endswith('.json'):
             with open(path) as f:
                 return json.load(f)
@@ -42,8 +42,8 @@ class Parity:
 
     def supernet(self, name, arrays):
         """A float64 supernet with the weights and the architecture of a file."""
-        from architect import weight_parameters
         from model_search import Network
+        from nas.architect import weight_parameters
         method = self.method(name)
         model = Network(self.config['init_channels'][method], self.config['num_classes'], self.config['layers'], method)
         set_values(weight_parameters(model), ordered(arrays, 'w/'))
@@ -108,7 +108,7 @@ def eval_logits(model, image, call=lambda model, image: model(image)):
 def parity():
     folder = os.environ.get('PARITY_DIR', os.path.join(SHARED, 'parity'))
     if not os.path.isdir(folder):
-        pytest.skip('the parity numbers are not there: {} (set PARITY_DIR)'.format(folder))
+        pytest.skip(f'the parity numbers are not there: {folder} (set PARITY_DIR)')
     return Parity(folder)
 
 
@@ -138,7 +138,7 @@ def shared_file(*parts):
     """A path under shared/, which is not part of the project; skips where it is absent."""
     path = os.path.join(SHARED, *parts)
     if not os.path.exists(path):
-        pytest.skip('{} is not there'.format(path))
+        pytest.skip(f'{path} is not there')
     return path
 
 
@@ -147,6 +147,6 @@ def script(tmp_path):
     """Run a script of the project in an empty folder: script('search.py', '--epochs=1') -> CompletedProcess with text."""
     def run(name, *arguments, timeout=300, **options):
         return subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(arguments), cwd=str(tmp_path), text=True,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout,
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
                               **options)
     return run

@@ -11,10 +11,12 @@ import paddle
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from engine import evaluate  # noqa: E402
 from model_search import Network  # noqa: E402
-from searcher import DARTSearch  # noqa: E402
-from utility import check_agreement, quiet_warnings, rank, run_script, select_device, start_logging, world_size  # noqa: E402
+from nas.searcher import DARTSearch  # noqa: E402
+from runtime.log import quiet_warnings, start_logging  # noqa: E402
+from runtime.parallel import check_agreement, rank, select_device, world_size  # noqa: E402
+from runtime.script import run_script  # noqa: E402
+from training.engine import evaluate  # noqa: E402
 
 BATCH = 8
 
@@ -51,8 +53,8 @@ def main():
     for train, valid in zip(batches[0::2], batches[1::2]):
         search.train_step(*train, *valid)
     second = search.architect.unrolled_gradient(*batches[0], *batches[1])
-    np.savez('{}.rank{}.npz'.format(out, rank()), score=evaluate(model, batches),
-             **{'{}{}'.format(name, i): value.numpy() for name, values in (
+    np.savez(f'{out}.rank{rank()}.npz', score=evaluate(model, batches),
+             **{f'{name}{i}': value.numpy() for name, values in (
                  ('gradient', gradient), ('second', second), ('alphas', model.arch_parameters()), ('weights', search.weights))
                 for i, value in enumerate(values)})
 

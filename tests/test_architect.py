@@ -2,10 +2,10 @@
 import numpy as np
 import paddle
 import pytest
-
-from architect import Architect, weight_parameters
 from conftest import relative_error
+
 from model_search import Network
+from nas.architect import Architect, weight_parameters
 
 ETA, MOMENTUM, DECAY = 0.3, 0.9, 0.05
 

@@ -10,7 +10,6 @@ import tarfile
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
 from test_reader import Hostile, batch, write_archive
 
@@ -132,7 +131,7 @@ def test_where_the_cosine_ends_follows_the_method():
 def test_a_save_folder_that_cannot_be(script, tmp_path, kind):
     (tmp_path / 'taken').write_text('mine')
     folder = 'taken' if kind == 'file' else 'taken/below'
-    check_refusal(script('search.py', '--model_save_dir=' + folder), '--model_save_dir: {} is not a folder'.format(folder))
+    check_refusal(script('search.py', '--model_save_dir=' + folder), f'--model_save_dir: {folder} is not a folder')
     assert (tmp_path / 'taken').read_text() == 'mine'
 
 
@@ -191,7 +190,7 @@ def wrong_files(tmp_path_factory):
     for name in ('a', 'b'):
         (folder / 'pictures' / name).mkdir()
         for number in range(5):
-            (folder / 'pictures' / name / '{} broken picture.png'.format(number)).write_bytes(b'\x89PNG\r\n\x1a\n broken')
+            (folder / 'pictures' / name / f'{number} broken picture.png').write_bytes(b'\x89PNG\r\n\x1a\n broken')
     (folder / 'one class' / 'only').mkdir()
     return folder
 
@@ -242,7 +241,7 @@ def test_a_wrong_input_is_one_line(wrong_files, tmp_path, words, message, status
     save = [] if any(word.startswith('--model_save_dir') for word in words) else ['--model_save_dir=' + str(tmp_path / 'run \u4e2d')]
     before = sorted(os.listdir(str(wrong_files)))
     result = subprocess.run([sys.executable, os.path.join(ROOT, words[0])] + words[1:] + save, cwd=str(wrong_files), text=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+                            stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
     check_refusal(result, message, status)
     assert sorted(os.listdir(str(wrong_files))) == before, 'it left something, or ran what a file told it to'
     left = [name for _, _, names in os.walk(str(tmp_path)) for name in names]

@@ -10,12 +10,11 @@ import paddle.nn.functional as F
 import pytest
 from conftest import ROOT, relative_error
 
-import compiled
-import convolutions
-import fast
 import model_search
-from architect import weight_parameters
+from kernels import compiled, convolutions
 from model_search import Network
+from nas import acceleration as fast
+from nas.architect import weight_parameters
 
 needs_numba = pytest.mark.skipif(compiled.numba is None, reason='numba is not installed')
 
@@ -209,22 +208,22 @@ def test_weights_out_of_the_way_of_the_gradient_get_none():
 
 def test_without_numba_all_is_paddles(tmp_path):
     """The modules can be imported, and a network gives the numbers of its definition."""
-    source = ('import sys; sys.path.insert(0, {!r}); sys.modules["numba"] = None; import compiled, paddle\n'
+    source = (f'import sys; sys.path.insert(0, {ROOT!r}); sys.modules["numba"] = None; import compiled, paddle\n'
               'from model_search import Network\n'
               'nets = [Network(8, 4, 3, "DARTS", allow_fast=allow) for allow in (True, False)]; nets[1].set_state_dict(nets[0].state_dict())\n'
               'x = paddle.randn([4, 3, 8, 8]); a, b = [net(x) for net in nets]; a.sum().backward()\n'
-              'print(compiled.numba, float((a - b).abs().max() / b.abs().max()) < 1e-4, all(bool(cell.by_state) for cell in nets[0].cells))').format(ROOT)
-    result = subprocess.run([sys.executable, '-c', source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+              'print(compiled.numba, float((a - b).abs().max() / b.abs().max()) < 1e-4, all(bool(cell.by_state) for cell in nets[0].cells))')
+    result = subprocess.run([sys.executable, '-c', source], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == 'None True True', result.stderr
 
 
 @needs_numba
 def test_paddle_2_imported_first_goes_without_numba():
     """There the two end in a segmentation fault."""
-    source = ('import sys; sys.path.insert(0, {!r}); import paddle, convolutions, compiled\n'
+    source = (f'import sys; sys.path.insert(0, {ROOT!r}); import paddle, convolutions, compiled\n'
               'l = convolutions.DepthwiseConv2D(8, 8, 5, 1, 2, groups=8, bias_attr=False); l(paddle.randn([4, 8, 9, 9]))\n'
-              'print(paddle.__version__, compiled.numba is not None)').format(ROOT)
-    result = subprocess.run([sys.executable, '-c', source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+              'print(paddle.__version__, compiled.numba is not None)')
+    result = subprocess.run([sys.executable, '-c', source], capture_output=True, text=True)
     version, used = result.stdout.splitlines()[-1].split()
     assert used == str(not version.startswith('2.'))
 
@@ -233,9 +232,9 @@ def test_paddle_2_imported_first_goes_without_numba():
 @pytest.mark.parametrize('threads', [None, '1', '2'])
 def test_numba_and_openmp_get_along(threads):
     """Results are the same with OMP_NUM_THREADS set and unset, and double precision goes to Paddle."""
-    source = ('import sys; sys.path.insert(0, {!r}); import compiled, convolutions, paddle; paddle.seed(0)\n'
+    source = (f'import sys; sys.path.insert(0, {ROOT!r}); import compiled, convolutions, paddle; paddle.seed(0)\n'
               'l = convolutions.DepthwiseConv2D(8, 8, 5, 1, 2, groups=8, bias_attr=False); x = paddle.randn([4, 8, 9, 9])\n'
-              'print(repr(float(l(x).sum() + paddle.matmul(x, x).sum())))').format(ROOT)
+              'print(repr(float(l(x).sum() + paddle.matmul(x, x).sum())))')
     environment = dict(os.environ)
     environment.pop('OMP_NUM_THREADS', None)
     if threads:

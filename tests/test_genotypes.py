@@ -2,11 +2,11 @@
 import json
 
 import pytest
+from conftest import shared_file
 
 import genotypes
-from conftest import shared_file
 from genotypes import DARTS_V2, PRIMITIVES, derive_cell, from_dict, genotype_json, get_genotype, read_genotype, to_dict
-from utility import UserError
+from runtime.errors import UserError
 
 
 @pytest.mark.parametrize('name', ['DARTS_V1', 'DARTS_V2', 'PC_DARTS'])
@@ -71,7 +71,7 @@ def test_a_wrong_genotype_is_refused_by_what_is_wrong(tmp_path, data, message):
     path.write_text(json.dumps(data))
     with pytest.raises(UserError) as error:
         get_genotype(str(path))
-    assert str(error.value).startswith('{}: not a genotype: '.format(path)) and message in str(error.value)
+    assert str(error.value).startswith(f'{path}: not a genotype: ') and message in str(error.value)
     assert '\n' not in str(error.value)
 
 

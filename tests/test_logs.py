@@ -34,8 +34,8 @@ def test_visualdl_reads_back_what_a_search_logged(script, tmp_path):
 def test_without_visualdl_one_line_says_what_to_install(monkeypatch, tmp_path):
     import sys
 
-    from utility import UserError
-    from vdl import VisualLog
+    from pictures.vdl import VisualLog
+    from runtime.errors import UserError
     monkeypatch.setitem(sys.modules, 'visualdl', None)
     with pytest.raises(UserError, match='--use_vdl: VisualDL is not installed: pip install visualdl'):
         VisualLog(str(tmp_path), False)
@@ -43,8 +43,8 @@ def test_without_visualdl_one_line_says_what_to_install(monkeypatch, tmp_path):
 
 def by_hand(c, classes):
     """Parameters and multiply-adds of the stem (3x3, 3 -> 3 C, 8x8 pixels, batch norm) and of the classifier."""
-    return ['{:,}'.format(27 * 3 * c + 6 * c), '{:,}'.format(27 * 3 * c * 64)], ['{:,}'.format(16 * c * classes + classes),
-                                                                                '{:,}'.format(16 * c * classes)]
+    return [f'{27 * 3 * c + 6 * c:,}', f'{27 * 3 * c * 64:,}'], [f'{16 * c * classes + classes:,}',
+                                                                                f'{16 * c * classes:,}']
 
 
 @pytest.mark.parametrize('name', ['search.py', 'train.py'])

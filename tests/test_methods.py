@@ -10,13 +10,13 @@ import pytest
 from conftest import relative_error
 
 import model_search
-import searcher
-from architect import Architect
-from collapse import EarlyStop, signs
+from examples.nasbench201 import Network as NASBench201
 from genotypes import PRIMITIVES, from_dict, random_genotype
 from model_search import METHODS, MixedOp, Network
-from nasbench201 import Network as NASBench201
-from searcher import DARTSearch
+from nas import searcher
+from nas.architect import Architect
+from nas.collapse import EarlyStop, signs
+from nas.searcher import DARTSearch
 
 SMALL = ['--dataset=digits', '--init_channels=4', '--layers=3', '--trainset_num=64', '--batch_size=16', '--epochs=1']
 
@@ -46,7 +46,7 @@ def test_every_method_is_a_choice_of_the_flag_and_another_is_refused(script):
 
 @pytest.mark.parametrize('method, unrolled', [('GDAS', False), ('DrNAS', True), ('FairDARTS', False), ('DARTS-', True)])
 def test_a_search_with_each_method(script, tmp_path, method, unrolled):
-    result = script('search.py', *SMALL, '--method=' + method, '--unrolled={}'.format(unrolled))
+    result = script('search.py', *SMALL, '--method=' + method, f'--unrolled={unrolled}')
     assert result.returncode == 0, result.stderr
     from_dict(json.loads((tmp_path / 'search_cifar' / 'genotype.json').read_text()))
 

@@ -4,13 +4,13 @@ import json
 import numpy as np
 import paddle
 import pytest
-
 from conftest import shared_file
+
 from genotypes import DARTS_V2, PC_DARTS, from_dict, get_genotype
 from model import NetworkCIFAR, NetworkImageNet, drop_path
 from operations import Identity
-from utility import UserError
-from summary import count_macs, count_parameters
+from runtime.errors import UserError
+from training.summary import count_macs, count_parameters
 
 # The example's own cells, as upstream counts them: CIFAR C36 L20 without and with the auxiliary head, ImageNet C48 L14.
 SIZES = {

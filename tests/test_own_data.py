@@ -10,15 +10,14 @@ from argparse import Namespace
 import numpy as np
 import paddle
 import pytest
-from PIL import Image
-
-import loader
-import reader
-import transforms
 from conftest import ROOT, arguments, read, shared_file
-from searcher import DARTSearch
+from PIL import Image
 from test_bad_input import check_refusal
-from utility import UserError
+
+import reader
+from nas.searcher import DARTSearch
+from pipeline import loader, transforms
+from runtime.errors import UserError
 
 COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
 
@@ -28,7 +27,7 @@ def colour_images(folder, count=10, size=(20, 16)):
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
         for i in range(count):
-            Image.new('RGB', size, tuple(c + i for c in colour)).save(str(folder / name / 'image {}.png'.format(i)))
+            Image.new('RGB', size, tuple(c + i for c in colour)).save(str(folder / name / f'image {i}.png'))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,7 +77,7 @@ def test_searching_training_and_scoring_on_a_folder_of_real_photos(script, tmp_p
     for i, path in enumerate(source.paths[:24]):
         folder = tmp_path / 'my photos' / ('odd' if i % 2 else 'even')
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'photo {}.jpeg'.format(i)).write_bytes(open(path, 'rb').read())
+        (folder / f'photo {i}.jpeg').write_bytes(open(path, 'rb').read())
     data = ['--dataset=folder', '--data=my photos', '--image_size=16', '--max_bad_images=1', '--seed=3']
     result = script('search.py', *data, '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1', '--model_save_dir=my search')
     assert result.returncode == 0, result.stderr
@@ -89,7 +88,7 @@ def test_searching_training_and_scoring_on_a_folder_of_real_photos(script, tmp_p
     assert result.returncode == 0, result.stderr
     best = result.stderr.split('best_valid_acc ')[-1].split(',')[0]
     result = script('train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--data=my photos')
-    assert 'valid_acc {}, '.format(best) in result.stdout and result.stdout.endswith(', 5 images\n'), result.stderr
+    assert f'valid_acc {best}, ' in result.stdout and result.stdout.endswith(', 5 images\n'), result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,7 +227,7 @@ def test_colour_modes(tmp_path, mode, name):
 def test_grey_modes(tmp_path, mode):
     path = tmp_path / 'a.png'
     if mode == 'I;16':
-        Image.fromarray((np.asarray(quadrants('L'), 'uint16') * 257)).save(str(path))
+        Image.fromarray(np.asarray(quadrants('L'), 'uint16') * 257).save(str(path))
     else:
         quadrants(mode).save(str(path))
     result = corners(path)
@@ -284,13 +283,13 @@ def test_random_crops_cover_8_to_100_per_cent_at_3_to_4_and_stay_inside():
 def photo_list(folder, broken=()):
     """A folder with a list of eight images, some of which are no images."""
     for i in range(8):
-        path = folder / 'photo {}.jpeg'.format(i)
+        path = folder / f'photo {i}.jpeg'
         if i in broken:
             path.write_bytes(b'text')
         else:
             Image.new('RGB', (40, 30), (20 * i, 0, 0)).save(str(path))
     for name in ('train_list.txt', 'val_list.txt'):
-        (folder / name).write_text(''.join('photo {}.jpeg {}\n'.format(i, i % 2) for i in range(8)))
+        (folder / name).write_text(''.join(f'photo {i}.jpeg {i % 2}\n' for i in range(8)))
     return str(folder)
 
 
@@ -332,7 +331,7 @@ def test_too_small_a_shared_memory_is_one_line_that_names_the_flag(tmp_path, use
         allowed = False
     if not allowed:
         pytest.skip('this user cannot mount a small /dev/shm')
-    result = subprocess.run(command, cwd=str(tmp_path), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    result = subprocess.run(command, cwd=str(tmp_path), text=True, capture_output=True, timeout=120)
     if use:
         check_refusal(result, '--use_multiprocess: /dev/shm has 1.0 MB free', status=1)
         assert 'give --use_multiprocess=False' in result.stderr

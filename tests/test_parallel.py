@@ -41,7 +41,7 @@ def test_two_ranks_compute_what_one_does_with_both_batches(tmp_path, method, unr
     assert status == 0, logs
     subprocess.run([sys.executable, WORKER, 'one', method, str(unrolled)], cwd=str(tmp_path), check=True)
     one = np.load(str(tmp_path / 'one.rank0.npz'))
-    ranks = [np.load(str(tmp_path / 'two.rank{}.npz'.format(r))) for r in (0, 1)]
+    ranks = [np.load(str(tmp_path / f'two.rank{r}.npz')) for r in (0, 1)]
     for name in one.files:
         if not name.startswith(('score', 'weights')):
             assert relative_error(ranks[0][name], one[name]) < 1e-6, name
@@ -112,7 +112,7 @@ def test_two_launchers_are_two_machines(tmp_path):
     for node in ('a', 'b'):
         (tmp_path / node).mkdir()
         nodes.append(start(tmp_path / node, os.path.join(ROOT, 'search.py'), *SMALL, '--trainset_num=64', '--batch_size=8',
-                           launcher=('--master', '127.0.0.1:{}'.format(port), '--nnodes', '2', '--nproc_per_node', '1', '--log_dir', 'log')))
+                           launcher=('--master', f'127.0.0.1:{port}', '--nnodes', '2', '--nproc_per_node', '1', '--log_dir', 'log')))
     try:
         outputs = [node.communicate(timeout=240)[0] for node in nodes]
     finally:
@@ -142,7 +142,7 @@ def test_a_killed_rank_ends_the_job(tmp_path):
         killed = time.time()
         process.communicate(timeout=60)
         assert process.returncode != 0 and time.time() - killed < 60
-        assert not os.path.exists('/proc/{}'.format(ranks[0])), 'the other rank is still there'
+        assert not os.path.exists(f'/proc/{ranks[0]}'), 'the other rank is still there'
     finally:
         process.kill()
 

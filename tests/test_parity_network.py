@@ -5,11 +5,11 @@ import os
 
 import paddle
 import pytest
-
 from conftest import SHARED, eval_logits, ordered, relative_error, set_values, shared_file
+
 from genotypes import from_dict
 from model import NetworkCIFAR, NetworkImageNet
-from summary import count_macs, count_parameters
+from training.summary import count_macs, count_parameters
 
 TOLERANCE = 1e-6
 FOLDER = os.environ.get('PARITY_DIR', os.path.join(SHARED, 'parity'))

@@ -4,13 +4,13 @@ import json
 import numpy as np
 import paddle
 import pytest
-
-from architect import Architect, weight_parameters
 from conftest import arch_parameters, as_paddle, eval_logits, ordered, relative_error, set_values
+
 from genotypes import from_dict
 from model_search import Network
+from nas.architect import Architect, weight_parameters
+from nas.searcher import DARTSearch
 from operations import OPS
-from searcher import DARTSearch
 
 TOLERANCE = 1e-6
 SECOND_ORDER_TOLERANCE = 1e-5  # rests on a finite difference
@@ -31,9 +31,9 @@ def momentum_optimizer(model, learning_rate):
 @pytest.mark.parametrize('name', sorted(OPS))
 def test_operation(parity, name, stride):
     arrays = parity.load('ops.npz')
-    prefix = '{}/stride{}/'.format(name, stride)
+    prefix = f'{name}/stride{stride}/'
     case = {key[len(prefix):]: value for key, value in arrays.items() if key.startswith(prefix)}
-    assert case, 'ops.npz has no {}'.format(prefix)
+    assert case, f'ops.npz has no {prefix}'
     op = OPS[name](case['input'].shape[1], stride, False)
     weights = [p for p in op.parameters() if p.trainable]
     set_values(weights, ordered(case, 'w/'))
@@ -71,7 +71,7 @@ class TestSupernet:
         numbers = [int(key.split('/')[1]) for key in arrays if key.startswith('wgrad/')]
         assert numbers
         for i in numbers:
-            assert relative_error(as_paddle(wgrad[i]), arrays['wgrad/{:04d}'.format(i)]) < TOLERANCE, i
+            assert relative_error(as_paddle(wgrad[i]), arrays[f'wgrad/{i:04d}']) < TOLERANCE, i
 
     def test_eval_logits(self, parity, name):
         """With PyTorch's unbiased running variance the logits agree; with Paddle's they are 6e-5 (DARTS) and 8e-6 (PC-DARTS)
@@ -101,7 +101,7 @@ def test_second_order_gradient(parity, name, velocity):
     gradients = architect.unrolled_gradient(
         *tensors(arrays, 'input_train', 'label_train', 'input_valid', 'label_valid'))
     for key, gradient in zip(arch_parameters(model), gradients):
-        expected = arrays['{}/arch_grad/{}'.format(velocity, key)]
+        expected = arrays[f'{velocity}/arch_grad/{key}']
         assert relative_error(gradient, expected) < SECOND_ORDER_TOLERANCE, key
     for weight, value in zip(weight_parameters(model), before):
         assert (weight.numpy() == value).all()  # back to the last bit
@@ -134,7 +134,7 @@ def test_trajectory(parity, name, tmp_path):
     steps = sorted({int(key.split('/')[0][4:]) for key in arrays if key.startswith('step')})
     assert steps
     for step in steps:
-        at = {key.split('/', 1)[1]: value for key, value in arrays.items() if key.startswith('step{}/'.format(step))}
+        at = {key.split('/', 1)[1]: value for key, value in arrays.items() if key.startswith(f'step{step}/')}
         model.train()
         loss, _ = searcher.train_step(*tensors(at, 'input_train', 'label_train', 'input_valid', 'label_valid'))
         assert relative_error(loss, at['train_loss']) < tolerance, step

@@ -6,13 +6,11 @@ import tarfile
 
 import numpy as np
 import pytest
-
-import archives
-import loader
-import reader
-import transforms
 from conftest import arguments, read, shared_file
-from utility import UserError
+
+import reader
+from pipeline import archives, loader, transforms
+from runtime.errors import UserError
 
 
 def fingerprints(source):

@@ -11,14 +11,14 @@ import time
 import numpy as np
 import paddle
 import pytest
-import reader
 from conftest import ROOT, arguments
 from test_parallel import launch, start
 
-from checkpoint import Checkpoints
-from loader import TRAIN, VALID, ArrayImages, BatchLoader
-from resume import optimizer_state, set_optimizer_state
-from utility import UserError
+import reader
+from pipeline.loader import TRAIN, VALID, ArrayImages, BatchLoader
+from runtime.checkpoint import Checkpoints
+from runtime.errors import UserError
+from runtime.run import optimizer_state, set_optimizer_state
 
 SMALL = ['--dataset=digits', '--epochs=3', '--init_channels=4', '--layers=3', '--trainset_num=64', '--batch_size=8', '--log_freq=1',
          '--save_freq=1']
@@ -36,7 +36,7 @@ def command(kind, folder, *more):
 
 
 def run(words, folder, **options):
-    return subprocess.run(words, cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return subprocess.run(words, cwd=str(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           timeout=120, **options)
 
 
@@ -131,14 +131,14 @@ def test_signals_finish_the_step_and_save(whole, tmp_path, kind, number, status)
     finally:
         process.kill()
     last = (tmp_path / 'log').read_text().splitlines()[-1]
-    assert 'stopped by {} before epoch 1, step'.format(number.name) in last and '--resume goes on from there' in last
+    assert f'stopped by {number.name} before epoch 1, step' in last and '--resume goes on from there' in last
     assert run(words + ['--resume'], tmp_path).returncode == 0
     mine, expected = outcome(tmp_path / 'run'), whole(kind)
     assert mine[0] == expected[0] and mine[1] == expected[1] and mine[2] == expected[2]
 
 
 def test_a_second_signal_ends_it_at_once_and_one_before_the_first_step_too(tmp_path):
-    source = ('import sys; sys.path.insert(0, {!r}); import os, signal, time, resume\n'
+    source = (f'import sys; sys.path.insert(0, {ROOT!r}); import os, signal, time, resume\n'
               'def save(self):\n'
               '    os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)\n'  # the second one comes while the first one's save hangs
               'resume.Run.save = save\n'
@@ -146,7 +146,7 @@ def test_a_second_signal_ends_it_at_once_and_one_before_the_first_step_too(tmp_p
               'def ask(self, *a):\n'
               '    os.kill(os.getpid(), signal.SIGTERM); end_step(self, *a)\n'
               'resume.Run.end_step = ask\n'
-              'sys.argv = sys.argv[1:]; import search; from utility import run_script; run_script(search.main)').format(ROOT)
+              'sys.argv = sys.argv[1:]; import search; from utility import run_script; run_script(search.main)')
     words = [word for word in command('first order', 'run') if not word.startswith('--save_freq')]
     begin = time.time()
     assert run([words[0], '-c', source] + words[1:], tmp_path).returncode == 143
@@ -209,9 +209,9 @@ def test_resuming_what_is_done_says_so(tmp_path, kind):
     assert 'nothing to do' not in run(words, tmp_path).stderr
     before = outcome(tmp_path / 'run')
     for epochs in (2, 1):
-        result = run(words + ['--resume', '--epochs={}'.format(epochs)], tmp_path)
+        result = run(words + ['--resume', f'--epochs={epochs}'], tmp_path)
         assert result.returncode == 0, result.stderr
-        assert result.stderr.count('nothing to do: 2 epochs are done and --epochs={}; a larger --epochs goes on'.format(epochs)) == 1
+        assert result.stderr.count(f'nothing to do: 2 epochs are done and --epochs={epochs}; a larger --epochs goes on') == 1
     assert outcome(tmp_path / 'run') == before
 
 
@@ -307,7 +307,7 @@ class Users(paddle.io.Dataset):
 def test_a_search_on_a_users_dataset_goes_on_in_the_middle_of_an_epoch(tmp_path):
     """Its order and augmentation come from numpy's global random state, not from a loader that knows its place."""
     from model_search import Network
-    from searcher import DARTSearch
+    from nas.searcher import DARTSearch
 
     def search(folder, resume, stop_at=None):
         paddle.seed(1)
@@ -337,7 +337,7 @@ def test_a_search_on_a_users_dataset_goes_on_in_the_middle_of_an_epoch(tmp_path)
 def test_the_eigenvalue_is_the_same_after_a_stop_at_an_epochs_last_step(tmp_path, valid_images):
     """Its batch and its draws are those of the unbroken run, though no step of the epoch is left to begin a pass."""
     from model_search import Network
-    from searcher import DARTSearch
+    from nas.searcher import DARTSearch
     rng, args = np.random.default_rng(0), arguments(dataset='cifar10')
     images, labels = rng.integers(0, 256, (36, 3, 8, 8)).astype('uint8'), np.arange(36) % 3
     source = ArrayImages(images, labels, reader._augmentation(args, 8))
@@ -366,7 +366,7 @@ def test_the_eigenvalue_is_the_same_after_a_stop_at_an_epochs_last_step(tmp_path
 
 def test_a_long_search_holds_its_memory(tmp_path):
     """2,000 steps; the peak of the last quarter may be 2 % above that of the second."""
-    source = ('import sys; sys.path.insert(0, {!r}); import searcher\n'
+    source = (f'import sys; sys.path.insert(0, {ROOT!r}); import searcher\n'
               'steps, real = [], searcher.DARTSearch.train_step\n'
               'def resident():\n'
               '    return int(open("/proc/self/statm").read().split()[1])\n'
@@ -374,12 +374,12 @@ def test_a_long_search_holds_its_memory(tmp_path):
               '    result = real(self, *a, **k); steps.append(resident()); return result\n'
               'searcher.DARTSearch.train_step = train_step\n'
               'sys.argv = sys.argv[1:]; import search; search.main()\n'
-              'n = len(steps); print("peaks", n, max(steps[n // 4:n // 2]), max(steps[3 * n // 4:]))').format(ROOT)
+              'n = len(steps); print("peaks", n, max(steps[n // 4:n // 2]), max(steps[3 * n // 4:]))')
     if not os.path.exists('/proc/self/statm'):
         pytest.skip('this system has no /proc')
     words = [sys.executable, '-c', source, 'search.py', '--dataset=digits', '--epochs=8', '--init_channels=4', '--layers=1', '--trainset_num=1000',
              '--batch_size=2', '--log_freq=500', '--validate=False', '--save_freq=100', '--use_multiprocess=False', '--method=PC-DARTS']
-    result = subprocess.run(words, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=400)
+    result = subprocess.run(words, cwd=str(tmp_path), capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
     steps, second, last = map(int, result.stdout.split('peaks')[1].split())
     assert steps == 2000 and last <= 1.02 * second, (second, last)

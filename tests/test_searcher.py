@@ -7,12 +7,12 @@ import numpy as np
 import paddle
 import paddleslim.nas
 import pytest
+from conftest import shared_file
 
-from conftest import ROOT, shared_file
 from genotypes import get_genotype, read_genotype
 from model_search import Network
-from searcher import DARTSearch, as_loader, forever
-from utility import UserError
+from nas.searcher import DARTSearch, as_loader, forever
+from runtime.errors import UserError
 
 
 class UsersNetwork(paddle.nn.Layer):
@@ -190,7 +190,7 @@ def test_a_run_leaves_what_it_should_and_one_seed_gives_one_result(script, tmp_p
         assert results[name].returncode == 0, results[name].stderr
     out, log = results['a'].stdout, results['a'].stderr
     final = tmp_path / 'a' / 'genotype.json'
-    assert out.splitlines() == ['genotype = {}'.format(read_genotype(str(final))), out.splitlines()[1]]
+    assert out.splitlines() == [f'genotype = {read_genotype(str(final))}', out.splitlines()[1]]
     assert 'train.py --arch={} '.format(os.path.join('a', 'genotype.json')) in out
     for line in ('Epoch 0, lr 0.025000', 'Epoch 1, lr 0.013000', 'genotype = Genotype(normal=[(', 'running on the CPU',
                  'Train Epoch 1, Step 2, loss ', ', acc_1 ', ', acc_5 ', 'reader_cost', 'batch_cost', 'images/s',
@@ -231,7 +231,7 @@ def test_a_start_in_the_folder_of_an_earlier_run_overwrites_it_with_its_first_ep
     left = sorted(str(path.relative_to(run)) for path in run.rglob('*') if path.is_file() and path.parent.name.isdecimal())
     assert left == ['0/genotype.json', '1/genotype.json', '10/photo.jpeg', '2/notes.txt', '7/genotype.json']
     for samples, folders in ((1, ['0', '1', '7']), (3, ['0', '1', '2', '7']), (1, ['0', '7'])):  # drawn cells take no epoch of a search away
-        assert script('search.py', '--method=random', '--samples={}'.format(samples)).returncode == 0
+        assert script('search.py', '--method=random', f'--samples={samples}').returncode == 0
         assert sorted(path.parent.name for path in run.glob('*/genotype.json')) == folders
 
 
@@ -241,4 +241,4 @@ def test_a_search_on_real_cifar_images(script):
                     '--trainset_num=32', '--batch_size=8', '--cutout=True', '--validate=False')
     assert result.returncode == 0, result.stderr
     assert 'is not the official cifar-10-python.tar.gz (another md5)' in result.stderr and '32 images: 16 train the weights, 16 the architecture; padded by 4 and cropped, flipped, cutout of 16x16' in result.stderr
-    assert ' --data={} '.format(archive) in result.stdout + ' '
+    assert f' --data={archive} ' in result.stdout + ' '

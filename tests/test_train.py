@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from PIL import Image
-
 from conftest import ROOT, shared_file
-from engine import Precision, fit, train_one_epoch
-from genotypes import PC_DARTS, genotype_json
-from resume import Run
+from PIL import Image
 from test_bad_input import check_refusal
 from test_reader import Hostile
+
+from genotypes import PC_DARTS, genotype_json
+from runtime.run import Run
+from training.engine import Precision, fit, train_one_epoch
 
 SMALL = ['--dataset=digits', '--auxiliary=False', '--init_channels=4', '--layers=2', '--trainset_num=256', '--log_freq=2']
 
@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 
 def run(folder, name, *arguments):
     return subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(arguments), cwd=str(folder), text=True,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+                          stdin=subprocess.DEVNULL, capture_output=True, timeout=300)
 
 
 def test_a_training_run_leaves_what_it_should(trained):
@@ -80,8 +80,8 @@ else:
 @pytest.mark.parametrize('loader', ['jit', 'inference'])
 def test_an_exported_model_gives_the_networks_logits_on_real_images(trained, loader):
     import reader
-    import trainer
     from train import parse_arguments
+    from training import evaluation as trainer
     folder, _ = trained
     result = run(folder, 'train.py', '--export=inference/model', '--pretrained=eval_cifar/best_model.pdparams')
     assert result.returncode == 0 and result.stdout == 'exported to inference/model.*\n', result.stderr
@@ -89,7 +89,7 @@ def test_an_exported_model_gives_the_networks_logits_on_real_images(trained, loa
     image = next(iter(reader.train_valid(40, False, False, args)))[0]
     np.save(str(folder / 'image.npy'), image.numpy())
     output = subprocess.run([sys.executable, '-W', 'ignore', '-c', READ_BACK, loader], cwd=str(folder), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            capture_output=True)
     assert output.returncode == 0, output.stderr
     logits = np.asarray(json.loads(output.stdout.splitlines()[-1]))
     model, _ = trainer.load(str(folder / 'eval_cifar' / 'best_model.pdparams'), 'NetworkCIFAR', args, set())
@@ -112,7 +112,7 @@ def test_a_network_trained_on_with_other_data_is_scored_on_that(trained, tmp_pat
     for i in range(20):
         path = tmp_path / 'images' / str(i % 10)
         path.mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', (12, 12), (12 * i, 0, 0)).save(str(path / '{}.png'.format(i)))
+        Image.new('RGB', (12, 12), (12 * i, 0, 0)).save(str(path / f'{i}.png'))
     pretrained, data = '--pretrained={}'.format(folder / 'eval_cifar' / 'best_model.pdparams'), '--data=images'
     result = run(tmp_path, 'train.py', pretrained, data, '--dataset=folder', '--image_size=12', '--seed=3', '--epochs=1', '--batch_size=4')
     assert result.returncode == 0, result.stderr

@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import visualize
-from conftest import ROOT
 from genotypes import DARTS_V2, OPERATIONS, PC_DARTS, PRIMITIVES, Genotype, from_dict, genotype_json, to_dict
-from utility import UserError
+from runtime.errors import UserError
 
 NAMES = ['c_{k-2}', 'c_{k-1}', '0', '1', '2', '3']
 
@@ -91,7 +91,7 @@ def test_a_name_gives_both_cells_in_the_working_folder_and_nothing_else(script, 
     assert (run.returncode, run.stderr, run.stdout) == (0, '', 'PC_DARTS_normal.svg\nPC_DARTS_reduce.svg\n')
     assert files(tmp_path) == ['PC_DARTS_normal.svg', 'PC_DARTS_reduce.svg']
     for cell in ('normal', 'reduce'):
-        text = (tmp_path / 'PC_DARTS_{}.svg'.format(cell)).read_text()
+        text = (tmp_path / f'PC_DARTS_{cell}.svg').read_text()
         assert svg_edges(text) == expected_edges(PC_DARTS, cell)
         boxes = {title.text for title in ElementTree.fromstring(text).iter('{http://www.w3.org/2000/svg}title')}
         assert set(NAMES) | {'c_{k}'} <= boxes
@@ -169,7 +169,7 @@ def test_cells_of_other_searches_are_drawn():
     genotype = from_dict({'normal': edges, 'normal_concat': [3, 4, 6], 'reduce': edges, 'reduce_concat': [2]})
     source = visualize.dot_source(genotype, ('normal',))
     for word in ('conv_7x1_1x7', 'sep_conv_7x7', 'none'):
-        assert source.count('" {} "'.format(word)) == 1
+        assert source.count(f'" {word} "') == 1
     assert source.count('-> "c_{k}"') + source.count('-> c_{k}') == 3
 
 
@@ -219,8 +219,9 @@ def test_a_film_has_a_frame_an_epoch_and_stays_small(script, tmp_path):
 
 
 def test_nodes_stand_still_and_only_changes_are_highlighted(tmp_path):
-    import plots
     from PIL import ImageColor
+
+    from pictures import film as plots
     random_search(tmp_path, 6, still=0.5, seed=1)
     epochs = visualize.read_search(str(tmp_path), '--film')
     (tmp_path / 'film.gif').write_bytes(plots.film(epochs))
@@ -244,7 +245,7 @@ def test_nodes_stand_still_and_only_changes_are_highlighted(tmp_path):
 
 @pytest.mark.parametrize('nodes', [1, 2, 4, 5, 7])
 def test_no_label_meets_another_or_a_node(nodes):
-    import plots
+    from pictures import film as plots
     generator = random.Random(nodes)
     width, height = plots.half_size(nodes)
     spots = plots.positions(nodes)
@@ -268,13 +269,13 @@ def test_no_label_meets_another_or_a_node(nodes):
 
 
 def test_every_operation_fits_its_label():
-    import plots
+    from pictures import film as plots
     for operation in OPERATIONS:
         assert plots._font(12 * plots.SCALE, False).getbbox(operation)[2] < (plots.LABEL[0] - 6) * plots.SCALE
 
 
 def test_changed_edges_by_hand():
-    import plots
+    from pictures import film as plots
     before = [('a', 0), ('b', 1), ('c', 0), ('d', 2)]
     assert plots.changed_edges(before, None) == set()
     assert plots.changed_edges([('b', 1), ('a', 0), ('d', 2), ('c', 0)], before) == set()  # order in a node says nothing
@@ -307,7 +308,7 @@ def test_the_genotypes_of_the_film_are_those_of_the_epochs_folders(tmp_path):
 
 
 def test_the_numbers_of_the_curves_agree_with_numpy(tmp_path):
-    import plots
+    from pictures import film as plots
     records = random_search(tmp_path, 3, betas=True)
     for record, epoch in zip(records, visualize.read_search(str(tmp_path), '--alphas', with_alphas=True)):
         for position, key in enumerate(('normal', 'reduce')):
@@ -329,7 +330,8 @@ def test_the_numbers_of_the_curves_agree_with_numpy(tmp_path):
 
 def test_the_figure_draws_these_numbers(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
-    import plots
+
+    from pictures import film as plots
     records = random_search(tmp_path, 5, betas=True)
     figures = []
     save = Figure.savefig
@@ -462,14 +464,14 @@ def test_neither_the_module_nor_its_help_imports_what_is_slow():
             "try: visualize.main()\nexcept SystemExit: pass\n"
             "slow = {'paddle', 'numpy', 'matplotlib', 'PIL', 'graphviz', 'plots'} & set(sys.modules)\n"
             "print(sorted(slow), file=sys.stderr)")
-    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stderr.strip()) == (0, '[]') and 'visualize.py --film' in run.stdout
 
 
 def test_drawing_never_imports_paddle(tmp_path):
     random_search(tmp_path, 2)
-    code = ("import sys, plots, visualize; epochs = visualize.read_search({!r}, '--alphas', True)\n"
+    code = (f"import sys, plots, visualize; epochs = visualize.read_search({str(tmp_path)!r}, '--alphas', True)\n"
             "plots.film(epochs), plots.curves(epochs, 'svg'), visualize.dot_source(epochs[0].genotype, ('normal',))\n"
-            "print('paddle' in sys.modules, 'matplotlib.pyplot' in sys.modules)").format(str(tmp_path))
-    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            "print('paddle' in sys.modules, 'matplotlib.pyplot' in sys.modules)")
+    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert (run.stdout.split(), run.stderr) == (['False', 'False'], '')

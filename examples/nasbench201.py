@@ -12,12 +12,12 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import compiled  # noqa: E402, F401  before Paddle 2
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
 from paddle.nn.initializer import Normal  # noqa: E402
 
+from kernels import compiled  # noqa: E402, F401  before Paddle 2
 from model_search import METHODS  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
 
@@ -103,14 +103,14 @@ class Network(nn.Layer):
     def genotype(self):
         """The benchmark's architecture string; `none` competes with the others, as in the benchmark."""
         best = [PRIMITIVES[k] for k in self.alphas.argmax(-1).tolist()]
-        nodes = [['{}~{}'.format(name, source) for (to, source), name in zip(EDGES, best) if to == node] for node in range(1, NODES)]
+        nodes = [[f'{name}~{source}' for (to, source), name in zip(EDGES, best) if to == node] for node in range(1, NODES)]
         return '+'.join('|{}|'.format('|'.join(node)) for node in nodes)
 
 
 def main():
+    from nas.searcher import DARTSearch
     from reader import class_count, train_search
-    from searcher import DARTSearch
-    from utility import run_script, start_script
+    from runtime.script import run_script, start_script
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (('dataset', 'digits'), ('data', None), ('method', 'DARTS'), ('epochs', 5), ('batch_size', 32), ('C', 16), ('N', 1),

@@ -16,27 +16,27 @@ def boolean(text):
         return True
     if text.lower() in ('false', '0', 'no', 'n', 'f', 'off'):
         return False
-    raise argparse.ArgumentTypeError('{!r:.80} is not allowed: give True, False, 1 or 0'.format(text))
+    raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give True, False, 1 or 0')
 
 
 def integer(minimum, maximum=None):
     """An argument type: a whole number from minimum to maximum."""
     return _bounded(int, 'a whole number', lambda value: value >= minimum and (maximum is None or value <= maximum),
-                    'of at least {}'.format(minimum) if maximum is None else 'from {} to {}'.format(minimum, maximum))
+                    f'of at least {minimum}' if maximum is None else f'from {minimum} to {maximum}')
 
 
 def number(minimum, maximum=None):
     """An argument type: a finite number from minimum to maximum."""
     return _bounded(float, 'a number', lambda value: value >= minimum and (maximum is None or value <= maximum),
-                    'of at least {:g}'.format(minimum) if maximum is None else 'from {:g} to {:g}'.format(minimum, maximum))
+                    f'of at least {minimum:g}' if maximum is None else f'from {minimum:g} to {maximum:g}')
 
 
 def positive(minimum_excluded=0.0, maximum_excluded=None):
     """An argument type: a finite number above minimum_excluded and, if given, below maximum_excluded."""
     return _bounded(
         float, 'a number', lambda value: value > minimum_excluded and (maximum_excluded is None or value < maximum_excluded),
-        'above {:g}'.format(minimum_excluded) + (
-            '' if maximum_excluded is None else ' and below {:g}'.format(maximum_excluded)))
+        f'above {minimum_excluded:g}' + (
+            '' if maximum_excluded is None else f' and below {maximum_excluded:g}'))
 
 
 def _one_of(words):
@@ -55,7 +55,7 @@ def _bounded(cast, kind, inside, bounds):
                 return value
         except (ValueError, OverflowError):
             pass
-        raise argparse.ArgumentTypeError('{!r:.80} is not allowed: give {} {}'.format(text, kind, bounds))
+        raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give {kind} {bounds}')
     return parse
 
 
@@ -75,24 +75,23 @@ class ArgumentParser(argparse.ArgumentParser):
                 options = {'type': _one_of(kind), 'metavar': '{' + ','.join(kind) + '}'}
             elif kind is boolean:
                 options.update(nargs='?', const=True, metavar='True|False')
-            shown = '' if default is None else ' (default: {})'.format(default)
+            shown = '' if default is None else f' (default: {default})'
             group.add_argument('--' + name, default=default, help=text.replace('%', '%%') + shown, **options)
 
     def parse_data(self, argv):
         """parse_args for the scripts with DATA_FLAGS, some of which go together."""
         args = self.parse_args(argv)
         if args.image_size and args.dataset != 'folder':
-            self.error('argument --image_size: goes with --dataset=folder; the images of {} have their own size'.format(args.dataset))
+            self.error(f'argument --image_size: goes with --dataset=folder; the images of {args.dataset} have their own size')
         if args.dataset == 'folder' and not os.path.isdir(str(args.data)):
-            self.error('argument --data: {} is not a folder; --dataset=folder takes one with a folder of images a class'.format(
-                args.data))
+            self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of images a class')
         return args
 
     def check_use(self, args):
         """Of the USE_FLAGS, eval_only and export need a network. --arch is looked at before anything is read or downloaded."""
         for name in ('eval_only', 'export'):
             if getattr(args, name) and not args.pretrained:
-                self.error('argument --{}: give the network with --pretrained=PATH of a best_model.pdparams'.format(name))
+                self.error(f'argument --{name}: give the network with --pretrained=PATH of a best_model.pdparams')
         get_genotype(args.arch)
         return args
 
@@ -100,7 +99,7 @@ class ArgumentParser(argparse.ArgumentParser):
         if message.startswith('unrecognized arguments: --'):
             word = message.split()[2].split('=')[0]
             near = difflib.get_close_matches(word, self._option_string_actions, 1)
-            message = 'there is no flag {}'.format(word) + ('; did you mean {}?'.format(near[0]) if near else ', see --help')
+            message = f'there is no flag {word}' + (f'; did you mean {near[0]}?' if near else ', see --help')
         self.exit(2, '{}: error: {}\n'.format(self.prog, message.replace('\n', ' ')))
 
 

@@ -12,7 +12,8 @@ import re
 
 import numpy as np
 
-from utility import UserError, logger
+from runtime.errors import UserError
+from runtime.log import logger
 
 
 @contextlib.contextmanager
@@ -24,7 +25,7 @@ def atomic_write(path):
     """
     folder, name = os.path.split(os.path.abspath(path))
     # The ending is kept, for writers that look at it; the process number keeps two writers apart.
-    temporary = os.path.join(folder, '.{}.{}'.format(os.getpid(), name))
+    temporary = os.path.join(folder, f'.{os.getpid()}.{name}')
     try:
         os.makedirs(folder, exist_ok=True)
         yield temporary
@@ -33,7 +34,7 @@ def atomic_write(path):
         os.replace(temporary, path)
         _sync_folder(folder)
     except OSError as error:
-        raise UserError('cannot write {}: {}'.format(path, error.strerror or error), status=1)
+        raise UserError(f'cannot write {path}: {error.strerror or error}', status=1)
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
@@ -92,7 +93,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError('it asks for {}.{}, which no file of this kind needs: refused'.format(module, name))
+            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no file of this kind needs: refused')
         return super().find_class(module, name)
 
 
@@ -128,7 +129,7 @@ class Checkpoints:
 
     def save(self, epoch, step, arrays, info):
         """Write one, whole or not at all, then remove those that are too many. Returns its path."""
-        path = os.path.join(self.folder, 'epoch-{:04d}-step-{:06d}.npz'.format(epoch, step))
+        path = os.path.join(self.folder, f'epoch-{epoch:04d}-step-{step:06d}.npz')
         archive = io.BytesIO()  # first whole in memory: a zip file that meets a full disk prints tracebacks of its own
         np.savez(archive, info=np.frombuffer(json.dumps(info).encode('utf-8'), 'uint8'), **arrays)
         with atomic_write(path) as temporary:
@@ -150,7 +151,7 @@ class Checkpoints:
                 with np.load(path, allow_pickle=False) as archive:
                     broken = archive.zip.testzip()
                     if broken:
-                        raise ValueError('the checksum of {} is wrong'.format(broken))
+                        raise ValueError(f'the checksum of {broken} is wrong')
                     arrays = dict(archive)
                 info = json.loads(arrays.pop('info').tobytes().decode('utf-8'))
             except Exception as error:  # a damaged archive can raise nearly anything
@@ -195,7 +196,7 @@ def load_model(path):
         if not isinstance(description, dict):
             raise ValueError('it must hold an object')
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError('--pretrained: {} cannot be read: {}'.format(description_path, error))
+        raise UserError(f'--pretrained: {description_path} cannot be read: {error}')
     return state, description
 
 
@@ -203,13 +204,13 @@ def set_state(model, state, what):
     """Load arrays into a layer. Raises UserError that lists the names and shapes that don't fit; it begins with `what`."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: value.shape for name, value in state.items()}
-    wrong = (['{} is missing'.format(name) for name in wanted if name not in given]
-             + ['{} is unknown'.format(name) for name in given if name not in wanted]
-             + ['{} is {}, not {}'.format(name, given[name], wanted[name]) for name in wanted
+    wrong = ([f'{name} is missing' for name in wanted if name not in given]
+             + [f'{name} is unknown' for name in given if name not in wanted]
+             + [f'{name} is {given[name]}, not {wanted[name]}' for name in wanted
                 if name in given and given[name] != wanted[name]])
     if wrong:
         raise UserError('{} does not fit this network: {}{}'.format(
-            what, '; '.join(wrong[:5]), '' if len(wrong) <= 5 else '; and {} more'.format(len(wrong) - 5)))
+            what, '; '.join(wrong[:5]), '' if len(wrong) <= 5 else f'; and {len(wrong) - 5} more'))
     model.set_state_dict(state)
 
 

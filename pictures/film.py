@@ -164,8 +164,8 @@ def _frame(epochs, index):
 def _draw_caption(pen, epochs, index, width):
     """Epoch and validation accuracy, and the accuracies so far as a curve."""
     epoch = epochs[index]
-    pen.text((20, 37), 'epoch {}'.format(epoch.number), 22, DARK, 'ls', bold=True)
-    words = 'no validation' if math.isnan(epoch.valid_acc) else 'validation accuracy {:.2f} %'.format(100 * epoch.valid_acc)
+    pen.text((20, 37), f'epoch {epoch.number}', 22, DARK, 'ls', bold=True)
+    words = 'no validation' if math.isnan(epoch.valid_acc) else f'validation accuracy {100 * epoch.valid_acc:.2f} %'
     pen.text((160, 37), words, 18, DARK, 'ls')
     left, right, top, bottom = width - 220, width - 24, 12, CAPTION - 14
     pen.line([(left, bottom), (right, bottom)], GREY, 1)
@@ -306,10 +306,10 @@ def _plot_edges(figure, epochs, cell, nodes, heading):
                 thick, order = (2.6, 3) if name == chosen else (1.1, 2)
                 axes.plot(numbers, weights[:, edge, column], color=OPERATION_COLOURS[name], lw=thick, zorder=order,
                           marker='o' if len(numbers) == 1 else None, ms=3)
-            name = '${}$'.format(state_name(source)) if source < 2 else state_name(source)
-            axes.set_title('{} → {}'.format(name, node), loc='left', fontsize=10, pad=4, color=DARK if chosen else FAINT)
+            name = f'${state_name(source)}$' if source < 2 else state_name(source)
+            axes.set_title(f'{name} → {node}', loc='left', fontsize=10, pad=4, color=DARK if chosen else FAINT)
             if betas is not None:
-                axes.set_title('β {:.2f}→{:.2f}'.format(betas[0][edge], betas[1][edge]), loc='right', fontsize=8, pad=4,
+                axes.set_title(f'β {betas[0][edge]:.2f}→{betas[1][edge]:.2f}', loc='right', fontsize=8, pad=4,
                                color=FAINT)
             axes.set_facecolor('#eef4fb' if chosen else 'white')
             axes.grid(color=RULE, lw=0.6)
@@ -325,7 +325,7 @@ def _plot_edges(figure, epochs, cell, nodes, heading):
         legend = panels[0, 2].legend(handles, PRIMITIVES, ncols=2, loc='upper left', bbox_to_anchor=(0.1, 1.2), fontsize=9.5,
                                      frameon=False, title=title, title_fontsize=9, alignment='left')
         legend.set_in_layout(False)  # it may be wider than its panel
-    figure.suptitle('{}: softmax weights of the operations on each edge, over the epochs\n'.format(heading),
+    figure.suptitle(f'{heading}: softmax weights of the operations on each edge, over the epochs\n',
                     x=0.01, ha='left', fontsize=12, weight='bold', color=DARK, linespacing=0.6)
 
 

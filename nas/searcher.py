@@ -2,7 +2,7 @@
 
 A search that was written for PaddleSlim runs with ours by changing the import:
 
-    from searcher import DARTSearch                       # was: from paddleslim.nas import DARTSearch
+    from nas.searcher import DARTSearch                       # was: from paddleslim.nas import DARTSearch
     genotype = DARTSearch(model, train_reader, valid_reader, place, num_epochs=50).train()
 
 Each step moves the architecture on a validation batch (architect.py) and then the weights on a training batch (DARTS,
@@ -15,15 +15,16 @@ import paddle
 import paddleslim.nas
 from paddle.io import DataLoader, Dataset, IterableDataset
 
-import collapse
 import genotypes
-from architect import Architect, frozen, weight_parameters
-from checkpoint import remove_numbered, save_params, write_text
-from engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
-from loader import TRAIN, VALID, BatchLoader, DatasetImages
-from resume import Run, set_epoch
-from utility import (AverageMeter, Progress, UserError, average_over_ranks, broadcast, check_agreement, logger, peak_memory_mb,
-                     rank)
+from nas import collapse
+from nas.architect import Architect, frozen, weight_parameters
+from pipeline.loader import TRAIN, VALID, BatchLoader, DatasetImages
+from runtime.checkpoint import remove_numbered, save_params, write_text
+from runtime.errors import UserError
+from runtime.log import AverageMeter, Progress, logger, peak_memory_mb
+from runtime.parallel import average_over_ranks, broadcast, check_agreement, rank
+from runtime.run import Run, set_epoch
+from training.engine import accuracy, agree, check_finite, evaluate, mean_over_ranks, to_batch
 
 
 class DARTSearch(paddleslim.nas.DARTSearch):
@@ -145,7 +146,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             image, label = to_batch(next(forever(self.valid_loader)))
             signs['eigenvalue'] = self.architect.dominant_eigenvalue(image, label)
         if signs:
-            logger.info('Epoch %d, %s', epoch, ', '.join('{} {:.6g}'.format(name, value) for name, value in signs.items()))
+            logger.info('Epoch %d, %s', epoch, ', '.join(f'{name} {value:.6g}' for name, value in signs.items()))
         return signs
 
     def train_one_epoch(self, train_loader, valid_loader, architect, optimizer, epoch):
@@ -240,7 +241,7 @@ def as_loader(reader, batch_size, use_multiprocess=False, seed=0, stream=TRAIN, 
     if callable(reader):
         return _FunctionLoader(reader)
     raise UserError('a reader must be a paddle.io.Dataset, an iterable that can be started anew, or a function that returns '
-                    'one, not a {}'.format(type(reader).__name__))
+                    f'one, not a {type(reader).__name__}')
 
 
 class _FunctionLoader:
@@ -275,7 +276,7 @@ def _length(loader):
 
 def _device_name(place):
     """'cpu' or 'gpu:0' for a paddle place."""
-    return 'gpu:{}'.format(place.get_device_id()) if isinstance(place, paddle.CUDAPlace) else 'cpu'
+    return f'gpu:{place.get_device_id()}' if isinstance(place, paddle.CUDAPlace) else 'cpu'
 
 
 def _genotype_of_attributes(model):

@@ -16,8 +16,10 @@ import time
 import numpy as np
 import paddle
 
-from checkpoint import Checkpoints, set_state, write_text
-from utility import UserError, logger, rank, world_size
+from runtime.checkpoint import Checkpoints, set_state, write_text
+from runtime.errors import UserError
+from runtime.log import logger
+from runtime.parallel import rank, world_size
 
 # Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
 FREE = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params', 'num_workers', 'use_multiprocess',
@@ -82,7 +84,7 @@ class Run:
         other = [name for name in sorted(saved) if name not in FREE and saved[name] != self.arguments.get(name, saved[name])]
         if other:
             raise UserError('--resume: the checkpoint was made with {}; now {}. Give the same, or start anew without --resume'.format(
-                ', '.join('--{}={}'.format(name, saved[name]) for name in other),
+                ', '.join(f'--{name}={saved[name]}' for name in other),
                 'it is ' + ', '.join(str(self.arguments[name]) for name in other)))
 
     def _restore(self, arrays, info):
@@ -90,7 +92,7 @@ class Run:
             logger.info('the checkpoint was made with Paddle %s, this is %s: the bits may differ', info['paddle'], paddle.__version__)
         set_state(self.model, _part(arrays, 'model/'), '--resume: the checkpoint')
         for i, value in enumerate(self.statistics):
-            value.set_value(arrays['rank{}/{}'.format(rank(), i)])
+            value.set_value(arrays[f'rank{rank()}/{i}'])
         self.epoch, self.step = info['epoch'], info['step']
         self.results, self.metrics, self.seed[0] = info['results'], info['metrics'], info['seed']
         self.schedule.set_state_dict(info['schedule'])
@@ -100,7 +102,7 @@ class Run:
         if info['arguments'].get('epochs') != self.arguments.get('epochs'):
             self.schedule.step(self.epoch)  # the curve of the new number of epochs, at this epoch
         for i, (optimizer, parameters) in enumerate(self.optimizers):
-            set_optimizer_state(optimizer, parameters, _part(arrays, 'optimizer{}/'.format(i)))
+            set_optimizer_state(optimizer, parameters, _part(arrays, f'optimizer{i}/'))
         own = info['ranks'][rank()]
         self.random, self.loader_states, self.meters = own['epoch_random'], own['loaders'], own['meters']
         set_random_states(own['random'])
@@ -186,12 +188,12 @@ class Run:
             return None
         arrays = {'model/' + name: value.numpy() for name, value in self.model.state_dict().items()}
         for i, (optimizer, parameters) in enumerate(self.optimizers):
-            arrays.update(('optimizer{}/{}'.format(i, name), value) for name, value in optimizer_state(optimizer, parameters).items())
-        arrays.update(('rank{}/{}'.format(r, i), value) for r, (_, values) in enumerate(everyone) for i, value in enumerate(values))
+            arrays.update((f'optimizer{i}/{name}', value) for name, value in optimizer_state(optimizer, parameters).items())
+        arrays.update((f'rank{r}/{i}', value) for r, (_, values) in enumerate(everyone) for i, value in enumerate(values))
         wrong = [name for name, value in arrays.items() if value.dtype.kind == 'f' and not np.isfinite(value).all()]
         if wrong:
-            raise UserError('{} is not finite at epoch {}, step {}, learning rate {:g}: try a lower --learning_rate or --grad_clip; '
-                            'the last checkpoint is whole'.format(wrong[0], self.epoch, self.step, self.schedule.get_lr()), status=1)
+            raise UserError(f'{wrong[0]} is not finite at epoch {self.epoch}, step {self.step}, learning rate {self.schedule.get_lr():g}: try a lower --learning_rate or --grad_clip; '
+                            'the last checkpoint is whole', status=1)
         info = {'epoch': self.epoch, 'step': self.step, 'results': self.results, 'metrics': self.metrics,
                 'seed': self.seed[0], 'schedule': self.schedule.state_dict(),
                 'scaler': self.scaler and {name: np.asarray(value).tolist() for name, value in self.scaler.state_dict().items()},
@@ -270,13 +272,13 @@ def optimizer_state(optimizer, parameters):
     place = {parameter.name: i for i, parameter in enumerate(parameters)}
     # Until its first step an optimizer keeps what it was given apart, and some versions of Paddle then hand out nothing.
     state = dict(getattr(optimizer, '_accumulators_holder', {}), **optimizer.state_dict())
-    arrays = {'{}/master'.format(place[name]): value.numpy() for name, value in state.get('master_weights', {}).items()}
+    arrays = {f'{place[name]}/master': value.numpy() for name, value in state.get('master_weights', {}).items()}
     for name, value in state.items():
         match = re.fullmatch(r'(.*)_((?:velocity|moment1|moment2|beta1_pow_acc|beta2_pow_acc)_0)', name)
         if match:
             i, value = place[match.group(1)], value.numpy()
             if match.group(2) != 'velocity_0' or value.any() or parameters[i].grad is not None:
-                arrays['{}/{}'.format(i, match.group(2))] = value
+                arrays[f'{i}/{match.group(2)}'] = value
     return arrays
 
 
@@ -290,14 +292,14 @@ def set_optimizer_state(optimizer, parameters, arrays):
     stepped = [name for name in arrays if name.endswith('/velocity_0')]
     if stepped:
         dtype = arrays[stepped[0]].dtype
-        arrays = dict({'{}/velocity_0'.format(i): np.zeros(p.shape, dtype) for i, p in enumerate(parameters)}, **arrays)
+        arrays = dict({f'{i}/velocity_0': np.zeros(p.shape, dtype) for i, p in enumerate(parameters)}, **arrays)
     state, masters = {}, {}
     for name, value in arrays.items():
         i, part = name.split('/')
         if part == 'master':
             masters[parameters[int(i)].name] = paddle.to_tensor(value)
         else:
-            state['{}_{}'.format(parameters[int(i)].name, part)] = paddle.to_tensor(value)
+            state[f'{parameters[int(i)].name}_{part}'] = paddle.to_tensor(value)
     for name in stepped:
         parameter = parameters[int(name.split('/')[0])]
         parameter.grad = paddle.zeros_like(parameter)

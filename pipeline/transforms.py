@@ -31,7 +31,7 @@ class Augmentation:
 
     def __str__(self):
         return 'padded by {} and cropped, {}flipped, {}'.format(
-            self.padding, '' if self.flip else 'not ', 'cutout of {0}x{0}'.format(self.cutout_length)
+            self.padding, '' if self.flip else 'not ', f'cutout of {self.cutout_length}x{self.cutout_length}'
             if self.cutout_length else 'no cutout')
 
     def plain(self):

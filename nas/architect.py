@@ -19,7 +19,7 @@ import contextlib
 
 import paddle
 
-from utility import average_over_ranks
+from runtime.parallel import average_over_ranks
 
 
 class Architect:

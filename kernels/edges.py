@@ -22,9 +22,20 @@ import numpy as np
 import paddle
 import paddle.nn as nn
 
-from compiled import addresses, available, geometry, group_size, on_all_cores
-from edge_loops import (AVERAGE, IDENTITY, LARGEST, add_up, backward_pass, forward_pass, gradient_sums, pool_backward, pool_forward, sum_groups,
-                        update_statistics)
+from kernels.compiled import addresses, available, geometry, group_size, on_all_cores
+from kernels.edge_loops import (
+    AVERAGE,
+    IDENTITY,
+    LARGEST,
+    add_up,
+    backward_pass,
+    forward_pass,
+    gradient_sums,
+    pool_backward,
+    pool_forward,
+    sum_groups,
+    update_statistics,
+)
 
 
 class Edges:

@@ -24,10 +24,10 @@ import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
 
-from convolutions import DepthwiseConv2D, PointwiseConv2D
-from edges import Edges
+from kernels.convolutions import DepthwiseConv2D, PointwiseConv2D
+from kernels.edges import Edges
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
-from utility import logger
+from runtime.log import logger
 
 POOLS = (nn.MaxPool2D, nn.AvgPool2D)
 

@@ -24,12 +24,13 @@ else:
         # What numba keeps of a function holds those that it calls too, but goes by the age of its own file only: one place for each state of all files.
         here = pathlib.Path(__file__).parent
         state = zlib.crc32(b''.join((here / name).read_bytes() for name in ('compiled.py', 'convolutions.py', 'edge_loops.py')))
-        numba.config.CACHE_DIR = str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / 'loops-{:08x}'.format(state))
+        numba.config.CACHE_DIR = str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / f'loops-{state:08x}')
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-from utility import cpu_threads, logger  # noqa: E402
+from runtime.log import logger  # noqa: E402
+from runtime.parallel import cpu_threads  # noqa: E402
 
 _said = []
 
@@ -48,7 +49,7 @@ def available(x):
         _say_once('convolutions run as Paddle computes them on a CPU, partly on one core: ' + why_not)
         return False
     if not _said:
-        _say_once('convolutions run on {} cores, compiled by numba'.format(cpu_threads()))
+        _say_once(f'convolutions run on {cpu_threads()} cores, compiled by numba')
     return True
 
 

@@ -5,7 +5,7 @@ import re
 import paddle
 import paddle.nn as nn
 
-from utility import peak_memory_mb
+from runtime.log import peak_memory_mb
 
 
 def count_parameters(network, auxiliary=True):
@@ -74,19 +74,19 @@ def summary(network, image_shape, batch_size):
     row = '{:<18} {:>20} {:>14} {:>16} {:>14}'.format
     lines = [row('part', 'output', 'parameters', 'multiply-adds', 'activations')]
     for name, inside in parts.items():
-        lines.append(row(name, str([batch_size] + inside[-1].shape[1:]), '{:,}'.format(_parameters(network, name)),
-                         '{:,}'.format(sum(call.macs for call in inside)), _megabytes(batch_size * sum(call.size for call in inside))))
+        lines.append(row(name, str([batch_size] + inside[-1].shape[1:]), f'{_parameters(network, name):,}',
+                         f'{sum(call.macs for call in inside):,}', _megabytes(batch_size * sum(call.size for call in inside))))
     if _parameters(network, 'auxiliary_head'):
         lines.append(row('auxiliary_head', 'in training', '{:,}'.format(_parameters(network, 'auxiliary_head')), '', ''))
     architecture = sum(p.size for p in network.arch_parameters()) if hasattr(network, 'arch_parameters') else 0
     parameters = count_parameters(network) - architecture
-    lines.append(row('all', '', '{:,}'.format(parameters), '{:,}'.format(sum(call.macs for call in calls)),
+    lines.append(row('all', '', f'{parameters:,}', f'{sum(call.macs for call in calls):,}',
                      _megabytes(batch_size * sum(call.size for call in calls))))
     lines.append('parameters: {}{}'.format(_megabytes(parameters),
-                                           ', and {} of the architecture'.format(architecture) if architecture else ''))
+                                           f', and {architecture} of the architecture' if architecture else ''))
     output = network(paddle.zeros([batch_size] + list(image_shape)))
     (output[0] if isinstance(output, tuple) else output).sum().backward()
-    lines.append('memory of this process at most, a batch of {} forward and backward: {:.0f} MB'.format(batch_size, peak_memory_mb()))
+    lines.append(f'memory of this process at most, a batch of {batch_size} forward and backward: {peak_memory_mb():.0f} MB')
     return '\n'.join(lines)
 
 
@@ -95,4 +95,4 @@ def _parameters(network, part):
 
 
 def _megabytes(elements):
-    return '{:.1f} MB'.format(elements * 4 / 2**20)
+    return f'{elements * 4 / 2**20:.1f} MB'

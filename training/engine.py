@@ -9,8 +9,9 @@ import math
 import paddle
 import paddle.nn.functional as F
 
-from utility import (AverageMeter, Progress, UserError, average_over_ranks, check_agreement, logger, peak_memory_mb,
-                     sum_over_ranks)
+from runtime.errors import UserError
+from runtime.log import AverageMeter, Progress, logger, peak_memory_mb
+from runtime.parallel import average_over_ranks, check_agreement, sum_over_ranks
 
 
 class Precision:
@@ -109,8 +110,8 @@ def agree(model):
 def check_finite(loss, epoch, step, optimizer):
     """Stop a run whose loss is not finite. Raises UserError (status 1) with what may help."""
     if not math.isfinite(loss):
-        raise UserError('the loss is {} at epoch {}, step {}, learning rate {:g}: try a lower --learning_rate or '
-                        '--grad_clip'.format(loss, epoch, step, optimizer.get_lr()), status=1)
+        raise UserError(f'the loss is {loss} at epoch {epoch}, step {step}, learning rate {optimizer.get_lr():g}: try a lower --learning_rate or '
+                        '--grad_clip', status=1)
 
 
 @paddle.no_grad()

@@ -12,8 +12,10 @@ import zlib
 
 import numpy as np
 
-from checkpoint import atomic_write, load_arrays
-from utility import UserError, first_rank_first, logger
+from runtime.checkpoint import atomic_write, load_arrays
+from runtime.errors import UserError
+from runtime.log import logger
+from runtime.parallel import first_rank_first
 
 CIFAR10_URL = 'https://dataset.bj.bcebos.com/cifar%2Fcifar-10-python.tar.gz'
 CIFAR10_MD5 = 'c58f30108f718f92721af3b95e74349a'
@@ -21,7 +23,7 @@ CIFAR100_URL = 'https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz'
 CIFAR100_MD5 = 'eb9058c3a382ffc7106e4002c42a8d85'
 CIFAR = {'cifar10': (CIFAR10_URL, CIFAR10_MD5, 'cifar-10-python.tar.gz'),
          'cifar100': (CIFAR100_URL, CIFAR100_MD5, 'cifar-100-python.tar.gz')}
-DATASET_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'dataset')
+DATASET_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset')
 DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: CIFAR-10, if it is there
 
 
@@ -36,7 +38,7 @@ def _cifar_archive(name, data):
     url, md5, file_name = CIFAR[name]
     if data is not None and (data != DEFAULT_DATA or name == 'cifar10' and os.path.exists(data)):
         if not os.path.exists(data):
-            raise UserError('--data: {} does not exist; give the CIFAR archive or the folder it unpacks to'.format(data))
+            raise UserError(f'--data: {data} does not exist; give the CIFAR archive or the folder it unpacks to')
         if os.path.isfile(data) and _md5(data) != md5:
             logger.info('--data: %s is not the official %s (another md5); taken since it was asked for', data, file_name)
         return data
@@ -49,8 +51,8 @@ def _cifar_archive(name, data):
 def download(url, path, md5):
     """Download url to path, whole or not at all. Raises UserError (status 1) that names what to do without a network."""
     def failure(reason):
-        return UserError('cannot download {} ({}): give --data PATH with an archive you have, or --dataset=digits, which needs '
-                         'no download'.format(url, reason), status=1)
+        return UserError(f'cannot download {url} ({reason}): give --data PATH with an archive you have, or --dataset=digits, which needs '
+                         'no download', status=1)
 
     def chunks():
         try:
@@ -67,7 +69,7 @@ def download(url, path, md5):
                 f.write(chunk)
                 digest.update(chunk)
         if digest.hexdigest() != md5:
-            raise failure('what arrived has another md5 than {}'.format(md5))
+            raise failure(f'what arrived has another md5 than {md5}')
 
 
 def _md5(path):
@@ -93,7 +95,7 @@ def members(file_name, data_name):
             for member in sorted(members, key=lambda m: m.name):
                 yield member.name, archive.extractfile(member)
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UserError('--data: {} cannot be read, it may be truncated or no archive: {}'.format(file_name, error))
+        raise UserError(f'--data: {file_name} cannot be read, it may be truncated or no archive: {error}')
 
 
 def cifar_batch(where, file):
@@ -106,5 +108,5 @@ def cifar_batch(where, file):
                 or labels.dtype.kind not in 'iu'):
             raise ValueError('it must hold data [N, 3072] of uint8 and N labels')
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError('--data: {} is not a CIFAR batch: {}'.format(where, str(error) or type(error).__name__))
+        raise UserError(f'--data: {where} is not a CIFAR batch: {str(error) or type(error).__name__}')
     return data.reshape(-1, 3, 32, 32), labels.astype('int64')

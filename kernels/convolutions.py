@@ -6,9 +6,23 @@ import numpy as np
 import paddle
 import paddle.nn as nn
 
-import compiled
-from compiled import (addresses, collect, convolve, convolve_backward, convolve_weight, floats, geometry, jit, line_to_pixels, multiply,
-                      multiply_weight, on_all_cores, pixels_to_line, spread)
+from kernels import compiled
+from kernels.compiled import (
+    addresses,
+    collect,
+    convolve,
+    convolve_backward,
+    convolve_weight,
+    floats,
+    geometry,
+    jit,
+    line_to_pixels,
+    multiply,
+    multiply_weight,
+    on_all_cores,
+    pixels_to_line,
+    spread,
+)
 
 
 class DepthwiseConv2D(nn.Conv2D):

@@ -19,8 +19,10 @@ import numpy as np
 import paddle
 from paddle.io import DataLoader, Dataset
 
-from transforms import load_photo
-from utility import UserError, logger, rank, world_size
+from pipeline.transforms import load_photo
+from runtime.errors import UserError
+from runtime.log import logger
+from runtime.parallel import rank, world_size
 
 SHARED_MEMORY = '/dev/shm'  # through which worker processes hand over their batches
 
@@ -111,8 +113,7 @@ class ImageFiles(Dataset):
         """Itself, if all labels are below class_num. Raises UserError that names the first image with another one."""
         wrong = np.flatnonzero(self.labels >= class_num)
         if len(wrong):
-            raise UserError('--class_num: {}label {}, {} classes allow 0 to {}'.format(
-                self.where[wrong[0]], self.labels[wrong[0]], class_num, class_num - 1))
+            raise UserError(f'--class_num: {self.where[wrong[0]]}label {self.labels[wrong[0]]}, {class_num} classes allow 0 to {class_num - 1}')
         return self
 
     def batch(self, indices, uniform):
@@ -151,7 +152,7 @@ class DatasetImages:
                     len(self.dataset))
         labels = [int(np.asarray(self.dataset[i][1]).reshape(())) for i in range(len(self.dataset))]
         if min(labels) < 0:
-            raise UserError('image {} of the data has the label {}; labels count from 0'.format(labels.index(min(labels)), min(labels)))
+            raise UserError(f'image {labels.index(min(labels))} of the data has the label {min(labels)}; labels count from 0')
         return max(labels) + 1
 
     def plain(self):
@@ -233,7 +234,7 @@ class BatchLoader:
                     read += 1
                     yield image, label
                 elif self.train and world_size() > 1:  # the other ranks would wait for this one's gradient
-                    raise UserError('none of the {} images of a batch could be read'.format(self.batch_size), status=1)
+                    raise UserError(f'none of the {self.batch_size} images of a batch could be read', status=1)
         except SystemError as error:  # Paddle's word that its reading thread has failed
             cause = _thread_failures.pop() if _thread_failures else error
             if 'exited unexpectedly' not in str(cause) and cause is not error:
@@ -244,7 +245,7 @@ class BatchLoader:
             if workers:
                 ready._try_shutdown_all(1)  # seconds; a pass that is left half-way would keep its workers
         if self.train and len(batches) and not first and not read:
-            raise UserError('none of the {} images could be read'.format(len(self.source)), status=1)
+            raise UserError(f'none of the {len(self.source)} images could be read', status=1)
 
     def _plan(self, order):
         """Cut an epoch's order into what this rank reads: for each batch (images of all ranks, first, last of this rank's)."""

@@ -6,8 +6,20 @@ Each is called by compiled.on_all_cores with a part of its jobs, range(begin, en
 """
 import numpy as np
 
-from compiled import (collect, convolve, convolve_backward, convolve_weight, fill, floats, jit, line_to_pixels, multiply, multiply_weight,
-                      pixels_to_line, spread)
+from kernels.compiled import (
+    collect,
+    convolve,
+    convolve_backward,
+    convolve_weight,
+    fill,
+    floats,
+    jit,
+    line_to_pixels,
+    multiply,
+    multiply_weight,
+    pixels_to_line,
+    spread,
+)
 
 ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
 LARGEST, AVERAGE, IDENTITY = 0, 1, 2  # kinds of what is no convolution

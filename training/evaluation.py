@@ -9,12 +9,14 @@ import paddle
 
 import genotypes
 import model as networks
-from checkpoint import load_model, save_model, set_state
-from engine import Precision, evaluate, fit
-from resume import Run
-from summary import count_macs, count_parameters
-from utility import UserError, broadcast, logger, rank
-from vdl import visual_log
+from pictures.vdl import visual_log
+from runtime.checkpoint import load_model, save_model, set_state
+from runtime.errors import UserError
+from runtime.log import logger
+from runtime.parallel import broadcast, rank
+from runtime.run import Run
+from training.engine import Precision, evaluate, fit
+from training.summary import count_macs, count_parameters
 
 # What decides a network's shape, as the flags and as best_model.json call it.
 SHAPE = ('init_channels', 'layers', 'class_num', 'auxiliary')
@@ -43,7 +45,7 @@ def build(description, **options):
         if options and network is networks.NetworkCIFAR:
             options = {}
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError('--pretrained: its .json does not describe a network: {}'.format(error))
+        raise UserError(f'--pretrained: its .json does not describe a network: {error}')
     return network(init_channels, class_num, layers, bool(auxiliary), genotype, **options)
 
 
@@ -64,7 +66,7 @@ def load(path, network, args, given, **options):
                 path, description.get('network'), network))
         for flag, name in [('arch', 'genotype')] + [(name, name) for name in SHAPE]:
             if flag in given and asked[name] != description.get(name):
-                raise UserError('--{}: {} was made with another one; leave the flag out'.format(flag, path))
+                raise UserError(f'--{flag}: {path} was made with another one; leave the flag out')
     model = build(description, **options)
     set_state(model, state, '--pretrained: ' + path)
     data = description.get('data')
@@ -117,7 +119,7 @@ def score(model, loader, args):
     """Score a network on every image of a loader and print the result on standard output."""
     loss, top1, top5 = evaluate(model, loader, Precision(args.amp_level, args.amp_dtype, model))
     if rank() == 0:
-        print('valid_acc {:.6f}, valid_acc5 {:.6f}, valid_loss {:.6f}, {} images'.format(top1, top5, loss, len(loader.source)))
+        print(f'valid_acc {top1:.6f}, valid_acc5 {top5:.6f}, valid_loss {loss:.6f}, {len(loader.source)} images')
 
 
 class _LogitsOnly(paddle.nn.Layer):
@@ -143,5 +145,5 @@ def export(model, path, image_shape):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         paddle.jit.save(inference, path, input_spec=[paddle.static.InputSpec([None] + list(image_shape), name='image')])
     except OSError as error:
-        raise UserError('--export: cannot write {}: {}'.format(path, error.strerror or error), status=1)
-    print('exported to {}.*'.format(path))
+        raise UserError(f'--export: cannot write {path}: {error.strerror or error}', status=1)
+    print(f'exported to {path}.*')

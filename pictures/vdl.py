@@ -5,9 +5,10 @@ import os
 
 import numpy as np
 
-import plots
 from genotypes import from_dict
-from utility import UserError, rank
+from pictures import film as plots
+from runtime.errors import UserError
+from runtime.parallel import rank
 from visualize import Epoch
 
 GROUPS = {'train': 'train', 'valid': 'valid', 'lr': 'train', 'seconds': 'cost', 'reader': 'cost', 'batch': 'cost', 'images': 'cost',
@@ -38,7 +39,7 @@ class VisualLog:
         for name, value in metrics.items():
             if name != 'epoch' and isinstance(value, (int, float)):
                 group = GROUPS.get(name.split('_')[0], 'search')
-                self.writer.add_scalar('{}/{}'.format(group, name), value, epoch)
+                self.writer.add_scalar(f'{group}/{name}', value, epoch)
         for name, values in zip(('alphas_normal', 'alphas_reduce', 'betas_normal', 'betas_reduce'), metrics.get('alphas', [])):
             self.writer.add_histogram('architecture/' + name, np.asarray(values).reshape(-1), epoch)
         if metrics['genotype'] != self.genotype:  # a film of what changed, not of every epoch

@@ -1,0 +1,1 @@
+"""What every script needs: flags, log, device and ranks, checkpoints."""

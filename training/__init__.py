@@ -1,0 +1,1 @@
+"""The loops and files that train.py and train_imagenet.py share."""
