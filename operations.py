@@ -10,8 +10,6 @@ import paddle
 import paddle.nn as nn
 from paddle.nn.initializer import KaimingUniform, Uniform
 
-from kernels.convolutions import DepthwiseConv2D, PointwiseConv2D
-
 OPS = {
     'none': lambda c, stride, affine: Zero(stride),
     'avg_pool_3x3': lambda c, stride, affine: nn.AvgPool2D(3, stride, padding=1, exclusive=True),
@@ -31,13 +29,8 @@ def conv2d(c_in, c_out, kernel_size, stride=1, padding=0, dilation=1, groups=1):
 
     This is PyTorch's default, with which the authors' results were made; Paddle's own default is a wider normal distribution.
     """
-    layer = nn.Conv2D
-    if groups == c_in == c_out and groups > 1:
-        layer = DepthwiseConv2D
-    elif groups == 1 and (kernel_size, stride, padding) == (1, 1, 0):
-        layer = PointwiseConv2D
-    return layer(c_in, c_out, kernel_size, stride, padding, dilation, groups, bias_attr=False,
-                 weight_attr=KaimingUniform(negative_slope=math.sqrt(5), nonlinearity='leaky_relu'))
+    return nn.Conv2D(c_in, c_out, kernel_size, stride, padding, dilation, groups, bias_attr=False,
+                     weight_attr=KaimingUniform(negative_slope=math.sqrt(5), nonlinearity='leaky_relu'))
 
 
 def linear(c_in, c_out):
@@ -147,12 +140,9 @@ class FactorizedReduce(nn.Layer):
         self.bn = batch_norm(c_out, affine)
 
     def forward(self, x):
-        return self.bn(self.convolve(self.relu(x)))
-
-    def convolve(self, x):
-        """What lies between the ReLU and the batch norm."""
+        x = self.relu(x)
         shifted = x[:, :, 1:, 1:]
         odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
         if odd_h or odd_w:  # the shifted half would come out a pixel smaller; the authors' code fails here
             shifted = nn.functional.pad(shifted, [0, odd_w, 0, odd_h])
-        return paddle.concat([self.conv_1(x), self.conv_2(shifted)], axis=1)
+        return self.bn(paddle.concat([self.conv_1(x), self.conv_2(shifted)], axis=1))

@@ -1,12 +1,14 @@
-"""The images that the scripts read. To use data of your own, change this file:
+"""The data sets that the scripts read. To use your own data, change this file:
 
-    train_search    the two halves of a training set, for search.py
-    train_valid     the training or the test set, for train.py
-    cifar10_reader  the (image, label) pairs of a CIFAR archive; put a function of yours in its place
-    imagenet_reader the training or the validation set of a folder with image lists, for train_imagenet.py
+    train_search      the two halves of a training set, for search.py
+    train_valid       the training or the test set, for train.py
+    cifar10_reader    the (image, label) pairs of a CIFAR archive; replace the call of it by one of your own function
+    imagenet_reader   the training or the validation images of a folder with image lists, for train_imagenet.py
 
-Such a function returns (image, label) pairs, all images of one size: uint8 arrays [3, H, W], [H, W, 3], [H, W] or PIL images are
-augmented and normalised, float arrays are taken as they are. Or it returns a paddle.io.Dataset of (float image [3, H, W], label).
+Such a function returns (image, label) pairs, all images of one size: uint8 arrays [3, H, W], [H, W, 3] or [H, W] or PIL images are
+augmented and normalised; float arrays [3, H, W] are used as they are. Or it returns a paddle.io.Dataset of (float array, label).
+
+Of `args`, a script's arguments, nothing is passed on: the modules in pipeline/ take explicit values.
 """
 import os
 
@@ -15,11 +17,16 @@ from paddle.io import Dataset
 
 from pipeline import transforms
 from pipeline.archives import cifar_archive, cifar_batch, members
-from pipeline.loader import ORDER, TRAIN, VALID, ArrayImages, BatchLoader, DatasetImages, ImageFiles, generator
+from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
+from pipeline.sources import ArrayImages, DatasetImages, ImageFiles
 from runtime.errors import UserError
 from runtime.log import logger
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
+IMAGENET_SIZE = 224  # pixels a side
+
+# The names that a folder of --dataset=folder may give its parts, in any case.
+SPLITS = {'train': ('train', 'training'), 'test': ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'evaluation')}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -28,131 +35,131 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.pgm', '.tif
 
 
 def train_search(batch_size, train_portion, is_shuffle, args):
-    """Split the training set by the seed into the search's two halves; the split is the same on every rank.
+    """Split the training set into the two halves of a search; the split follows from the seed and is the same on every rank.
 
-    batch_size: images a batch on each rank. train_portion: the share of the images that trains the weights; the others train
+    batch_size: images per batch on each rank. train_portion: the fraction of the images that trains the weights; the others train
     the architecture. is_shuffle: False keeps the order of the archive.
-    Returns two BatchLoaders, (train, valid), both augmented.
+    Returns two BatchLoaders, (train, valid), both with augmentation.
     """
     if _dataset(args) == 'cifar10':
-        # To search on your own data, put a function of yours here that returns (image, label) pairs.
+        # To search on your own data, replace this call by one of a function that returns (image, label) pairs.
         pairs = cifar10_reader(cifar_archive('cifar10', _data(args)), 'data_batch', is_shuffle, args)
     else:
         pairs = other_reader(True, args)
-    source = as_source(pairs, args)
+    source = as_source(pairs, _augmentation_options(args))
     order = np.arange(len(source))
     if is_shuffle:
-        order = generator(args, ORDER).permutation(order)
-    order = at_most(order, args.trainset_num)
+        order = generator(_seed(args), ORDER).permutation(order)
+    order = first_images(order, args.trainset_num)
     split_point = int(np.floor(train_portion * len(order)))
     if not 0 < split_point < len(order):
         raise UserError(f'--train_portion: {train_portion:g} of {len(order)} images leaves one half of the search empty')
     logger.info('%d images: %d train the weights, %d the architecture; %s', len(order), split_point, len(order) - split_point,
-                source.transform or 'taken as they are')
-    return [BatchLoader(source.subset(half), batch_size, is_shuffle, stream, args)
+                source.transform or 'used as they are')
+    return [BatchLoader(source.subset(half), batch_size, shuffle=is_shuffle, stream=stream, **_loader_options(args))
             for half, stream in ((order[:split_point], TRAIN), (order[split_point:], VALID))]
 
 
 def train_valid(batch_size, is_train, is_shuffle, args):
-    """The training set, augmented, or the whole test set as it is, for train.py. Returns a BatchLoader."""
+    """The training set with augmentation, or the whole test set without, for train.py. Returns a BatchLoader."""
     if _dataset(args) == 'cifar10':
         pairs = cifar10_reader(cifar_archive('cifar10', _data(args)), 'data_batch' if is_train else 'test_batch', is_shuffle, args)
     else:
         pairs = other_reader(is_train, args)
-    source = as_source(pairs, args)
+    source = as_source(pairs, _augmentation_options(args))
     if not is_train:
-        return BatchLoader(source.plain(), batch_size, False, VALID, args, train=False)
+        return BatchLoader(source.plain(), batch_size, shuffle=False, stream=VALID, train=False, **_loader_options(args))
     order = np.arange(len(source))
     if is_shuffle:
-        order = generator(args, ORDER).permutation(order)
-    order = at_most(order, args.trainset_num)
-    logger.info('%d images train; %s', len(order), source.transform or 'taken as they are')
-    return BatchLoader(source.subset(order), batch_size, is_shuffle, TRAIN, args)
+        order = generator(_seed(args), ORDER).permutation(order)
+    order = first_images(order, args.trainset_num)
+    logger.info('%d training images; %s', len(order), source.transform or 'used as they are')
+    return BatchLoader(source.subset(order), batch_size, shuffle=is_shuffle, stream=TRAIN, **_loader_options(args))
 
 
 def cifar10_reader(file_name, data_name, is_shuffle, args):
     """Read the batches of a CIFAR archive (.tar.gz) or of the folder it unpacks to.
 
-    data_name: 'data_batch' or 'test_batch' ('train' or 'test' in CIFAR-100), what the wanted members' names begin with. Members are
-    read in place, nothing is unpacked. is_shuffle shuffles by args.seed.
+    data_name: 'data_batch' or 'test_batch' ('train' or 'test' for CIFAR-100). Members are read in place, nothing is unpacked.
+    is_shuffle: shuffle by args.seed.
     Returns a sequence of (image, label) pairs, image a uint8 array [3, 32, 32].
-    Raises UserError for an archive that can't be read or holds something else.
+    Raises UserError for an archive that cannot be read or holds something else.
     """
-    # Large from the start, so that the C library maps it by itself and can let it grow where it is.
+    # Allocated large, so that the C library maps the memory by itself and resizing does not copy it.
     images, labels = np.empty((1 << 15, 3, 32, 32), 'uint8'), []
     images.resize((0,) + images.shape[1:], refcheck=False)
     for name, file in members(file_name, data_name):
         data, label = cifar_batch(f'{file_name}: {name}', file)
-        # Grown in place: the images are never held twice, as concatenating parts would.
+        # Grown in place: concatenating parts would hold all images twice.
         images.resize((len(images) + len(data),) + images.shape[1:], refcheck=False)
         images[-len(data):] = data
         labels.append(label)
-        del data  # before the next one is read
+        del data  # before the next batch is read
     if not labels:
-        raise UserError(f"--data: {file_name} holds no file whose name begins with '{data_name}'; give the CIFAR archive for Python "
-                        'or the folder it unpacks to')
+        raise UserError(f'--data: {file_name} holds no {data_name} file; give the CIFAR archive for Python or the folder it unpacks to')
     pairs = ArrayImages(images, np.concatenate(labels))
-    return pairs.subset(generator(args, ORDER).permutation(len(pairs))) if is_shuffle else pairs
+    return pairs.subset(generator(_seed(args), ORDER).permutation(len(pairs))) if is_shuffle else pairs
 
 
-def imagenet_reader(data_dir, mode):
-    """The images that a list names, for train_imagenet.py.
+def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
+    """The images of a list, for train_imagenet.py.
 
-    data_dir: the folder that holds train_list.txt and val_list.txt, whose lines are `relative/path label`. mode: 'train', cropped
-    and flipped at random, or 'val', the centre of the image.
-    Returns ImageFiles of 224x224. Raises UserError that names the line at fault.
+    data_dir: the folder with train_list.txt and val_list.txt, whose lines are `relative/path label` (separated by a space or a tab).
+    mode: 'train', cropped and flipped at random, or 'val', the centre of each image. size: pixels a side.
+    Returns ImageFiles. Raises UserError that names the line at fault.
     """
     list_name = os.path.join(data_dir, {'train': 'train_list.txt', 'val': 'val_list.txt'}[mode])
     try:
-        with open(list_name, encoding='utf-8') as f:
+        if not os.path.isfile(list_name):  # a device or a pipe would be read for ever
+            raise OSError('no such file')
+        with open(list_name, encoding='utf-8-sig') as f:
             lines = f.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError('--data_dir: {} cannot be read: {}; it is to hold a line "relative/path label" for each image'.format(
-            list_name, getattr(error, 'strerror', None) or error))
-    paths, labels, where = [], [], []
+        raise UserError(f'--data_dir: {list_name} cannot be read: {getattr(error, "strerror", None) or error}; it must hold a line '
+                        '"relative/path label" for each image')
+    paths, labels, origins = [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        path, _, label = line.rstrip().rpartition(' ')  # the path itself may hold spaces
+        path, _, label = line.rstrip().replace('\t', ' ').rpartition(' ')  # the path itself may contain spaces
         if not path or not (label.isascii() and label.isdecimal()) or len(label) > 9:
             raise UserError(f'--data_dir: {list_name}, line {number}: {line!r:.80} is not "relative/path label"')
         paths.append(os.path.join(data_dir, path.rstrip()))
         labels.append(int(label))
-        where.append(f'{list_name}, line {number}: ')
+        origins.append(f'{list_name}, line {number}: ')
     if not paths:
         raise UserError(f'--data_dir: {list_name} names no image')
-    crop = transforms.RandomResizedCrop(224) if mode == 'train' else transforms.CentreCrop(224, share=224 / 256)
-    return ImageFiles(paths, labels, where, crop, transforms.Augmentation(*transforms.IMAGENET_PIXELS), max(labels) + 1)
+    crop = transforms.RandomResizedCrop(size) if mode == 'train' else transforms.CentreCrop(size, share=224 / 256)
+    return ImageFiles(paths, labels, origins, crop, transforms.Augmentation(*transforms.IMAGENET_PIXELS), max(labels) + 1)
 
 
-def at_most(order, trainset_num):
-    """The first trainset_num of the images in `order`; the log says what is left out."""
+def first_images(order, trainset_num):
+    """The first trainset_num entries of `order`; logs how many are left out."""
     if len(order) > trainset_num:
         logger.info('--trainset_num=%d: %d of the %d training images are left out', trainset_num, len(order) - trainset_num, len(order))
     return order[:trainset_num]
 
 
-def class_count(images, args, given):
-    """The classes a network needs: --class_num where it was given, and not too few, else those of the data.
+def class_count(images, class_num=None):
+    """The number of classes for a network.
 
-    images: a source or its loader. given: the names of the flags that were given.
+    images: a source or a BatchLoader. class_num: the value of --class_num, None where the flag was not given: then it is that of the data.
+    Raises UserError where the data has labels that class_num does not allow.
     """
-    num_classes = images.num_classes
-    if num_classes is None:  # only reading all of a user's data set tells
-        num_classes = args.class_num if 'class_num' in given else getattr(images, 'source', images).count_classes()
-    if num_classes == args.class_num:
-        return args.class_num
-    if 'class_num' not in given:
-        logger.info('the data has %d classes', num_classes)
-        return num_classes
-    if num_classes > args.class_num:
-        raise UserError(f'--class_num: {args.class_num} is not allowed: the labels of the data are 0 to {num_classes - 1}')
-    return args.class_num
+    source = getattr(images, 'source', images)
+    if source.num_classes is None:  # only reading all of a user's data set tells
+        return source.count_classes() if class_num is None else class_num
+    if class_num is None:
+        logger.info('the data has %d classes', source.num_classes)
+        return source.num_classes
+    if source.num_classes > class_num:
+        raise UserError(f'--class_num: {class_num} is not allowed: the labels of the data are 0 to {source.num_classes - 1}')
+    return class_num
 
 
 def image_shape(args):
     """The shape [3, H, W] of a data set's images, without reading them."""
-    size = {'digits': 8, 'folder': getattr(args, 'image_size', None) or 32}.get(_dataset(args), 32)
+    size = {'digits': 8, 'folder': _image_size(args)}.get(_dataset(args), 32)
     return [3, size, size]
 
 
@@ -167,72 +174,122 @@ def other_reader(is_train, args):
         return cifar10_reader(cifar_archive('cifar100', _data(args)), 'train' if is_train else 'test', False, args)
     if _dataset(args) == 'digits':
         return digits_reader(is_train)
-    return folder_reader(_data(args), is_train, args)
+    augmentation = augmentation_of('folder', _image_size(args), *_cutout(args))
+    return folder_reader(_data(args), is_train, size=_image_size(args), augmentation=augmentation, seed=_seed(args))
 
 
 def digits_reader(is_train):
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey-scale: every fifth image is for the test, the others train.
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey-scale: every fifth image is for the test, the others for training.
 
     Returns a list of (image, label) pairs, image a uint8 array [8, 8].
     """
-    from sklearn.datasets import load_digits  # comes with paddleslim
+    from sklearn.datasets import load_digits  # installed with PaddleSlim
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype('uint8')
     wanted = (np.arange(len(grey)) % 5 != 0) == bool(is_train)
     return list(zip(grey[wanted], digits.target[wanted]))
 
 
-def folder_reader(folder, is_train, args):
-    """A folder of image files, one folder a class: folder/train/<class>/* and folder/test/<class>/* (or val/), or
-    folder/<class>/*, of which the seed sets a fifth apart for the test.
+def folder_reader(folder, is_train, *, size, augmentation, seed):
+    """A folder of image files with one subfolder per class: folder/train/<class>/* and folder/test/<class>/* (or val/, see SPLITS),
+    or folder/<class>/*, of which a fifth of each class, drawn by the seed, is for the test.
 
-    Images are cut to their central square and brought to args.image_size pixels. Returns ImageFiles.
+    Images are cropped to their central square and resized to size x size pixels. Returns ImageFiles.
+    Raises UserError for a folder that holds something else.
     """
     if folder is None or not os.path.isdir(folder):
-        raise UserError(f'--data: {folder} is not a folder; --dataset=folder reads one folder of images a class')
-    parts = [part for part in ('train', 'test', 'val') if os.path.isdir(os.path.join(folder, part))]
-    split = parts[:1] == ['train'] and len(parts) > 1
-    root = os.path.join(folder, parts[0 if is_train else 1]) if split else folder
-    classes = _folders(os.path.join(folder, 'train') if split else folder)
-    paths, labels = [], []
-    for name in _folders(root):
+        raise UserError(f'--data: {folder} is not a folder; --dataset=folder reads a folder with one subfolder of images per class')
+    parts = _split_folders(folder)
+    root = os.path.join(folder, parts['train' if is_train else 'test']) if parts else folder
+    found = _images_by_class(root)
+    classes = sorted(_images_by_class(os.path.join(folder, parts['train']))) if parts else sorted(found)
+    for name in found:
         if name not in classes:
             raise UserError(f'--data: {root} holds the class {name}, which the training images do not have')
-        for path, _, files in sorted(os.walk(os.path.join(root, name))):
-            for file in sorted(files):
-                if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.'):
-                    paths.append(os.path.join(path, file))
-                    labels.append(classes.index(name))
-    if len(classes) < 2 or not paths:
-        raise UserError('--data: {} holds {} image{} in {} class{}; --dataset=folder reads one folder of images a class, two at '
-                        'least'.format(root, len(paths), '' if len(paths) == 1 else 's', len(classes),
-                                       '' if len(classes) == 1 else 'es'))
-    size = getattr(args, 'image_size', None) or 32
-    source = ImageFiles(paths, labels, [''] * len(paths), transforms.CentreCrop(size), _augmentation(args, size), len(classes))
-    if split:
-        return source
-    order = generator(args, ORDER).permutation(len(paths))
+    if len(classes) < 2 or not found:
+        raise UserError(f'--data: {root} holds {len(classes)} subfolder{"" if len(classes) == 1 else "s"} with images; --dataset=folder '
+                        'reads a folder with one subfolder of images per class, two at least')
+    _log_classes(root, found)
+    if not parts:
+        found = {name: _fifth(paths, not is_train, generator(seed, ORDER, number), name) for number, (name, paths) in
+                 enumerate(sorted(found.items()))}
+    paths = [path for name in classes for path in found.get(name, [])]
+    labels = [classes.index(name) for name in classes for _ in found.get(name, [])]
+    return ImageFiles(paths, labels, [''] * len(paths), transforms.CentreCrop(size), augmentation, len(classes))
+
+
+def _split_folders(folder):
+    """{'train': name, 'test': name} of the subfolders of a folder that is split already; {} where the subfolders are classes.
+
+    Raises UserError for subfolders that are named like parts of a data set and cannot be matched.
+    """
+    names = _subfolders(folder)
+    found = {part: [name for name in names if name.lower() in spellings] for part, spellings in SPLITS.items()}
+    named = found['train'] + found['test']
+    if not named:
+        return {}
+    if len(found['train']) == 1 and found['test']:
+        # With both test/ and val/, test/ is the one to report on.
+        return {'train': found['train'][0], 'test': min(found['test'], key=lambda name: SPLITS['test'].index(name.lower()))}
+    if len(named) == len(names) or found['train']:
+        raise UserError(f'--data: {folder} holds {", ".join(named)}, which are names of parts of a data set: give one folder with the '
+                        f'training images ({" or ".join(SPLITS["train"])}) and one for the test ({", ".join(SPLITS["test"])}), or rename them')
+    return {}
+
+
+def _images_by_class(root):
+    """{class: [paths]} of the subfolders of a folder that hold images."""
+    found = {}
+    for name in _subfolders(root):
+        paths = [os.path.join(path, file) for path, _, files in sorted(os.walk(os.path.join(root, name))) for file in sorted(files)
+                 if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.')]
+        if paths:
+            found[name] = paths
+    return found
+
+
+def _log_classes(root, found):
+    logger.info('%s: %s', root, ', '.join(f'{name} ({len(paths)})' for name, paths in sorted(found.items())))
+    skipped = [name for name in _subfolders(root) if name not in found]
+    if skipped:
+        logger.info('%s: skipped, since they hold no images: %s', root, ', '.join(skipped))
+
+
+def _fifth(paths, is_test, random, name):
+    """A random fifth of a class's paths, at least one, or the others."""
+    if len(paths) == 1:
+        logger.info('class %s has a single image: it is used for training, the test has none', name)
+        return [] if is_test else paths
+    order = random.permutation(len(paths))
     test = -(-len(paths) // 5)
-    return source.subset(np.sort(order[test:] if is_train else order[:test]))
+    return [paths[i] for i in np.sort(order[:test] if is_test else order[test:])]
 
 
-def _folders(folder):
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+def _subfolders(folder):
+    return sorted(entry.name for entry in os.scandir(folder)
+                  if entry.is_dir() and not entry.name.startswith('.') and entry.name not in ('__MACOSX', '@eaDir'))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From pairs to a source of batches
+# From pairs to a source
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def as_source(pairs, args):
-    """Make a source (loader.py) of what a reader function returned. Raises UserError for images of different sizes."""
-    if isinstance(pairs, ImageFiles):
+def as_source(pairs, augmentation_options):
+    """Make a source (pipeline/sources.py) of what a reader function returned. Raises UserError for images of different sizes.
+
+    augmentation_options: the arguments of augmentation_of but the size, for uint8 images.
+    """
+    if isinstance(pairs, (ImageFiles, DatasetImages)):
         return pairs
     if isinstance(pairs, Dataset):
         return DatasetImages(pairs)
     if isinstance(pairs, ArrayImages):
-        return pairs.with_transform(_augmentation(args, pairs.image_shape[1]))
+        dataset, *cutout = augmentation_options
+        return pairs.with_transform(augmentation_of(dataset, pairs.image_shape[1], *cutout))
+    pairs = list(pairs)
+    if not pairs:
+        raise UserError('the data holds no image')
     images, labels = zip(*[(_as_chw(image), int(label)) for image, label in pairs])
     odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
     if odd is not None:
@@ -240,36 +297,44 @@ def as_source(pairs, args):
     images, labels = np.stack(images), np.asarray(labels, 'int64')
     if labels.min() < 0:
         raise UserError(f'image {labels.argmin()} of the data has the label {labels.min()}; labels count from 0')
-    transform = _augmentation(args, images.shape[2]) if images.dtype == np.uint8 else None
+    dataset, *cutout = augmentation_options
+    transform = augmentation_of(dataset, images.shape[2], *cutout) if images.dtype == np.uint8 else None
     return ArrayImages(images, labels, transform)
 
 
 def _as_chw(image):
-    """An image in any form that the docstring above names, as an array [3, H, W]."""
+    """An image in any form that the module docstring names, as an array [3, H, W]."""
     image = np.asarray(image)
-    if image.ndim == 1:  # as CIFAR's pickles have it
+    if image.dtype != np.uint8 and image.dtype.kind != 'f':
+        raise UserError(f'an image of the data is of type {image.dtype}; uint8 and float arrays are accepted')
+    if image.ndim == 1:  # as in the pickles of CIFAR
         side = int(round((image.size / 3)**0.5))
-        image = image.reshape(3, side, side)
+        if 3 * side * side == image.size:
+            image = image.reshape(3, side, side)
     elif image.ndim == 2:
         image = np.stack([image] * 3)
     elif image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or image.shape[0] != 3:
-        raise UserError(f'an image of the data has the shape {image.shape}; [3, H, W], [H, W, 3] and [H, W] are understood')
+        raise UserError(f'an image of the data has the shape {image.shape}; [3, H, W], [H, W, 3] and [H, W] are accepted')
     return image
 
 
-def _augmentation(args, size):
-    """The augmentation of a data set of size x size images: the CIFAR recipe, in proportion to the image."""
+def augmentation_of(dataset, size, cutout, cutout_length):
+    """The augmentation of size x size images: the CIFAR recipe, in proportion to the image.
+
+    dataset: the value of --dataset, which decides mean and standard deviation. cutout_length: in pixels of a 32x32 image.
+    """
     pixels = {'digits': transforms.DIGITS_PIXELS, 'cifar100': transforms.CIFAR100_PIXELS,
-              'folder': transforms.IMAGENET_PIXELS}.get(_dataset(args), transforms.CIFAR_PIXELS)
-    cutout = max(2, args.cutout_length * size // 32) if args.cutout and args.cutout_length else 0
-    return transforms.Augmentation(*pixels, padding=size // 8,
-                                   flip=_dataset(args) != 'digits',  # a mirrored digit is another sign
-                                   cutout_length=cutout)
+              'folder': transforms.IMAGENET_PIXELS}.get(dataset, transforms.CIFAR_PIXELS)
+    length = max(2, cutout_length * size // 32) if cutout and cutout_length else 0
+    return transforms.Augmentation(*pixels, padding=size // 8, flip=dataset != 'digits',  # a mirrored digit is another character
+                                   cutout_length=length)
 
 
-# Callers that have only the original example's arguments read CIFAR-10.
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments; callers that have only those of the original example read CIFAR-10
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _dataset(args):
@@ -278,3 +343,25 @@ def _dataset(args):
 
 def _data(args):
     return getattr(args, 'data', None)
+
+
+def _seed(args):
+    return getattr(args, 'seed', 0)
+
+
+def _image_size(args):
+    return getattr(args, 'image_size', None) or 32
+
+
+def _cutout(args):
+    return args.cutout, args.cutout_length
+
+
+def _augmentation_options(args):
+    return [_dataset(args), *_cutout(args)]
+
+
+def _loader_options(args):
+    """The arguments of a BatchLoader that follow from flags."""
+    return {'seed': _seed(args), 'workers': getattr(args, 'num_workers', 1) if args.use_multiprocess else 0,
+            'max_bad_images': getattr(args, 'max_bad_images', 0)}

@@ -21,10 +21,6 @@ else:
     with contextlib.suppress(ImportError):
         import numba
         import numba.extending
-        # What numba keeps of a function holds those that it calls too, but goes by the age of its own file only: one place for each state of all files.
-        here = pathlib.Path(__file__).parent
-        state = zlib.crc32(b''.join((here / name).read_bytes() for name in ('compiled.py', 'convolutions.py', 'edge_loops.py')))
-        numba.config.CACHE_DIR = str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / f'loops-{state:08x}')
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
@@ -93,9 +89,24 @@ def geometry(height, width, kernel, stride, padding, dilation, images):
 REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which vector registers need; NaN stays NaN
 
 
+@functools.lru_cache(None)
+def _cache_folder():
+    """Where numba keeps what it compiled of this package: a folder named after the state of all its sources, since numba itself
+    looks at the age of a function's own file only, and a compiled function contains those that it calls."""
+    here = pathlib.Path(__file__).parent
+    state = zlib.crc32(b''.join(path.read_bytes() for path in sorted(here.glob('*.py'))))
+    return str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / f'loops-{state:08x}')
+
+
 def jit(function):
-    """Compiled when it is first called, and free of Python's lock."""
-    return function if numba is None else numba.njit(nogil=True, fastmath=REORDER, error_model='numpy', cache=True)(function)
+    """Compile a function when it is first called; it runs without Python's lock."""
+    if numba is None:
+        return function
+    folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _cache_folder()  # read when the function is decorated
+    try:
+        return numba.njit(nogil=True, fastmath=REORDER, error_model='numpy', cache=True)(function)
+    finally:
+        numba.config.CACHE_DIR = folder
 
 
 @functools.lru_cache(None)

@@ -4,7 +4,6 @@ Paddle's own depthwise kernel runs on one core; for a pointwise convolution, whi
 """
 import numpy as np
 import paddle
-import paddle.nn as nn
 
 from kernels import compiled
 from kernels.compiled import (
@@ -25,20 +24,43 @@ from kernels.compiled import (
 )
 
 
-class DepthwiseConv2D(nn.Conv2D):
-    """paddle.nn.Conv2D with groups = in_channels and as many filters, without bias; weight [C, 1, kernel, kernel]."""
+def conv2d(x, layer):
+    """The output of a paddle.nn.Conv2D layer for x [N, C, H, W], or None where these loops do not cover the case.
 
-    def forward(self, x):
-        if not (compiled.available(x) and self.square()):
-            return super().forward(x)
-        return _Depthwise.apply(x, self.weight, self._stride[0], self._updated_padding[0], self._dilation[0])
+    Covered are, in single precision on a CPU and without bias, depthwise convolutions of a geometry that is the same in both
+    directions (weight [C, 1, k, k]) and pointwise ones (weight [out, in, 1, 1], stride 1).
+    """
+    weight = layer.weight
+    if not (layer.bias is None and compiled.available(x) and x.ndim == 4 and x.size and weight.dtype == paddle.float32
+            and layer._data_format == 'NCHW' and layer._padding_mode == 'zeros'):
+        return None
+    if x.shape[1] != weight.shape[1] * layer._groups or weight.shape[0] % layer._groups:
+        return None  # Paddle says what is wrong
+    if layer._groups == 1 and is_pointwise(layer):
+        return _Pointwise.apply(x, weight)
+    if layer._groups == x.shape[1] == weight.shape[0] and is_square(layer):
+        kernel, stride, padding, dilation = square_geometry(layer)
+        if min(x.shape[2:]) + 2 * padding > dilation * (kernel - 1):
+            return _Depthwise.apply(x, weight, stride, padding, dilation)
+    return None
 
-    def square(self):
-        """Whether the compiled loops know the geometry: the same in both directions, and no larger than with the same padding."""
-        padding = self._updated_padding
-        return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and self.weight.shape[2] == self.weight.shape[3]
-                and self._stride[0] == self._stride[1] in (1, 2) and self._dilation[0] == self._dilation[1]
-                and 2 * padding[0] <= self._dilation[0] * (self.weight.shape[2] - 1) and self._padding_mode == 'zeros')
+
+def is_pointwise(layer):
+    """Whether a Conv2D layer is a product of matrices: kernel 1x1, stride 1, no padding."""
+    return (list(layer._stride) == [1, 1] and layer._updated_padding in (0, [0, 0]) and list(layer.weight.shape[2:]) == [1, 1])
+
+
+def is_square(layer):
+    """Whether kernel, stride, padding and dilation are the same in both directions and the output is no larger than the input."""
+    padding, stride, dilation, kernel = layer._updated_padding, layer._stride, layer._dilation, layer.weight.shape[2:]
+    return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and kernel[0] == kernel[1]
+            and stride[0] == stride[1] and stride[0] in (1, 2) and dilation[0] == dilation[1]
+            and 2 * padding[0] <= dilation[0] * (kernel[0] - 1))
+
+
+def square_geometry(layer):
+    """(kernel, stride, padding, dilation) of such a layer."""
+    return layer.weight.shape[2], layer._stride[0], layer._updated_padding[0], layer._dilation[0]
 
 
 class _Depthwise(paddle.autograd.PyLayer):
@@ -101,14 +123,6 @@ def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin,
         if len(memory) > 3:
             convolve_backward(gradient, line, count, g, weight, channel * g[10])
             collect(floats(memory[3], images * channels * inside), start, stride_image, count, g, gradient, buffer, False)
-
-
-class PointwiseConv2D(nn.Conv2D):
-    """paddle.nn.Conv2D with a 1x1 kernel, stride 1 and no bias; weight [out, in, 1, 1]."""
-
-    def forward(self, x):
-        plain = self._groups == 1 and self._stride == [1, 1] and self._updated_padding in (0, [0, 0]) and self.weight.shape[2:] == [1, 1]
-        return _Pointwise.apply(x, self.weight) if plain and compiled.available(x) else super().forward(x)
 
 
 class _Pointwise(paddle.autograd.PyLayer):

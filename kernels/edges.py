@@ -57,6 +57,9 @@ class Edges:
         self.convolutions = [[(layers[1], layers[2]) for layers in convolutions], [(layers[5], layers[6]) for layers in again]]
         self.pools = [pool[0] for pool in pools]
         self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again] + [pool[1] for pool in pools]
+        # The poolings of the other edges see the same images: their batch norms' running statistics are updated alike.
+        pool_columns = [k for k, op in enumerate(operations[0]) if type(op) is nn.Sequential]
+        self.other_norms = [[ops[k][1] for ops in operations[1:]] for k in pool_columns]
         self.ends = np.cumsum([len(convolutions), len(again), len(pools)])
         self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)  # what pass 2 goes on with
 
@@ -76,7 +79,10 @@ class Edges:
         self.sizes = {}
 
     def applies(self, x):
-        return available(x) and all(bn.training for bn in self.norms)
+        """Whether the compiled passes cover a state x: single precision on a CPU, training mode, the channels of the layers."""
+        return (available(x) and x.size and all(bn.training for bn in self.norms)
+                and all(bn._mean.dtype == paddle.float32 and bn._mean.shape[0] == x.shape[1] for bn in self.norms)
+                and all(layer.weight.dtype == paddle.float32 for pairs in self.convolutions for pair in pairs for layer in pair))
 
     def __call__(self, x, matrix):
         """x [N, C, H, W], matrix [edges of the cell, operations] -> for each edge that leaves x a tensor."""
@@ -197,6 +203,10 @@ class Passes:
         self.between = np.stack([self.inverse[edges.twice], -self.mean[edges.twice] * self.inverse[edges.twice]], -1)
         run(forward_pass, (first, second), self.at[edges.twice], 0, self.between, sizes.tables[1])
         run(pool_forward, (second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts, sizes.tables[2])
+        for norms in zip(*edges.other_norms):
+            ignored = np.empty((2, last - second, sizes.c), np.float32)
+            update_statistics(moments[second:last], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon, edges.norms[0]._momentum,
+                              np.array([addresses([bn._mean, bn._variance]) for bn in norms]), ignored[0], ignored[1])
 
     def _relu_alone(self):
         """Scale and shift in front of the ReLU of pass 1."""

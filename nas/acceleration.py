@@ -1,297 +1,323 @@
-"""The same supernet, computed in fewer and larger pieces. model_search.py is the definition; nothing here changes a number beyond rounding.
+"""accelerate(network): compute a network faster, attached from outside; its definition knows nothing of it.
 
-The edges of a cell that leave the same state do much of the same work, and none of them needs more than that state. So a cell is computed by
-source state, all edges that leave one at once:
+Two things are replaced, each by an attribute `forward` of the one layer concerned, so that the layer's class stays as it is:
 
-    none             adds zeros, whatever its weight: left out
-    pooling          max and average pooling and the batch norm behind them have no weights: once a state, not once an edge. The running statistics of
-                     such batch norms are equal on all edges of a state, so they are one tensor under several names
-    convolutions     start with the ReLU of the same state: once a state. Those of all edges and operations are stacked along the channels: a depthwise
-                     convolution of more channels, a pointwise one of as many groups, a batch norm of more channels are what they were apart
-    weighted sums    w * batch_norm(y) is batch_norm(y) with the scale w: the weights of convolutions go into their last batch norm, which has no
-                     trainable part of its own. The others are a product of matrices
-    reduction        two strided convolutions and a shifted copy become one convolution
-    partial channels (PC-DARTS) channel shuffle and the sum over a node's edges can be exchanged: the kept channels of a state are pooled once, and
-                     each node is concatenated and shuffled once; an edge's weight beta goes into the weights of its operations
+    single layers   depthwise and pointwise convolutions (kernels/convolutions.py) and FactorizedReduce, wherever they stand
+    cells           of the supernet in model_search.py: all edges that leave a state are computed together (nas/fused.py)
 
-On a CPU, in single precision, edges.py does the stacked part in compiled passes; everywhere else it is done by Paddle's operations, which are few.
-
-It needs to know the operations. `applies` says whether a cell is made of those of operations.py; `agrees` compares, once, what comes out with
-model_search.Cell. Other cells, such as those of a changed MixedOp or of a method that samples, are computed as they are written.
+What is computed must be what the network's author wrote. So a cell is computed together only while its code is the code that
+nas/fused.py reproduces, and that is checked at every forward pass: classes and their `forward` and `mix`, attributes of that name,
+hooks, the identity of all operations and parameters, the settings of convolutions, poolings and batch norms. An operation that is
+not known or was changed runs as it is written beside the others; a cell that was changed runs as it is written altogether. The
+log says so once, by name.
 """
-import numpy as np
+import hashlib
+import inspect
+import io
+import operator
+import tokenize
+import types
+
 import paddle
 import paddle.nn as nn
-import paddle.nn.functional as F
 
-from kernels.convolutions import DepthwiseConv2D, PointwiseConv2D
-from kernels.edges import Edges
-from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
+from kernels import compiled, convolutions
+from nas import fused
+from operations import FactorizedReduce, Zero
 from runtime.log import logger
+from runtime.parallel import cpu_threads
 
-POOLS = (nn.MaxPool2D, nn.AvgPool2D)
+# The code that nas/fused.py reproduces. After a change of one of these functions that keeps the numbers, or that fused.py follows,
+# write the fingerprint that tests/test_acceleration.py prints here; until then the changed code runs as it is written.
+FINGERPRINTS = {
+    'Cell.forward': '0276371a5382aec7',
+    'MixedOp.forward': '80225719fe3e19af',
+    'MixedOp.mix': 'c36e881e2d1972e6',
+    'SepConv.forward': 'cfb5c60473912449',
+    'DilConv.forward': 'cfb5c60473912449',
+    'Identity.forward': '2ad28df564e48978',
+    'Zero.forward': '422c15c9d64f2f13',
+    'FactorizedReduce.forward': '25008990db38e1c4',
+}
+
+# Paddle's own layers as they are when this module is imported.
+PADDLE_FORWARDS = {kind: kind.forward for kind in (nn.Conv2D, nn.BatchNorm2D, nn.ReLU, nn.Sequential, nn.MaxPool2D, nn.AvgPool2D)}
+
+# The attributes on which the result of a layer depends.
+SETTINGS = {
+    nn.Conv2D: ('_stride', '_updated_padding', '_dilation', '_groups', '_padding_mode', '_data_format', 'bias'),
+    nn.BatchNorm2D: ('_momentum', '_epsilon', '_use_global_stats', '_data_format', 'weight', 'bias'),
+    nn.MaxPool2D: ('ksize', 'stride', 'padding', 'ceil_mode', 'return_mask', 'data_format'),
+    nn.AvgPool2D: ('ksize', 'stride', 'padding', 'ceil_mode', 'exclusive', 'divisor', 'data_format'),
+    Zero: ('stride',),
+}
 
 
-def applies(mixed_operations, method):
-    """Whether every edge is a plain sum of operations that are known here."""
-    if method.sampled or method.auxiliary_skip or all(type(op) is Zero for op in mixed_operations[0]._ops):
-        return False
-    return all(type(op) in (Zero, Identity, FactorizedReduce) or is_pool(op) or is_separable(op) for mixed in mixed_operations for op in mixed._ops)
+def accelerate(network):
+    """Speed up a network in place and return it. Calling it again after a change of the network takes in what is new.
 
-
-def is_pool(op):
-    """Whether an operation is a pooling with a batch norm behind it."""
-    if not (type(op) is nn.Sequential and len(op) == 2 and type(op[0]) in POOLS and type(op[1]) is nn.BatchNorm2D):
-        return False
-    size, stride, padding = op[0].ksize, op[0].stride, op[0].padding
-    return (all(type(n) is int for n in (size, stride, padding)) and stride in (1, 2) and 2 * padding < size and not op[0].ceil_mode
-            and getattr(op[0], 'exclusive', True) and op[1].weight is None)
-
-
-def is_separable(op):
-    """Whether an operation is a SepConv or a DilConv without trainable batch norms."""
-    unit = [nn.ReLU, DepthwiseConv2D, PointwiseConv2D, nn.BatchNorm2D]
-    return (type(op) in (SepConv, DilConv) and [type(layer) for layer in op.op] == unit * (1 + (type(op) is SepConv))
-            and all(op.op[k].square() and op.op[k + 2].weight is None for k in range(1, len(op.op), 4)))
-
-
-@paddle.no_grad()
-def agrees(cell, operations):
-    """Whether cell.forward gives the same by source state as it gives as it is written, on a small batch; it leaves no trace.
-
-    operations: how many an edge has. It costs some milliseconds and spares whoever changes model_search.py or operations.py to know this file.
+    network: any paddle.nn.Layer. On a CPU in single precision compiled loops are used; elsewhere fewer, larger operations of
+    Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated and what is not.
     """
-    rng, edges = np.random.default_rng(0), len(cell._ops)
-    statistics = [(tensor, tensor.clone()) for tensor in cell.state_dict().values() if tensor.stop_gradient]
-    dtype = statistics[0][0].dtype
-    halves = type(cell.preprocess0) is FactorizedReduce
-    inputs = [paddle.to_tensor(rng.normal(size=[2, _first_convolution(layer).weight.shape[1], size, size]), dtype)
-              for layer, size in ((cell.preprocess0, 8 if halves else 4), (cell.preprocess1, 4))]
-    weights = paddle.to_tensor(rng.uniform(size=[edges, operations]), dtype)
-    edge_weights = paddle.to_tensor(rng.uniform(size=[edges]), dtype) if cell.method.with_betas else None
-    results, by_state = [], cell.by_state
-    for cell.by_state in (None, by_state):
-        results.append(cell(*inputs, weights, edge_weights, [None] * edges))
-        for tensor, value in statistics:
-            paddle.assign(value, tensor)
-    same = bool((results[1] - results[0]).abs().max() <= 1e-3 * results[0].abs().max())
-    if not same:
-        logger.info('this cell is not what fast.py knows: it is computed edge by edge, as it is written')
-    return same
+    counts = {'convolutions': 0, 'reductions': 0, 'cells': 0}
+    for layer in network.sublayers(include_self=True):
+        if 'forward' in vars(layer):
+            continue
+        if type(layer) is nn.Conv2D and _is_compiled_convolution(layer):
+            layer.forward = types.MethodType(_convolution_forward, layer)
+            counts['convolutions'] += 1
+        elif type(layer) is FactorizedReduce:
+            layer.forward = types.MethodType(_reduction_forward, layer)
+            counts['reductions'] += 1
+        elif _looks_like_a_cell(layer):
+            layer.forward = types.MethodType(_cell_forward, layer)
+            counts['cells'] += 1
+    if any(counts.values()):
+        logger.info('acceleration: %d cells by source state, %d depthwise and pointwise convolutions, %d strided skip connections; %s',
+                    counts['cells'], counts['convolutions'], counts['reductions'], compiled.why_not if compiled.numba is None
+                    else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
+    said = set()
+    for name, layer in network.named_sublayers(include_self=True):
+        if _looks_like_a_cell(layer):
+            layer._acceleration = CellAcceleration(name, said)
+            layer._acceleration.update(layer)
+    return network
 
 
-def _first_convolution(layer):
-    return layer.conv_1 if type(layer) is FactorizedReduce else layer.op[1]
+# ---------------------------------------------------------------------------------------------------------------------
+# Single layers
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-class ByState:
-    """A cell's edges, by the state that they leave.
+def _is_compiled_convolution(layer):
+    depthwise = layer._groups == layer.weight.shape[0] > 1 and layer.weight.shape[1] == 1 and convolutions.is_square(layer)
+    return depthwise or layer._groups == 1 and convolutions.is_pointwise(layer)
 
-    mixed_operations: of the cell, node by node; steps: its nodes.
+
+def _convolution_forward(self, x):
+    out = convolutions.conv2d(x, self) if type(self).forward is PADDLE_FORWARDS[nn.Conv2D] else None
+    return type(self).forward(self, x) if out is None else out
+
+
+def _reduction_forward(self, x):
+    if (paddle.in_dynamic_mode() and _is_known_code(FactorizedReduce, 'forward') and type(self) is FactorizedReduce
+            and x.ndim == 4 and x.shape[1] == self.conv_1.weight.shape[1] and _is_plain_reduction(self)):
+        return self.bn(fused.reduce_together([self], self.relu(x)))
+    return type(self).forward(self, x)
+
+
+def _is_plain_reduction(layer):
+    """Whether both convolutions of a FactorizedReduce are unchanged: reduce_together reads their weights only."""
+    return all(type(conv) is nn.Conv2D and type(conv).forward is PADDLE_FORWARDS[nn.Conv2D] and not _has_hooks(conv)
+               and vars(conv).get('forward') is None and conv.bias is None and list(conv._stride) == [2, 2]
+               and conv._groups == 1 and conv._updated_padding in (0, [0, 0]) and list(conv.weight.shape[2:]) == [1, 1]
+               and conv._padding_mode == 'zeros' and conv._data_format == 'NCHW' for conv in (layer.conv_1, layer.conv_2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _looks_like_a_cell(layer):
+    """Whether a layer has the parts of model_search.Cell. What it computes is looked at later."""
+    edges = getattr(layer, '_ops', None)
+    return (isinstance(edges, nn.LayerList) and len(edges) > 0 and all(hasattr(layer, name) for name in (
+        'preprocess0', 'preprocess1', '_steps', '_multiplier')) and all(isinstance(getattr(edge, '_ops', None), nn.LayerList)
+                                                                         and hasattr(edge, 'method') for edge in edges))
+
+
+def _cell_forward(self, *args, **kwargs):
+    acceleration = vars(self).get('_acceleration')
+    edges = acceleration.fused_edges(self, args, kwargs) if acceleration is not None and paddle.in_dynamic_mode() else None
+    if edges is None:
+        return type(self).forward(self, *args, **kwargs)
+    return _fused_forward(self, edges, *args, **kwargs)
+
+
+def _fused_forward(self, fused_edges, s0, s1, weights, edge_weights=None, active=None):
+    """Cell.forward of model_search.py, by source state."""
+    nodes = fused_edges.nodes(self.preprocess0(s0), self.preprocess1(s1), weights, edge_weights)
+    return paddle.concat(nodes[-self._multiplier:], axis=1)
+
+
+class CellAcceleration:
+    """Decides for one cell, at every forward pass, whether and how it is computed by source state.
+
+    name: of the cell, for the log. said: the lines that were logged for the network, shared by its cells.
     """
 
-    def __init__(self, mixed_operations, steps):
-        self.steps, self.partial = steps, mixed_operations[0].partial
-        self.rows = [[sum(range(2, 2 + i)) + j for i in range(max(0, j - 1), steps)] for j in range(1 + steps)]
-        self.kept = [mixed_operations[rows[0]].mp for rows in self.rows]
-        self.leaving = [Leaving([mixed_operations[row]._ops for row in rows], rows) for rows in self.rows]
+    def __init__(self, name, said):
+        self.name, self.said = name, said
+        self.edges, self.records = None, []
 
-    def states(self, s0, s1, weights, edge_weights):
-        """All states of a cell from its two inputs [N, C, H, W]; weights [edges, operations], edge_weights [edges] or None."""
-        if edge_weights is not None:
-            weights, edge_weights = weights * edge_weights.unsqueeze(-1), edge_weights.unbind()
-        pieces = Pieces(weights, s0.shape[1] // self.partial, self.leaving)
-        states, mixed, kept = [s0, s1], [[] for _ in range(self.steps)], [[] for _ in range(self.steps)]
-        for j, (leaving, rows, pool) in enumerate(zip(self.leaving, self.rows, self.kept)):
-            x = states[j]
-            if self.partial > 1:
-                c = x.shape[1] // self.partial
-                x, rest = x.split([c, x.shape[1] - c], axis=1)
-                rest = rest if pool is None else pool(rest)
-                for node, row in zip(kept[-len(rows):], rows):
-                    node.append(rest if edge_weights is None else edge_weights[row] * rest)
-            for node, terms in zip(mixed[-len(rows):], leaving(x, weights, pieces)):
-                node += terms
-            if j > 0:
-                states.append(self.join(mixed[j - 1], kept[j - 1]))
-        return states
+    def __deepcopy__(self, memo):
+        return CellAcceleration(self.name, self.said)  # the copy looks at the copied cell
 
-    def join(self, mixed, kept):
-        node = paddle.add_n(mixed)
-        return node if not kept else F.channel_shuffle(paddle.concat([node, paddle.add_n(kept)], axis=1), self.partial)
+    def fused_edges(self, cell, args, kwargs):
+        """The FusedCell to use for this call, or None to run the cell as it is written."""
+        active = kwargs.get('active', args[4] if len(args) > 4 else None)
+        if active is not None or len(args) < 3:
+            return None
+        if not self.records or not _unchanged(self.records):
+            self.update(cell)
+        if self.edges is None or not self._one_mode(cell):
+            return None
+        return self.edges
 
+    def _one_mode(self, cell):
+        """Whether all batch norms that are computed together are in one mode, training or evaluation."""
+        modes = {norm.training for norm in self.norms}
+        if len(modes) > 1:
+            self._say(f'{self.name}: its batch norms are partly in evaluation mode: run as written')
+        return len(modes) <= 1
 
-class Leaving:
-    """The edges that leave one state.
+    def update(self, cell):
+        """Look at the cell as it is now."""
+        self.edges = None
+        self.records = [_record(layer) for layer in _layers_without_inputs(cell)]
+        reason = _reason_against(cell)
+        if reason:
+            self._say(f'{reason}: run as written')
+            return
+        unknown = {}
+        names = list(cell._ops[0].method.primitives) + ['auxiliary skip connection']
 
-    operations: for each edge its operations, in the same order; rows: the edges' rows in the weights of a cell.
-    """
+        def is_known(op):
+            why = _reason_against_operation(op)
+            if why:
+                unknown[id(op)] = why
+            return not why
+        self.edges = fused.FusedCell(list(cell._ops), cell._steps, is_known)
+        if not any(edges.norm_places[kind] for edges in self.edges.outgoing for kind in range(4)):
+            self.edges = None  # nothing that is computed faster together
+            return
+        self.norms = [norm for op in _operations(cell) if id(op) not in unknown for norm in op.sublayers()
+                      if isinstance(norm, nn.BatchNorm2D)]
+        for column in sorted({column for edges in self.edges.outgoing for _, column, _ in edges.others}):
+            why = sorted({unknown.get(id(op), 'differs from edge to edge') for edges in self.edges.outgoing
+                          for _, other, op in edges.others if other == column})
+            states = sum(any(other == column for _, other, _ in edges.others) for edges in self.edges.outgoing)
+            self._say(f'{names[column] if column < len(names) else column} {", ".join(why)}: on the edges of {states} states it '
+                      'runs as written beside the other operations')
 
-    def __init__(self, operations, rows):
-        def columns(known):
-            return [k for k, op in enumerate(operations[0]) if known(op)]
-
-        def units(columns, layer):
-            return Unit([[ops[k].op[layer:layer + 3] for ops in operations] for k in columns])
-
-        def places(columns):  # in the flattened weights, behind a 1
-            return [1 + row * len(operations[0]) + k for k in columns for row in rows]
-        twice, once = columns(lambda op: type(op) is SepConv), columns(lambda op: type(op) is DilConv)
-        pools, identities = columns(is_pool), columns(lambda op: type(op) is Identity)
-        reductions = columns(lambda op: type(op) is FactorizedReduce)
-        self.edges, self.twice, self.once = len(rows), len(twice), len(once)
-        self.first, self.second = units(twice + once, 1), units(twice, 5)
-        # The scales of the batch norms of first, second and reductions: 1 for the first one of a SepConv, else the edge's weight of the operation.
-        self.scales = [[0] * len(places(twice)) + places(once), places(twice), places(reductions)]
-        for k in pools:
-            share_statistics([ops[k][1] for ops in operations])
-        self.pools = [operations[0][k] for k in pools]
-        self.identities, self.mixture = len(identities), places(pools + identities)
-        self.reductions = [ops[k] for k in reductions for ops in operations]
-        self.reduction_norms = Norms([op.bn for op in self.reductions])
-        known = sorted(twice + once + pools + identities)
-        self.compiled = Edges([[ops[k] for k in known] for ops in operations], rows, known) if twice + once + pools else None
-
-    def __call__(self, x, weights, pieces):
-        """x [N, C, H, W], weights [edges of the cell, operations], and Pieces of them -> for each edge the tensors that it adds to its node."""
-        if self.compiled is not None and self.compiled.applies(x):
-            parts = self.compiled(x, weights)
-        else:
-            parts = self.stacked(x, *pieces.of(self))
-        if self.reductions:
-            (_, _, scale_and_bias), _ = pieces.of(self)
-            parts = parts + split(self.reduction_norms(factorized(self.reductions, F.relu(x)), *scale_and_bias), len(self.reductions))
-        return [parts[t::self.edges] for t in range(self.edges)]
-
-    def stacked(self, x, scales, mixture):
-        """The sums of the edges, but for FactorizedReduce; along the channels lie the edges of the first operation, then those of the second."""
-        terms = []
-        if self.first.operations:
-            y = self.first([join([F.relu(x)] * self.edges)] * self.first.operations, *scales[0])
-            again, once = y if self.twice else None, y
-            if self.twice and self.once:
-                again, once = y.split([self.twice * x.shape[1] * self.edges, self.once * x.shape[1] * self.edges], axis=1)
-            if self.twice:
-                terms += split(self.second(split(F.relu(again), self.twice), *scales[1]), self.twice)
-            terms += split(once, self.once) if self.once else []
-        if self.mixture:
-            values = paddle.stack([pool(x) for pool in self.pools] + [x] * self.identities, axis=1)  # [N, operations, C, H, W]
-            n, _, c, h, w = values.shape
-            terms.append(paddle.matmul(mixture, values.flatten(2), transpose_x=True).reshape([n, self.edges * c, h, w]))
-        return split(paddle.add_n(terms), self.edges) if terms else []
+    def _say(self, text):
+        if text not in self.said:
+            self.said.add(text)
+            logger.info('acceleration: %s', text)
 
 
-class Pieces:
-    """The weights [edges, operations] of a cell of C channels, cut up for its states: once for all of them, when one asks first."""
-
-    def __init__(self, weights, channels, leaving):
-        self.weights, self.channels, self.leaving, self.pieces = weights, channels, leaving, None
-
-    def of(self, leaving):
-        """[(scale, bias) for each of leaving.scales], and the weights [operations, edges] of poolings and identities."""
-        if self.pieces is None:
-            flat = paddle.concat([paddle.ones([1], self.weights.dtype), self.weights.flatten()])
-            scales, c = [places for some in self.leaving for places in some.scales], self.channels
-            scale = self.take(flat, scales).unsqueeze(-1).expand([-1, c]).flatten() if any(scales) else None
-            # Zeros, but made of the scale: where Paddle needs no gradient of a batch norm's bias, it leaves out that of the scale.
-            norms = list(zip(self.cut(scale, scales, c), self.cut(scale * 0 if any(scales) else None, scales, c)))
-            places = [some.mixture for some in self.leaving]
-            mixtures = self.cut(self.take(flat, places) if any(places) else None, places, 1)
-            self.pieces = {id(some): (norms[3 * j:3 * j + 3], mixture if mixture is None else mixture.reshape([-1, some.edges]))
-                           for j, (some, mixture) in enumerate(zip(self.leaving, mixtures))}
-        return self.pieces[id(leaving)]
-
-    @staticmethod
-    def take(flat, places):
-        return paddle.gather(flat, paddle.to_tensor(sum(places, []), 'int64'))
-
-    @staticmethod
-    def cut(tensor, places, channels):
-        """For each list of places its piece of the tensor, None for an empty one."""
-        sizes = [len(some) * channels for some in places]
-        pieces = iter(tensor.split([size for size in sizes if size]) if any(sizes) else [])
-        return [next(pieces) if size else None for size in sizes]
+def _operations(cell):
+    return [op for mixed in cell._ops for op in [*mixed._ops, mixed.auxiliary_op] if op is not None]
 
 
-class Unit:
-    """A depthwise convolution, a pointwise one and a batch norm, for several operations and edges; layers [operation][edge] of these three."""
-
-    def __init__(self, layers):
-        self.operations = len(layers)
-        self.depthwise = [[edge[0] for edge in edges] for edges in layers]
-        self.pointwise = [edge[1] for edges in layers for edge in edges]
-        self.norms = Norms([edge[2] for edges in layers for edge in edges])
-
-    def __call__(self, xs, scale, bias):
-        """xs: for each operation [N, edges * C, H, W] -> [N, operations * edges * C, H', W']."""
-        ys = []
-        for x, layers in zip(xs, self.depthwise):
-            weight, layer = join([layer.weight for layer in layers], 0), layers[0]
-            ys.append(F.conv2d(x, weight, None, layer._stride, layer._updated_padding, layer._dilation, groups=x.shape[1]))
-        y = F.conv2d(join(ys), join([layer.weight for layer in self.pointwise], 0), groups=len(self.pointwise))
-        return self.norms(y, scale, bias)
+def _layers_without_inputs(cell):
+    """The cell and all its layers but those of the preprocessing, which are called as layers."""
+    return [cell, cell._ops, *cell._ops.sublayers()]
 
 
-class Norms:
-    """Batch norms side by side as one. Its running statistics are one tensor, and each batch norm's own are the piece of its memory."""
-
-    def __init__(self, norms):
-        self.norms, self.mean, self.variance = norms, None, None
-
-    def __len__(self):
-        """How many channels there are."""
-        return sum(bn._mean.shape[0] for bn in self.norms)
-
-    def __call__(self, y, scale, bias):
-        """scale * bn(y) + bias; y [N, C of all, H, W], scale and bias [C of all]."""
-        first, last = self.norms[0], self.norms[-1]
-        end = len(self) - last._mean.shape[0]
-        if self.mean is None or not is_piece(first._mean, self.mean, 0) or not is_piece(last._variance, self.variance, end):  # new, or copied
-            self.mean, self.variance = in_one_piece([bn._mean for bn in self.norms]), in_one_piece([bn._variance for bn in self.norms])
-        return F.batch_norm(y, self.mean, self.variance, scale, bias, first.training, first._momentum, first._epsilon)
-
-
-def in_one_piece(tensors):
-    """The tensors side by side; from now on they lie in its memory."""
-    with paddle.no_grad():
-        whole = paddle.concat(tensors) if len(tensors) > 1 else tensors[0]
-        start = 0
-        for tensor in tensors if len(tensors) > 1 else []:
-            piece = whole[start:start + tensor.shape[0]]
-            tensor.value().get_tensor()._share_data_with(piece.value().get_tensor())
-            start += tensor.shape[0]
-    return whole
+def _reason_against(cell):
+    """Why a cell cannot be computed by source state, or None."""
+    edges = sum(2 + node for node in range(cell._steps))
+    mixed_types = {type(mixed) for mixed in cell._ops}
+    for kind, names in [(type(cell), ['forward'])] + [(kind, ['forward', 'mix']) for kind in mixed_types]:
+        for name in names:
+            role = 'Cell' if kind is type(cell) else 'MixedOp'
+            if not _is_known_code(kind, name, role):
+                return f'{kind.__name__}.{name} differs from the definition that is known here'
+    for layer in cell._ops:
+        if _has_hooks(layer) or 'forward' in vars(layer) or 'mix' in vars(layer):
+            return f'{type(layer).__name__} has hooks or functions of its own'
+    if len(cell._ops) != edges or len({(len(mixed._ops), mixed.auxiliary_op is None) for mixed in cell._ops}) != 1:
+        return f'{type(cell).__name__} has another number of edges or operations than the definition'
+    if len({id(mixed.method) for mixed in cell._ops}) != 1:
+        return 'the edges have different methods'
+    return None
 
 
-def is_piece(tensor, whole, start):
-    return tensor.data_ptr() == whole.data_ptr() + start * whole.element_size()
+def _reason_against_operation(op):
+    """Why one operation cannot be computed with the others, or None."""
+    if not fused.is_supported(op):
+        return f'({type(op).__name__}) is not known'
+    for layer in op.sublayers(include_self=True):
+        if _has_hooks(layer) or vars(layer).get('forward') is not None and not _is_ours(vars(layer)['forward']):
+            return 'has hooks or a forward function of its own'
+        known = PADDLE_FORWARDS.get(type(layer))
+        if known is None and not _is_known_code(type(layer), 'forward') or known is not None and type(layer).forward is not known:
+            return f'{type(layer).__name__}.forward differs from the definition that is known here'
+        if isinstance(layer, nn.BatchNorm2D) and (layer._use_global_stats or layer.weight is not None or layer.bias is not None
+                                                  or layer._data_format != 'NCHW'):
+            return 'has a batch norm with trainable parts or global statistics'
+    if type(op) is FactorizedReduce and not _is_plain_reduction(op):
+        return 'has other convolutions'
+    return None
 
 
-def join(tensors, axis=1):
-    return paddle.concat(tensors, axis) if len(tensors) > 1 else tensors[0]
+def _is_ours(forward):
+    return getattr(forward, '__func__', None) in (_convolution_forward, _reduction_forward)
 
 
-def split(tensor, parts):
-    return tensor.split(parts, axis=1) if parts > 1 else [tensor]
+def _has_hooks(layer):
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 
-def share_statistics(norms):
-    """Make the running statistics of batch norms that always see the same one tensor."""
-    for bn in norms[1:]:
-        bn._mean, bn._variance = norms[0]._mean, norms[0]._variance
+# ---------------------------------------------------------------------------------------------------------------------
+# Noticing changes
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def preprocess(layer, x):
-    """A cell's preprocess0 or preprocess1."""
-    return layer.bn(factorized([layer], layer.relu(x))) if type(layer) is FactorizedReduce else layer(x)
+def _record(layer):
+    """What a layer's result depends on, to be compared by _unchanged."""
+    values, kind = vars(layer), type(layer)
+    keys = SETTINGS.get(kind) or tuple(key for key in ('method', 'mix', '_steps', '_multiplier', 'mp', 'auxiliary_op') if key in values)
+    keys += ('forward',)
+    return (values, layer, kind, kind.forward, getattr(kind, 'mix', None), list(values['_sub_layers'].values()),
+            list(values['_parameters'].values()), keys, tuple(map(_frozen, map(values.get, keys))), _has_hooks(layer))
 
 
-def factorized(layers, x):
-    """FactorizedReduce.convolve, of several layers side by side, as one 2x2 convolution of stride 2: the first half of a layer's filters has its
-    weights at the upper left pixel, the second half at the lower right one, and zeros elsewhere. It cuts no shifted copy of x."""
-    halves = [conv.weight for layer in layers for conv in (layer.conv_1, layer.conv_2)]
-    corners = np.concatenate([np.tile(corner, (half.shape[0], 1)) for half, corner in zip(halves, ([1, 0, 0, 0], [0, 0, 0, 1]) * len(layers))])
-    odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
-    if odd_h or odd_w:
-        x = F.pad(x, [0, odd_w, 0, odd_h])
-    return F.conv2d(x, paddle.concat(halves) * paddle.to_tensor(corners.reshape(-1, 1, 2, 2), x.dtype), stride=2)
+def _frozen(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _unchanged(records):
+    """Whether all layers still are as they were recorded."""
+    for values, layer, kind, forward, mix, children, parameters, keys, settings, hooks in records:
+        if (type(layer) is not kind or kind.forward is not forward or getattr(kind, 'mix', None) is not mix
+                or list(values['_sub_layers'].values()) != children
+                or bool(values['_forward_pre_hooks'] or values['_forward_post_hooks']) is not hooks
+                or tuple(map(_frozen, map(values.get, keys))) != settings):
+            return False
+        present = values['_parameters'].values()
+        if len(present) != len(parameters) or not all(map(operator.is_, present, parameters)):
+            return False
+    return True
+
+
+_known_code = {}
+
+
+def _is_known_code(kind, name, role=None):
+    """Whether a class's function is the one of the fingerprint."""
+    function = getattr(kind, name, None)
+    key = function, role or kind.__name__, name
+    if key not in _known_code:
+        _known_code[key] = fingerprint(function) == FINGERPRINTS.get(f'{key[1]}.{name}', '')
+    return _known_code[key]
+
+
+def fingerprint(function):
+    """A digest of a function's code without comments, docstring and spaces; None where there is no source."""
+    try:
+        source = inspect.getsource(function)
+        tokens = list(tokenize.generate_tokens(io.StringIO(inspect.cleandoc('\n' + source)).readline))
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
+        return None
+    words, after_colon = [], False
+    for token in tokens:
+        if token.type in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            continue
+        if token.type == tokenize.STRING and after_colon:
+            continue  # a docstring, or another string that is a statement
+        words.append(token.string)
+        after_colon = token.string == ':'
+    return hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]

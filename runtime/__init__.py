@@ -1,1 +1,1 @@
-"""What every script needs: flags, log, device and ranks, checkpoints."""
+"""The parts that every script shares: flags, log, devices and processes, checkpoints, stopping and resuming."""

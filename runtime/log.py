@@ -1,27 +1,48 @@
-"""The log of a run: its handlers, meters, the progress of an epoch, the process's peak memory."""
+"""The log of a run: where it goes, average meters, the progress of an epoch, peak memory."""
 import logging
 import os
 import sys
 import time
 import warnings
 
+from runtime.errors import printable
 from runtime.parallel import rank
 
 logger = logging.getLogger('darts')
-# Lines of single steps. On a terminal the bar shows them, so there they go to train.log alone.
+# The level of the lines that report single steps. On a terminal a progress bar shows them, so they go to train.log only.
 STEP = logging.DEBUG
 
 
+class _OneLineFormatter(logging.Formatter):
+    """Time and message on one line, without control characters that a message may have taken from a file or an argument."""
+
+    def __init__(self):
+        super().__init__('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S')
+
+    def formatMessage(self, record):
+        return printable(super().formatMessage(record))
+
+
+def on_terminal():
+    """Whether standard error is a terminal; False when it is closed."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
 def start_logging(folder=None, append=False):
-    """Send the log to standard error and, on rank 0, to train.log in `folder`: appended to, or begun anew beside that of
-    an earlier run, which becomes train.log.old."""
+    """Log to standard error and, on rank 0, to train.log in `folder`.
+
+    append: continue an existing train.log; otherwise it is renamed to train.log.old first.
+    """
     logger.setLevel(logging.DEBUG)
-    logger.propagate = False  # paddleslim sets up the root logger: every line would come twice
+    logger.propagate = False  # PaddleSlim configures the root logger: every line would appear twice
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
     screen = logging.StreamHandler(sys.stderr)
-    screen.setLevel((logging.INFO if sys.stderr.isatty() else STEP) if rank() == 0 else logging.WARNING)
+    screen.setLevel((logging.INFO if on_terminal() else STEP) if rank() == 0 else logging.WARNING)
     handlers = [screen]
     if folder is not None and rank() == 0:
         path = os.path.join(folder, 'train.log')
@@ -29,12 +50,12 @@ def start_logging(folder=None, append=False):
             os.replace(path, path + '.old')
         handlers.append(logging.FileHandler(path, encoding='utf-8'))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
+        handler.setFormatter(_OneLineFormatter())
         logger.addHandler(handler)
 
 
 class AverageMeter:
-    """A mean weighted by counts: update(value, n) says that n samples have the mean `value`."""
+    """A weighted mean: update(value, n) adds n samples whose mean is `value`."""
 
     def __init__(self):
         self.sum, self.count = 0.0, 0
@@ -49,25 +70,28 @@ class AverageMeter:
 
 
 class Progress:
-    """Shows how an epoch goes: a bar on a terminal, a line every log_freq steps in train.log and in a pipe.
+    """Reports the progress of an epoch: a progress bar on a terminal, a line every `log_freq` steps in train.log or a pipe.
 
-    It also keeps the two costs Paddle's users know: reader cost, the seconds a step waits for its images, and batch cost,
-    the seconds of the whole step.
+    It also measures the reader cost, the seconds a step waits for its batch, and the batch cost, the seconds of a whole
+    step, both averaged over the epoch.
+
+    name, epoch: the beginning of each line, such as 'Train' and 3. steps: the number of steps of an epoch, None if
+    unknown. first: the number of the first step; not 0 when an epoch is resumed.
     """
 
     def __init__(self, name, epoch, steps, log_freq, first=0):
         self.head = f'{name} Epoch {epoch}'
         self.log_freq = log_freq
         self.reader_cost, self.batch_cost, self.images = AverageMeter(), AverageMeter(), 0
-        self.first = first  # the number of the first step, where a resumed run goes on
+        self.first = first
         self.bar = None
-        if sys.stderr.isatty() and rank() == 0:
-            from tqdm import tqdm  # comes with paddleslim
+        if on_terminal() and rank() == 0:
+            from tqdm import tqdm  # installed with PaddleSlim
             self.bar = tqdm(total=steps, initial=first, desc=self.head, leave=False, dynamic_ncols=True)
         self.start = time.perf_counter()
 
     def batches(self, loader):
-        """Yield (step, batch); each step is to end with a call of update()."""
+        """Yield (step, batch). The caller ends each step with update()."""
         iterator, step = iter(loader), self.first
         while True:
             begin = time.perf_counter()
@@ -83,7 +107,7 @@ class Progress:
             self.bar.close()
 
     def update(self, step, images, loss, top1, top5):
-        """Report a finished step of `images` images; the three meters hold the averages of the epoch so far."""
+        """Report a finished step of `images` images. loss, top1, top5: AverageMeters of the epoch so far."""
         self.images += images
         self.batch_cost.update(time.perf_counter() - self.step_begin)
         if self.bar is not None:
@@ -105,13 +129,13 @@ class Progress:
         return self.images / max(self.seconds, 1e-9)
 
     def costs(self):
-        """The epoch's costs, for metrics.jsonl."""
+        """The timings of the epoch, for metrics.jsonl."""
         return {'seconds': self.seconds, 'reader_cost': self.reader_cost.avg, 'batch_cost': self.batch_cost.avg,
                 'images_per_second': self.images_per_second}
 
 
 def quiet_warnings():
-    """Filter the warnings of paddle and paddleslim that mean nothing to a user: at import and at the first batch norm."""
+    """Filter harmless warnings that Paddle and PaddleSlim give when imported and at the first batch norm."""
     warnings.filterwarnings('ignore', message='No ccache found')
     warnings.filterwarnings('ignore', message='Setuptools is replacing distutils')
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated as an API')
@@ -119,13 +143,13 @@ def quiet_warnings():
 
 
 def peak_memory_mb():
-    """The most memory this process has held, in MB: on a GPU what Paddle allocated there, else the resident set."""
+    """The peak memory in MB: what Paddle allocated on the GPU, or the resident set size of this process on a CPU."""
     import paddle
     if paddle.get_device().startswith('gpu'):
         return paddle.device.cuda.max_memory_allocated() / 2**20
     try:
         import resource
-    except ImportError:  # Windows has no such figure in the standard library
+    except ImportError:  # not on Windows
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == 'darwin' else peak / 2**10  # macOS counts bytes, Linux kilobytes
+    return peak / 2**20 if sys.platform == 'darwin' else peak / 2**10  # bytes on macOS, kilobytes on Linux

@@ -1,22 +1,22 @@
-"""How a script starts and ends: log, device and seed; errors as one line and an exit status."""
+"""The start and the end of a script: output folder, log, device and seed; errors as one line and an exit status."""
 import contextlib
 import logging
 import os
 import signal
 import sys
 
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 from runtime.log import logger, quiet_warnings, start_logging
 from runtime.parallel import select_device, set_seed, world_size
 
 
 def run_script(main):
-    """Run a script's main() and turn a UserError into one line on standard error and its exit status.
+    """Run a script's main(). A UserError becomes one line on standard error and the exit status.
 
-    SIGTERM and SIGINT end it with a line, at once; while steps are run, resume.py saves first.
+    SIGTERM and SIGINT end the script at once with one line; while a runtime.run.Run is active, they write a checkpoint first.
     """
-    def stop(number, frame):  # an exception could be swallowed by whatever is running, such as an import
-        print(f'{os.path.basename(sys.argv[0])}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
+    def stop(number, frame):  # an exception could be caught by whatever code is running, such as an import
+        print(f'{_program()}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
         os._exit(128 + number)
 
     try:
@@ -24,36 +24,43 @@ def run_script(main):
             signal.signal(number, stop)
         main()
     except UserError as error:
-        line = '{}: error: {}'.format(os.path.basename(sys.argv[0]), ' '.join(str(error).splitlines()))
+        line = printable('{}: error: {}'.format(_program(), ' '.join(str(error).splitlines())))
         if any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
-            logger.error(line)  # to the screen and to train.log
+            logger.error('%s', line)  # to the screen and to train.log
         else:
             print(line, file=sys.stderr)
         sys.exit(error.status)
 
 
-def start_script(args, save_dir, given):
-    """Make the folder, start the log, choose the device, seed everything. Returns the paddle place.
+def _program():
+    return os.path.basename(sys.argv[0])
 
-    save_dir: where train.log goes; None when the run leaves nothing there. given: the names of the flags that were given.
+
+def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, resume=False, batch_size=None,
+                 default_learning_rate=None):
+    """Create the output folder, start the log, select the device and set the seed. Returns the paddle place.
+
+    save_dir: the folder of train.log; None for a script that writes no files. arguments: {name: value} to log.
+    batch_size, default_learning_rate: given when the user did not choose a learning rate; with several processes, the log
+    then suggests one for the larger total batch.
     """
     if save_dir is not None:
         prepare_folder(save_dir, '--model_save_dir')
-    start_logging(save_dir, append=getattr(args, 'resume', False))
-    logger.info('arguments: %s', ' '.join(f'--{name}={value}' for name, value in sorted(vars(args).items())))
+    start_logging(save_dir, append=resume)
+    logger.info('arguments: %s', ' '.join(f'--{name}={value}' for name, value in sorted(arguments.items())))
     quiet_warnings()
     with contextlib.suppress(ImportError):
-        import numba  # noqa: F401  before Paddle, see compiled.py
-    place = select_device(args.use_gpu, args.use_data_parallel)
-    if world_size() > 1 and 'learning_rate' not in given:
-        logger.info('%d processes read %d images a step: consider --learning_rate=%g, %d times the default, which is for one card',
-                    world_size(), world_size() * args.batch_size, args.learning_rate * world_size(), world_size())
-    set_seed(args.seed)
+        import numba  # noqa: F401  must be imported before Paddle 2, see kernels/compiled.py
+    place = select_device(use_gpu, use_data_parallel)
+    if world_size() > 1 and default_learning_rate is not None:
+        logger.info('%d processes read %d images per step: consider --learning_rate=%g, %d times the default, which is for '
+                    'one GPU', world_size(), world_size() * batch_size, default_learning_rate * world_size(), world_size())
+    set_seed(seed)
     return place
 
 
 def prepare_folder(folder, flag):
-    """Make a folder and see that it can be written to. Raises UserError that names the flag."""
+    """Create a folder if necessary and check that files can be written to it. Raises UserError that names the flag."""
     probe = os.path.join(folder, f'.{os.getpid()}.probe')
     try:
         os.makedirs(folder, exist_ok=True)
@@ -61,5 +68,5 @@ def prepare_folder(folder, flag):
             pass
         os.remove(probe)
     except (OSError, ValueError) as error:
-        raise UserError('{}: {} is not a folder that can be written to: {}'.format(
-            flag, folder, getattr(error, 'strerror', None) or error))
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{flag}: {folder} is not a folder that can be written to: {reason}')

@@ -1,0 +1,313 @@
+"""A cell of the supernet computed by source state: all edges that leave one state at once. nas/acceleration.py decides when.
+
+The edges that leave a state share much of their work, and none of them needs more than that state:
+
+    none             adds zeros, whatever its weight: left out
+    pooling          max and average pooling have no weights: computed once a state instead of once an edge
+    convolutions     begin with the ReLU of the same state: once a state. Those of all edges and operations are stacked along the
+                     channels: a depthwise convolution of more channels, a pointwise one of as many groups, a batch norm of more
+                     channels give the same numbers as they do one by one
+    weighted sums    w * batch_norm(y) is batch_norm(y) with the scale w: the weights become scales of batch norms that have no
+                     trainable part of their own
+    skip connections at stride 2 are two strided convolutions of shifted images: together one convolution
+    partial channels (PC-DARTS) the channel shuffle and the sum over a node's edges can be exchanged: the kept channels of a state are
+                     pooled once, each node is concatenated and shuffled once
+
+On a CPU and in single precision kernels/edges.py computes the stacked part in compiled passes; everywhere else Paddle's
+operations do, fewer and larger ones. An operation that is none of these is computed by calling it, beside the others.
+"""
+import numpy as np
+import paddle
+import paddle.nn as nn
+import paddle.nn.functional as F
+
+from kernels.convolutions import is_pointwise, is_square, square_geometry
+from kernels.edges import Edges
+from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
+
+POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
+
+
+class FusedCell:
+    """The edges of a cell, grouped by the state that they leave.
+
+    mixed_operations: the cell's MixedOps, node by node. is_known(op): whether an operation may be computed here.
+    """
+
+    def __init__(self, mixed_operations, steps, is_known):
+        self.steps = steps
+        self.method = mixed_operations[0].method
+        self.auxiliary = mixed_operations[0].auxiliary_op is not None
+        operations = [list(mixed._ops) + [mixed.auxiliary_op] * self.auxiliary for mixed in mixed_operations]
+        # rows[state]: the rows, in the cell's weights, of the edges that leave the state
+        self.rows = [[sum(range(2, 2 + node)) + state for node in range(max(0, state - 1), steps)] for state in range(1 + steps)]
+        self.kept_poolings = [mixed_operations[rows[0]].mp for rows in self.rows]
+        self.outgoing = [OutgoingEdges([operations[row] for row in rows], rows, is_known) for rows in self.rows]
+
+    def nodes(self, s0, s1, weights, edge_weights):
+        """The intermediate nodes of a cell for its two preprocessed inputs [N, C, H, W]; weights [edges, operations], edge_weights
+        [edges] or None."""
+        partial = self.method.partial
+        if self.auxiliary:  # one more operation, of the same weight on every edge
+            skip_weight = paddle.ones([weights.shape[0], 1], weights.dtype) * self.method.skip_weight
+            weights = paddle.concat([weights, skip_weight], axis=1)
+        if edge_weights is not None:
+            weights, edge_weights = weights * edge_weights.unsqueeze(-1), edge_weights.unbind()
+        scales = Scales(weights, s0.shape[1] // partial, self.outgoing)
+        states, mixed, kept = [s0, s1], [[] for _ in range(self.steps)], [[] for _ in range(self.steps)]
+        for number, (edges, rows, pooling) in enumerate(zip(self.outgoing, self.rows, self.kept_poolings)):
+            x = states[number]
+            if partial > 1:
+                c = x.shape[1] // partial
+                x, rest = x.split([c, x.shape[1] - c], axis=1)
+                rest = rest if pooling is None else pooling(rest)
+                for node, row in zip(kept[-len(rows):], rows):
+                    node.append(rest if edge_weights is None else edge_weights[row] * rest)
+            for node, terms in zip(mixed[-len(rows):], edges(x, weights, scales)):
+                node += terms
+            if number > 0:
+                node = paddle.add_n(mixed[number - 1])
+                if partial > 1:
+                    node = F.channel_shuffle(paddle.concat([node, paddle.add_n(kept[number - 1])], axis=1), partial)
+                states.append(node)
+        return states[2:]
+
+
+class OutgoingEdges:
+    """The edges that leave one state.
+
+    operations: for each edge its operations; rows: the edges' rows in the weights of the cell.
+    """
+
+    def __init__(self, operations, rows, is_known):
+        kinds = _kinds(operations, is_known)
+
+        def columns(kind):
+            return [column for column, found in enumerate(kinds) if found == kind]
+
+        def units(columns, layer):
+            return SeparableUnits([[ops[column].op[layer:layer + 3] for ops in operations] for column in columns])
+
+        def places(columns):  # of their weights in the flattened weights of the cell, which a 1 precedes
+            return [1 + row * len(kinds) + column for column in columns for row in rows]
+        separable, dilated, poolings = columns(SepConv), columns(DilConv), columns('pooling')
+        identities, reductions = columns(Identity), columns(FactorizedReduce)
+        self.edges, self.separable, self.dilated = len(rows), len(separable), len(dilated)
+        self.first, self.second = units(separable + dilated, 1), units(separable, 5)
+        # The scales of the stacked batch norms: 1 for the first one of a SepConv, else the weight of the operation on the edge.
+        self.norm_places = [[0] * len(places(separable)) + places(dilated), places(separable), places(reductions), places(poolings)]
+        self.identity_places = places(identities)
+        self.poolings = [operations[0][column][0] for column in poolings]
+        self.pooling_norms = StackedNorms([ops[column][1] for column in poolings for ops in operations])
+        self.reductions = [ops[column] for column in reductions for ops in operations]
+        self.reduction_norms = StackedNorms([op.bn for op in self.reductions])
+        self.others = [(row, column, edge[column]) for row, edge in zip(rows, operations) for column in columns(None)]
+        compiled = sorted(separable + dilated + poolings + identities)
+        self.compiled = (Edges([[ops[column] for column in compiled] for ops in operations], rows, compiled)
+                         if separable + dilated + poolings else None)
+
+    def __call__(self, x, weights, scales):
+        """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it adds to its node."""
+        parts = []
+        if self.compiled is not None and self.compiled.applies(x):
+            parts += self.compiled(x, weights)
+        else:
+            parts += self.stacked(x, scales.of(self))
+        if self.reductions:
+            scale, bias = scales.of(self)[0][2]
+            parts += split(self.reduction_norms(reduce_together(self.reductions, F.relu(x)), scale, bias), len(self.reductions))
+        parts += [weights[row, column] * op(x) for row, column, op in self._others_by_edge()]
+        return [parts[edge::self.edges] for edge in range(self.edges)]
+
+    def _others_by_edge(self):
+        """The operations that are not known here, all edges of one column after the other."""
+        return sorted(self.others, key=lambda other: (other[1], other[0]))
+
+    def stacked(self, x, scales):
+        """The known operations but FactorizedReduce, by Paddle's operations; along the channels lie the edges of the first operation,
+        then those of the second, and so on."""
+        ((first_scale, first_bias), (second_scale, second_bias), _, (pooling_scale, pooling_bias)), identity_weights = scales
+        terms = []
+        if self.first.operations:
+            y = self.first([join([F.relu(x)] * self.edges)] * self.first.operations, first_scale, first_bias)
+            separable, dilated = y if self.separable else None, y
+            if self.separable and self.dilated:
+                sizes = [count * x.shape[1] * self.edges for count in (self.separable, self.dilated)]
+                separable, dilated = y.split(sizes, axis=1)
+            if self.separable:
+                terms += split(self.second(split(F.relu(separable), self.separable), second_scale, second_bias), self.separable)
+            terms += split(dilated, self.dilated) if self.dilated else []
+        if self.poolings:
+            pooled = join([y for pooling in self.poolings for y in [pooling(x)] * self.edges])
+            terms += split(self.pooling_norms(pooled, pooling_scale, pooling_bias), len(self.poolings))
+        if identity_weights is not None:  # [identities, edges]
+            scaled = x.unsqueeze(1) * identity_weights.sum(0).reshape([1, -1, 1, 1, 1])
+            terms.append(scaled.flatten(1, 2))
+        return split(paddle.add_n(terms), self.edges) if terms else []
+
+
+def _kinds(operations, is_known):
+    """For each column of operations the kind by which it is computed here, or None if its operations are called one by one.
+
+    Stacked batch norms must have one epsilon and one momentum: those of the first column that has any.
+    """
+    kinds, norm_settings = [], None
+    for column in zip(*operations):
+        kind = type(column[0]) if type(column[0]) is not nn.Sequential else 'pooling'
+        same = all(is_known(op) and type(op) is type(column[0]) and _settings(op) == _settings(column[0]) for op in column)
+        settings = {(norm._epsilon, norm._momentum) for op in column for norm in op.sublayers() if isinstance(norm, nn.BatchNorm2D)}
+        if same and settings:
+            norm_settings = norm_settings or settings
+            same = len(settings) == 1 and settings == norm_settings
+        kinds.append(kind if same else None)
+    return kinds
+
+
+def _settings(op):
+    """What two operations of one type must have alike to be computed together."""
+    if type(op) is nn.Sequential:
+        return [type(op[0]), op[0].ksize, op[0].stride, op[0].padding]
+    if type(op) in (SepConv, DilConv):
+        return [square_geometry(op.op[layer]) for layer in range(1, len(op.op), 4)]
+    return None
+
+
+class Scales:
+    """The weights [edges, operations] of a cell with C channels, cut up for the stacked batch norms of its states: all at once, and only
+    when the first state asks for its own, since compiled passes do not need them."""
+
+    def __init__(self, weights, channels, outgoing):
+        self.weights, self.channels, self.outgoing, self.pieces = weights, channels, outgoing, None
+
+    def of(self, edges):
+        """([(scale, bias) for each of edges.norm_places], the weights [identities, edges] of the identities or None)."""
+        if self.pieces is None:
+            flat = paddle.concat([paddle.ones([1], self.weights.dtype), self.weights.flatten()])
+            groups = [places for each in self.outgoing for places in each.norm_places]
+            scale = None
+            if any(groups):
+                scale = _take(flat, groups).unsqueeze(-1).expand([-1, self.channels]).flatten()
+            # A bias of zeros, but computed from the scale: where Paddle needs no gradient of the bias, it leaves out that of the scale.
+            norms = list(zip(_cut(scale, groups, self.channels), _cut(scale if scale is None else scale * 0, groups, self.channels)))
+            groups = [each.identity_places for each in self.outgoing]
+            identities = _cut(_take(flat, groups) if any(groups) else None, groups, 1)
+            self.pieces = {id(each): (norms[4 * state:4 * state + 4], None if piece is None else piece.reshape([-1, each.edges]))
+                           for state, (each, piece) in enumerate(zip(self.outgoing, identities))}
+        return self.pieces[id(edges)]
+
+
+def _take(flat, groups):
+    return paddle.gather(flat, paddle.to_tensor(sum(groups, []), 'int64'))
+
+
+def _cut(tensor, groups, channels):
+    """For each list of places its piece of the tensor, None for an empty list."""
+    sizes = [len(places) * channels for places in groups]
+    pieces = iter(tensor.split([size for size in sizes if size]) if any(sizes) else [])
+    return [next(pieces) if size else None for size in sizes]
+
+
+class SeparableUnits:
+    """Depthwise convolution, pointwise convolution and batch norm of several operations and edges; layers [operation][edge] of the three."""
+
+    def __init__(self, layers):
+        self.operations = len(layers)
+        self.depthwise = [[edge[0] for edge in edges] for edges in layers]
+        self.pointwise = [edge[1] for edges in layers for edge in edges]
+        self.norms = StackedNorms([edge[2] for edges in layers for edge in edges])
+
+    def __call__(self, xs, scale, bias):
+        """xs: for each operation [N, edges * C, H, W] -> [N, operations * edges * C, H', W']."""
+        ys = []
+        for x, layers in zip(xs, self.depthwise):
+            _, stride, padding, dilation = square_geometry(layers[0])
+            weight = join([layer.weight for layer in layers], 0)
+            ys.append(F.conv2d(x, weight, None, stride, padding, dilation, groups=x.shape[1]))
+        y = F.conv2d(join(ys), join([layer.weight for layer in self.pointwise], 0), groups=len(self.pointwise))
+        return self.norms(y, scale, bias)
+
+
+class StackedNorms:
+    """Batch norms side by side as one. Its running statistics are one tensor, of which each batch norm's own are a piece of memory."""
+
+    def __init__(self, norms):
+        self.norms, self.mean, self.variance = norms, None, None
+
+    def __call__(self, y, scale, bias):
+        """scale * batch_norm(y) + bias; y [N, C of all, H, W], scale and bias [C of all]."""
+        means, variances = [norm._mean for norm in self.norms], [norm._variance for norm in self.norms]
+        if self.mean is None or not (is_stack(self.mean, means) and is_stack(self.variance, variances)):  # new, copied or replaced
+            self.mean, self.variance = stack_memory(means), stack_memory(variances)
+        norm = self.norms[0]
+        return F.batch_norm(y, self.mean, self.variance, scale, bias, norm.training, norm._momentum, norm._epsilon)
+
+
+def stack_memory(tensors):
+    """The tensors side by side as one tensor, whose memory they share from then on."""
+    if len(tensors) == 1:
+        return tensors[0]
+    with paddle.no_grad():
+        stack = paddle.concat(tensors)
+        start = 0
+        for tensor in tensors:
+            piece = stack[start:start + tensor.shape[0]]
+            tensor.value().get_tensor()._share_data_with(piece.value().get_tensor())
+            start += tensor.shape[0]
+    return stack
+
+
+def is_stack(stack, tensors):
+    """Whether the tensors are the pieces of the stack's memory."""
+    address, size = stack.data_ptr(), stack.element_size()
+    for tensor in tensors:
+        if tensor.data_ptr() != address or tensor.dtype != stack.dtype:
+            return False
+        address += tensor.shape[0] * size
+    return True
+
+
+def join(tensors, axis=1):
+    return paddle.concat(tensors, axis) if len(tensors) > 1 else tensors[0]
+
+
+def split(tensor, parts):
+    return tensor.split(parts, axis=1) if parts > 1 else [tensor]
+
+
+def reduce_together(layers, x):
+    """The convolutions of several FactorizedReduce side by side, as one 2x2 convolution of stride 2, for x after the ReLU: the first half of
+    a layer's filters has its weights at the upper left pixel, the second half at the lower right one, and zeros elsewhere."""
+    halves = [conv.weight for layer in layers for conv in (layer.conv_1, layer.conv_2)]
+    corners = np.concatenate([np.tile(corner, (half.shape[0], 1))
+                              for half, corner in zip(halves, ([1, 0, 0, 0], [0, 0, 0, 1]) * len(layers))])
+    odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
+    if odd_h or odd_w:
+        x = F.pad(x, [0, odd_w, 0, odd_h])
+    return F.conv2d(x, paddle.concat(halves) * paddle.to_tensor(corners.reshape(-1, 1, 2, 2), x.dtype), stride=2)
+
+
+def is_supported(op):
+    """Whether the structure of an operation is one that is computed here; nas/acceleration.py looks at code, hooks and parameters."""
+    if type(op) is nn.Sequential:
+        return len(op) == 2 and type(op[0]) in POOLINGS and type(op[1]) is nn.BatchNorm2D and _is_plain_pooling(op[0])
+    if type(op) in (SepConv, DilConv):
+        return _is_separable(op)
+    return type(op) in (Zero, Identity, FactorizedReduce)
+
+
+def _is_plain_pooling(pooling):
+    size, stride, padding = pooling.ksize, pooling.stride, pooling.padding
+    return (all(type(value) is int for value in (size, stride, padding)) and stride in (1, 2) and 2 * padding < size
+            and not pooling.ceil_mode and getattr(pooling, 'exclusive', True) and not getattr(pooling, 'return_mask', False)
+            and getattr(pooling, 'divisor', None) is None and pooling.data_format == 'NCHW')
+
+
+def _is_separable(op):
+    unit = [nn.ReLU, nn.Conv2D, nn.Conv2D, nn.BatchNorm2D]
+    layers = list(op.op)
+    if [type(layer) for layer in layers] != unit * (1 + (type(op) is SepConv)):
+        return False
+    return all(depthwise._groups == depthwise.weight.shape[0] and depthwise.weight.shape[1] == 1 and is_square(depthwise)
+               and pointwise._groups == 1 and is_pointwise(pointwise)
+               and all(conv.bias is None and conv._padding_mode == 'zeros' and conv._data_format == 'NCHW' for conv in (depthwise, pointwise))
+               for depthwise, pointwise in zip(layers[1::4], layers[2::4]))
