@@ -3,15 +3,16 @@
 A genotype describes two cells, a normal and a reduction cell (DARTS, Liu et al. 2019, section 2.1). A cell has two inputs,
 states 0 and 1 (the outputs of the two cells before it), and then its intermediate nodes, states 2, 3, …; each node adds up
 two edges. `normal[2 * i]` and `normal[2 * i + 1]` are the edges of node i, each an (operation, source state) pair, and the
-cell's output is the concatenation of the states in `normal_concat`.
+cell's output is the concatenation of the states in `normal_concat`. An edge whose operation is `none` is no edge: such a node has
+one edge or none at all.
 
-Nothing here imports Paddle: drawing a cell or checking a file takes no deep-learning framework.
+Nothing here imports Paddle or another module of the project. Wrong genotypes raise ValueError with a sentence for the user.
 """
+import ast
 import json
 import os
 from collections import namedtuple
-
-from runtime.errors import UserError
+from numbers import Integral
 
 Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat')
 
@@ -32,6 +33,7 @@ OPERATIONS = PRIMITIVES + ['sep_conv_7x7', 'conv_7x1_1x7']
 
 # A genotype.json is about 1 kB; a file far larger is something else and is not read into memory.
 MAX_JSON_BYTES = 1 << 20
+MAX_NODES = 64  # of a cell; published cells have 4 or 5
 
 # The cells of the PaddleSlim example. They differ from the cells of the same names in the papers' repositories.
 DARTS_V1 = Genotype(
@@ -65,17 +67,47 @@ def named_genotypes():
 
 
 def get_genotype(arch):
-    """Turn what a user gave as --arch into a Genotype: a name of this file, or the path of a genotype.json.
+    """Turn what a user gave as --arch into a Genotype.
 
-    Raises UserError when it is neither, or when the file does not hold a genotype.
+    arch: a name of this file, the path of a genotype.json, a folder that holds one (such as the output folder of a search), or the
+    text `Genotype(normal=[...], ...)` as a log or a paper prints it.
+    Raises ValueError when it is none of these, or when the file does not hold a genotype.
     """
     named = named_genotypes()
     if arch in named:
         return named[arch]
-    if os.path.isfile(arch):
-        return read_genotype(arch)
-    raise UserError("--arch: '{}' is neither a genotype's name ({}) nor a genotype.json file".format(
-        arch, ', '.join(named)))
+    if arch.lstrip().startswith('Genotype('):
+        return parse_genotype(arch)
+    try:
+        path = os.path.join(arch, 'genotype.json') if os.path.isdir(arch) else arch
+        if os.path.isfile(path):
+            return read_genotype(path)
+    except ValueError as error:
+        if 'null' not in str(error):  # a path with a null character is no path
+            raise
+    raise ValueError(f"'{arch:.200}' is neither a genotype's name ({', '.join(named)}), nor a genotype.json or a folder that holds one, "
+                     'nor the text of a Genotype(...)')
+
+
+def parse_genotype(text):
+    """The Genotype that a printed `Genotype(normal=[...], normal_concat=range(2, 6), ...)` stands for. Only literals and range(...) of
+    literals are read, nothing is evaluated. Raises ValueError."""
+    try:
+        call = ast.parse(text.strip()[:MAX_JSON_BYTES], mode='eval').body
+        if not isinstance(call, ast.Call) or call.args or getattr(call.func, 'id', None) != 'Genotype':
+            raise ValueError('it must be Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)')
+        return from_dict({keyword.arg: _literal(keyword.value) for keyword in call.keywords})
+    except (SyntaxError, TypeError, RecursionError, MemoryError, ValueError) as error:
+        raise ValueError(f'not a genotype: {text:.80}: {error}')
+
+
+def _literal(node):
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'range' and not node.keywords:
+        bounds = [ast.literal_eval(argument) for argument in node.args]
+        if any(type(bound) is not int or abs(bound) > 2 + MAX_NODES for bound in bounds):
+            raise ValueError('range must have small whole numbers')
+        return range(*bounds)
+    return ast.literal_eval(node)
 
 
 def derive_cell(strengths, primitives, steps):
@@ -129,6 +161,8 @@ def from_dict(data):
 def _check_edges(key, edges):
     if not isinstance(edges, (list, tuple)) or not edges or len(edges) % 2:
         raise ValueError(f'{key} must be a list of [operation, state] pairs, two for each node')
+    if len(edges) > 2 * MAX_NODES:
+        raise ValueError(f'{key} has {len(edges) // 2} nodes; at most {MAX_NODES} are allowed')
     for position, edge in enumerate(edges):
         where = f'{key}[{position}]'
         if not isinstance(edge, (list, tuple)) or len(edge) != 2:
@@ -137,17 +171,21 @@ def _check_edges(key, edges):
         if operation not in OPERATIONS:
             raise ValueError('{}: unknown operation {!r:.80}; known are {}'.format(
                 where, operation, ', '.join(OPERATIONS)))
-        if type(state) is not int or not 0 <= state < 2 + position // 2:
+        if not _is_integer(state) or not 0 <= state < 2 + position // 2:
             raise ValueError(f'{where}: node {position // 2} can take its input from states 0 to {1 + position // 2}, not from {state!r:.80}')
-    return [(operation, state) for operation, state in edges]
+    return [(str(operation), int(state)) for operation, state in edges]
+
+
+def _is_integer(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_concat(key, concat, nodes):
     if (not isinstance(concat, (list, tuple, range)) or not concat
-            or any(type(state) is not int or not 2 <= state < 2 + nodes for state in concat)
+            or any(not _is_integer(state) or not 2 <= state < 2 + nodes for state in concat)
             or len(set(concat)) != len(concat)):
         raise ValueError(f'{key} must list different nodes of the cell, 2 to {1 + nodes}, it is {concat!r:.80}')
-    return _as_range(concat)
+    return _as_range([int(state) for state in concat])
 
 
 def _as_range(concat):
@@ -157,7 +195,7 @@ def _as_range(concat):
 
 
 def read_genotype(path):
-    """Read and check a genotype.json. Raises UserError that names the file and what is wrong in it."""
+    """Read and check a genotype.json. Raises ValueError that names the file and what is wrong in it."""
     try:
         with open(path, encoding='utf-8') as f:
             text = f.read(MAX_JSON_BYTES + 1)
@@ -165,7 +203,17 @@ def read_genotype(path):
             raise ValueError(f'larger than {MAX_JSON_BYTES} bytes')
         return from_dict(json.loads(text))
     except (OSError, ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
-        raise UserError('{}: not a genotype: {}'.format(path, getattr(error, 'strerror', None) or error))
+        raise ValueError(f'{path}: not a genotype: {getattr(error, "strerror", None) or error}')
+
+
+def plain(result):
+    """A search's result with numpy integers and nested lists brought to Python's own types, so that JSON can hold it; the result of
+    another space, such as a string, is returned as it is."""
+    if not isinstance(result, Genotype):
+        return result
+    cells = [[(str(operation), int(state)) for operation, state in cell] for cell in (result.normal, result.reduce)]
+    concats = [_as_range([int(state) for state in concat]) for concat in (result.normal_concat, result.reduce_concat)]
+    return Genotype(cells[0], concats[0], cells[1], concats[1])
 
 
 def to_json(result):
@@ -182,7 +230,8 @@ def from_json(result):
 
 
 def random_genotype(random, steps=4):
-    """Draw two cells: each node takes two different states before it, on each edge one operation that is not `none`, all alike likely.
+    """Draw two cells: each node takes two different states before it, on each edge one operation that is not `none`; all are
+    equally likely.
 
     random: a random.Random.
     """

@@ -1,8 +1,8 @@
 """The networks made of a genotype, as trained on CIFAR-10 and ImageNet (DARTS, Liu et al. 2019, section 3.2; after NASNet,
 Zoph et al. 2018).
 
-Called on images [N, 3, H, W] both give (logits [N, num_classes], logits_aux): logits_aux comes from the auxiliary head, and is None
-without one and in eval mode. `drop_path_prob` is an attribute that the training loop sets, since it rises with the epochs.
+Called on images [N, 3, H, W] both give (logits [N, num_classes], logits_aux): logits_aux is the output of the auxiliary head,
+None without one and in evaluation mode. The training loop calls `set_drop_path_prob`, since it increases over the epochs.
 """
 import paddle
 import paddle.nn as nn
@@ -18,9 +18,9 @@ def drop_path(x, prob):
 
 
 class Cell(nn.Layer):
-    """A cell of a genotype: node i adds up operations 2 i and 2 i + 1; the output concatenates the genotype's nodes.
+    """A cell of a genotype: node i is the sum of its edges 2 i and 2 i + 1; the output concatenates the genotype's nodes.
 
-    It gives `multiplier` * c channels, multiplier the number of concatenated nodes.
+    The output has `multiplier` * c channels, where multiplier is the number of concatenated nodes.
     """
 
     def __init__(self, genotype, c_prev_prev, c_prev, c, reduction, reduction_prev):
@@ -98,6 +98,10 @@ class _Network(nn.Layer):
         self.auxiliary_head = AuxiliaryHead(c_auxiliary, num_classes, auxiliary_stride) if auxiliary else None
         self.global_pooling = nn.AdaptiveAvgPool2D(1)
         self.classifier = linear(c_prev, num_classes)
+
+    def set_drop_path_prob(self, prob):
+        """Set the probability with which a path is dropped for an image, in training mode."""
+        self.drop_path_prob = prob
 
     def _run(self, s0, s1):
         logits_aux = None

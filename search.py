@@ -3,11 +3,11 @@
     python search.py                                          first-order DARTS, 50 epochs, on CIFAR-10
     python search.py --unrolled=True                          second-order DARTS
     python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 --arch_learning_rate=6e-4 --epochs_no_archopt=15
-    python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1      minutes on a laptop's CPU
+    python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
-It leaves train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams and <epoch>/genotype.json in
---model_save_dir, and ends by printing the genotype and the command that trains it.
+Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams and
+<epoch>/genotype.json. At the end it prints the genotype and the command that trains it.
 """
 import argparse
 import os
@@ -16,6 +16,7 @@ import shlex
 import sys
 
 from genotypes import genotype_json, random_genotype
+from nas.recipes import METHOD_NAMES, final_learning_rate
 from runtime.flags import (
     DATA_FLAGS,
     DEVICE_FLAGS,
@@ -24,6 +25,7 @@ from runtime.flags import (
     given_flags,
     integer,
     number,
+    path,
     positive,
     reader_flags,
     run_flags,
@@ -44,63 +46,69 @@ def stop_rule(text):
 
 
 SEARCH_FLAGS = [
-    ('method', ['DARTS', 'PC-DARTS', 'GDAS', 'DrNAS', 'FairDARTS', 'DARTS-', 'random'], 'DARTS',
-     'the search method, a class of model_search.py; random draws --samples cells and trains nothing'),
-    ('samples', integer(1), 1, 'cells that --method=random draws'),
-    ('unrolled', boolean, False, 'second order: the architecture gradient looks one weight step ahead'),
-    ('epochs', integer(1), 50, 'passes over the training half'),
-    ('epochs_no_archopt', integer(0), 0, 'first epochs in which only the weights learn'),
-    ('init_channels', integer(1), 16, 'channels C of the first cell; PC-DARTS takes multiples of 4'),
-    ('layers', integer(1), 8, 'cells of the supernet; those at 1/3 and 2/3 of them are reduction cells'),
+    ('method', METHOD_NAMES + ['random'], 'DARTS',
+     'search method, a class of nas/methods.py; random draws --samples cells without training'),
+    ('samples', integer(1, 100000), 1, 'number of cells that --method=random draws'),
+    ('unrolled', boolean, False, 'use the second-order approximation of the architecture gradient'),
+    ('epochs', integer(1), 50, 'number of search epochs'),
+    ('epochs_no_archopt', integer(0), 0, 'number of first epochs in which only the weights are updated; less than --epochs'),
+    ('init_channels', integer(1, 4096), 16, 'channels of the first cell; a multiple of 4 for PC-DARTS'),
+    ('layers', integer(1, 1000), 8, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction cells'),
 ]
 COLLAPSE_FLAGS = [
     ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none"),
     ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the eigenvalue has '
-                                    'grown so much; the genotype is that of the last good epoch'),
+                                    'increased by that factor; the result is the genotype of the last good epoch'),
 ]
 WEIGHT_FLAGS = [
-    ('batch_size', integer(1), 64, 'images a step, on each card'),
-    ('learning_rate', positive(), 0.025, 'initial learning rate, falling along a cosine over all epochs'),
-    ('learning_rate_min', number(0), None, 'where the cosine ends (default: 1e-3, for PC-DARTS 0, as the authors have it)'),
-    ('momentum', number(0, 1), 0.9, 'of SGD'),
-    ('weight_decay', number(0), 3e-4, 'L2 decay of the weights'),
-    ('grad_clip', positive(), 5.0, "largest global norm of the weights' gradient"),
+    ('batch_size', integer(1), 64, 'batch size per GPU'),
+    ('learning_rate', positive(), 0.025, 'initial learning rate of the weights; it decreases along a cosine over all epochs'),
+    ('learning_rate_min', number(0), None, 'learning rate at the end of the cosine (default: 1e-3; 0 for PC-DARTS)'),
+    ('momentum', number(0, 1), 0.9, 'momentum of SGD'),
+    ('weight_decay', number(0), 3e-4, 'L2 weight decay'),
+    ('grad_clip', positive(), 5.0, "maximum global norm of the weights' gradient"),
 ]
 ARCH_FLAGS = [
-    ('arch_learning_rate', positive(), 3e-4, "learning rate of the architecture's Adam"),
-    ('arch_weight_decay', number(0), 1e-3, 'L2 decay of the architecture parameters'),
+    ('arch_learning_rate', positive(), 3e-4, 'learning rate of Adam for the architecture parameters'),
+    ('arch_weight_decay', number(0), 1e-3, 'L2 weight decay of the architecture parameters'),
 ]
 HALVES_FLAGS = [
-    ('data', str, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, downloaded when it '
-                        'is not there); with --dataset=folder, the folder'),
-    ('class_num', integer(2), 10, "classes; without this flag the data's"),
-    ('train_portion', positive(0, 1), 0.5, 'share of the images that trains the weights; the rest trains the architecture'),
-    ('validate', boolean, True, 'measure the accuracy on the validation half after every epoch'),
-    ('cutout', boolean, False, 'blank a square of every training image'),
+    ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, downloaded if '
+                         'necessary); with --dataset=folder, the folder'),
+    ('class_num', integer(2, 10**6), 10, 'number of classes; without this flag that of the data'),
+    ('train_portion', positive(0, 1), 0.5, 'fraction of the images used for weight training; the others train the architecture'),
+    ('validate', boolean, True, 'evaluate on the validation half after every epoch'),
+    ('cutout', boolean, False, 'mask a random square of every training image'),
 ]
 SAVE_FLAGS = [
-    ('save_params', boolean, True, "keep each epoch's parameters, <epoch>/params.pdparams"),
+    ('save_params', boolean, True, "save each epoch's parameters, <epoch>/params.pdparams"),
 ]
 
-# Sizes that fit 1,437 images of 8x8, for minutes on a CPU.
-DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0']
-AUXILIARY_SIZE = 32  # side of the smallest images that the auxiliary head takes
+# Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
+DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False',
+                   '--drop_path_prob=0']
+AUXILIARY_SIZE = 32  # height and width in pixels of the smallest images that the auxiliary classifier takes
 
-# What of a search's command line says which images there are; the seed sets a folder's test images apart.
+# The flags that decide which images there are; the seed selects the test images of a folder.
 DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')
 
 
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
-    for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS), ('collapse', COLLAPSE_FLAGS),
-                         ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
+    for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
+                         ('collapse', COLLAPSE_FLAGS), ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)),
+                         ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
     args = parser.parse_data(argv)
-    if args.learning_rate_min is None:
-        args.learning_rate_min = 0.0 if args.method == 'PC-DARTS' else min(1e-3, args.learning_rate)
+    if args.learning_rate_min is None:  # a default that depends on other flags
+        args.learning_rate_min = final_learning_rate(args.method, args.learning_rate)
     if args.learning_rate_min > args.learning_rate:
-        parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most --learning_rate, {args.learning_rate:g}')
+        parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most --learning_rate, '
+                     f'{args.learning_rate:g}')
+    if args.epochs <= args.epochs_no_archopt and args.method != 'random':
+        parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the first '
+                     f'{args.epochs_no_archopt} epochs (--epochs_no_archopt)')
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
         parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
     if args.summary and args.method == 'random':
@@ -111,14 +119,17 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    place = start_script(args, None if args.summary else args.model_save_dir, given)
+    place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume, batch_size=args.batch_size,
+                         default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     if args.method == 'random':
-        draw(args)
+        draw(args, given)
         return
-    # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
+    # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     from model_search import Network
+    from nas import DARTSearch
     from nas.collapse import EarlyStop
-    from nas.searcher import DARTSearch
+    from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
     from pictures.vdl import visual_log
     from reader import class_count, image_shape, train_search
     from training.summary import summary
@@ -127,71 +138,65 @@ def main():
         print(summary(Network(args.init_channels, args.class_num, args.layers, args.method), image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
-    args.class_num = class_count(train_loader, args, given)
-    model = Network(args.init_channels, args.class_num, args.layers, args.method)
+    class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     searcher = DARTSearch(
-        model, train_loader, valid_loader, place,
+        Network(args.init_channels, class_num, args.layers, args.method),
+        train_loader,
+        valid_loader,
+        place,
         learning_rate=args.learning_rate,
         batchsize=args.batch_size,
-        num_imgs=args.trainset_num,
         arch_learning_rate=args.arch_learning_rate,
         unrolled=args.unrolled,
         num_epochs=args.epochs,
         epochs_no_archopt=args.epochs_no_archopt,
-        use_multiprocess=args.use_multiprocess,
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        grad_clip=args.grad_clip,
-        arch_weight_decay=args.arch_weight_decay,
-        learning_rate_min=args.learning_rate_min,
-        eval_reader=valid_loader.without_augmentation(),
-        validate=args.validate,
-        search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
-        resume=args.resume,
-        save_freq=args.save_freq,
-        keep=args.keep,
-        save_params=args.save_params,
-        arguments=vars(args),
-        on_epoch=visual_log(args),
-        eigenvalue_freq=args.eigenvalue_freq,
-        early_stop=args.early_stop and EarlyStop(*args.early_stop))
+        seed=args.seed,
+        weight=WeightOptions(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip,
+                             learning_rate_min=args.learning_rate_min),
+        arch=ArchOptions(weight_decay=args.arch_weight_decay),
+        checkpoint=CheckpointOptions(resume=args.resume, save_freq=args.save_freq, keep=args.keep, save_params=args.save_params,
+                                     arguments=dict(vars(args), class_num=class_num)),
+        monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=args.validate,
+                               search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
+                               eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(*args.early_stop),
+                               on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None))
     genotype = searcher.train()
     if rank() == 0:
-        report(genotype, args, train_loader.source.image_shape)
+        report(genotype, args, given, train_loader.source.image_shape)
 
 
-def draw(args):
+def draw(args, given):
     """Write --samples random genotypes, <number>/genotype.json; the first one is genotype.json too."""
     from reader import image_shape
-    from runtime.checkpoint import remove_numbered, write_text
+    from runtime.files import remove_numbered, write_text
     generator = random.Random(args.seed)
     genotypes = [random_genotype(generator) for _ in range(args.samples)]
-    if rank() == 0:
-        remove_numbered(args.model_save_dir, 0, ['sample'])
-    for number in range(args.samples if rank() == 0 else 0):
-        text = genotype_json(genotypes[number], {'method': 'random', 'seed': args.seed, 'sample': number, 'dataset': args.dataset})
-        for folder in [os.path.join(args.model_save_dir, str(number))] + [args.model_save_dir] * (number == 0):
+    if rank():
+        return
+    remove_numbered(args.model_save_dir, 0, ['sample'])
+    for sample, genotype in enumerate(genotypes):
+        text = genotype_json(genotype, {'method': 'random', 'seed': args.seed, 'sample': sample, 'dataset': args.dataset})
+        for folder in [os.path.join(args.model_save_dir, str(sample))] + [args.model_save_dir] * (sample == 0):
             write_text(os.path.join(folder, 'genotype.json'), text)
-    if rank() == 0:
-        report(genotypes[0], args, image_shape(args))
+    report(genotypes[0], args, given, image_shape(args))
 
 
-def report(genotype, args, image_shape):
-    """Print the result, and how to go on with images of image_shape [3, H, W], on standard output."""
-    path = os.path.join(args.model_save_dir, 'genotype.json')
-    logger.info('written: %s', path)
+def report(genotype, args, given, image_shape):
+    """Print the result, and the command that trains it on images of image_shape [3, H, W], on standard output."""
+    genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
+    logger.info('written: %s', genotype_path)
     print(f'genotype = {genotype}')
-    print(f'To train it: {train_command(path, args, image_shape, given_flags(sys.argv[1:]))}')
+    print(f'To train it: {train_command(genotype_path, args, image_shape, given)}')
 
 
-def train_command(path, args, image_shape, given):
-    """The command that trains the genotype at `path` on the data it was searched on, ready for a shell.
+def train_command(genotype_path, args, image_shape, given):
+    """The command that trains the genotype on the data that it was searched on, ready for a shell.
 
     given: the names of the flags that were given.
     """
-    words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + path]
+    words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + genotype_path]
     words += [f'--{name}={getattr(args, name)}' for name in DATA_NAMES if name in given]
     if min(image_shape[1:]) < AUXILIARY_SIZE:
         words.append('--auxiliary=False')

@@ -3,12 +3,12 @@ r"""Train the network of a genotype on CIFAR-10, from scratch.
     python train.py --arch=PC_DARTS                                 the example's cell, 600 epochs on CIFAR-10
     python train.py --arch=search_cifar/genotype.json               the cell that search.py found
     python train.py --dataset=digits --arch=search_digits/genotype.json --auxiliary=False --init_channels=16 --layers=5 \
-        --epochs=12 --batch_size=32 --learning_rate=0.05 --cutout=False --drop_path_prob=0         less than a minute on 2 CPU cores
+        --epochs=12 --batch_size=32 --learning_rate=0.05 --cutout=False --drop_path_prob=0
     python train.py --eval_only --pretrained=eval_cifar/best_model.pdparams
     python train.py --export=inference/model --pretrained=eval_cifar/best_model.pdparams
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog train.py --use_data_parallel 1
 
-It leaves best_model.pdparams with best_model.json, train.log and metrics.jsonl in --model_save_dir.
+Output files in --model_save_dir: best_model.pdparams with best_model.json, train.log and metrics.jsonl.
 """
 import sys
 
@@ -19,10 +19,12 @@ from runtime.flags import (
     USE_FLAGS,
     ArgumentParser,
     boolean,
+    genotype_of,
     given_flags,
     integer,
     network_flags,
     number,
+    path,
     positive,
     reader_flags,
     run_flags,
@@ -31,18 +33,19 @@ from runtime.log import logger
 from runtime.script import run_script, start_script
 
 TRAIN_FLAGS = [
-    ('epochs', integer(1), 600, 'passes over the training set'),
-    ('batch_size', integer(1), 96, 'images a step, on each card'),
-    ('learning_rate', positive(), 0.025, 'initial learning rate, falling to 0 along a cosine over all epochs'),
-    ('momentum', number(0, 1), 0.9, 'of SGD'),
-    ('weight_decay', number(0), 3e-4, 'L2 decay of the weights'),
-    ('grad_clip', positive(), 5.0, 'largest global norm of the gradient'),
+    ('epochs', integer(1), 600, 'number of training epochs'),
+    ('batch_size', integer(1), 96, 'batch size per GPU'),
+    ('learning_rate', positive(), 0.025, 'initial learning rate; it decreases to 0 along a cosine over all epochs'),
+    ('momentum', number(0, 1), 0.9, 'momentum of SGD'),
+    ('weight_decay', number(0), 3e-4, 'L2 weight decay'),
+    ('grad_clip', positive(), 5.0, 'maximum global norm of the gradient'),
 ]
 CIFAR_FLAGS = [
-    ('data', str, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; when the default is not there, or for '
-                                     'cifar100, dataset/ beside this script, downloaded; with --dataset=folder, the folder'),
-    ('cutout', boolean, True, 'blank a square of every training image'),
+    ('data', path, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; if the default does not exist, or for cifar100, '
+                                      'dataset/ beside this script, downloaded; with --dataset=folder, the folder'),
+    ('cutout', boolean, True, 'mask a random square of every training image'),
 ]
+DATA_OF_NETWORK = ('dataset', 'image_size', 'seed')  # flags that best_model.json remembers: the images a network was trained on
 
 
 def parse_arguments(argv=None):
@@ -58,42 +61,73 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    start_script(args, None if args.eval_only or args.export or args.summary else args.model_save_dir, given)
-    # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
+    writes_files = not (args.eval_only or args.export or args.summary)
+    start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
+                 use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume, batch_size=args.batch_size,
+                 default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
+    # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     import paddle
 
+    from model import NetworkCIFAR
+    from nas import accelerate
+    from pictures.vdl import visual_log
     from reader import class_count, image_shape, train_valid
-    from training import evaluation as trainer
+    from training import evaluation
     from training.summary import summary
 
-    description = None
+    def described(class_num):
+        return evaluation.describe(NetworkCIFAR, genotype_of(args.arch), init_channels=args.init_channels, layers=args.layers,
+                                   class_num=class_num, auxiliary=args.auxiliary)
+
+    model = description = None
     if args.pretrained:
-        model, description = trainer.load(args.pretrained, 'NetworkCIFAR', args, given)
-        args.class_num = description['class_num']
+        model, description = evaluation.load(args.pretrained, NetworkCIFAR, described(args.class_num), given)
+        args = with_data_of(description, args, given)
     if args.summary:
-        print(summary(model if description else trainer.build(trainer.describe('NetworkCIFAR', args)), image_shape(args), args.batch_size))
+        print(summary(model or evaluation.build(NetworkCIFAR, described(args.class_num)), image_shape(args), args.batch_size))
         return
     if args.export:
-        trainer.export(model, args.export, description.get('image_shape', [3, 32, 32]))
+        evaluation.export(model, args.export, description.get('image_shape', [3, 32, 32]))
         if not args.eval_only:
             return
+    precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
     test_loader = train_valid(args.batch_size, False, False, args)
-    shape = test_loader.source.image_shape
+    images = test_loader.source.image_shape
     if args.eval_only:
-        trainer.log_size(model, shape)
-        trainer.score(model, test_loader, args)
+        evaluation.log_size(model, images)
+        evaluation.score(accelerate(model), test_loader, precision_options)
         return
     train_loader = train_valid(args.batch_size, True, True, args)
-    classes = class_count(train_loader, args, given | ({'class_num'} if description else set()))
     if description is None:
-        args.class_num = classes
-        description = trainer.describe('NetworkCIFAR', args)
-        model = trainer.build(description)
-    # Of the data it is trained on now, also where --pretrained was trained on other data.
-    description = dict(description, image_shape=shape, data={name: getattr(args, name) for name in trainer.DATA})
-    trainer.log_size(model, shape)
-    schedule = paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs)
-    trainer.train(model, description, train_loader, test_loader, schedule, args, log_epoch)
+        description = described(class_count(train_loader, args.class_num if 'class_num' in given else None))
+        model = evaluation.build(NetworkCIFAR, description)
+    else:
+        class_count(train_loader, description['class_num'])
+    # The data of this training, also where --pretrained was trained on other data.
+    description = dict(description, image_shape=images, data={name: getattr(args, name) for name in DATA_OF_NETWORK})
+    evaluation.log_size(model, images)
+    evaluation.train(
+        accelerate(model), description, train_loader, test_loader,
+        schedule=paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs),
+        epochs=args.epochs,
+        optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
+        loss_options=dict(auxiliary_weight=args.auxiliary_weight),
+        run_options=dict(resume=args.resume, seed=args.seed, save_freq=args.save_freq, keep=args.keep,
+                         arguments=dict(vars(args), class_num=description['class_num'], genotype=description['genotype']),
+                         on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None),
+        drop_path_prob=args.drop_path_prob,
+        precision_options=precision_options,
+        save_dir=args.model_save_dir,
+        log_freq=args.log_freq,
+        log_epoch=log_epoch)
+
+
+def with_data_of(description, args, given):
+    """The arguments with the data that a trained network was made for, where the flags do not say otherwise."""
+    data = description.get('data')
+    known = {name: data[name] for name in DATA_OF_NETWORK if isinstance(data, dict) and name not in given
+             and type(data.get(name)) in (str, int)}
+    return type(args)(**dict(vars(args), **known))
 
 
 def log_epoch(metrics, best):

@@ -5,8 +5,8 @@
     python train_imagenet.py --export=inference/model --pretrained=eval_imagenet/best_model.pdparams
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog train_imagenet.py --use_data_parallel 1
 
---data_dir holds train_list.txt and val_list.txt, a line `relative/path label` for each image, and the images.
-It leaves best_model.pdparams with best_model.json, train.log and metrics.jsonl in --model_save_dir.
+--data_dir holds the images, train_list.txt and val_list.txt, with a line `relative/path label` for each image.
+Output files in --model_save_dir: best_model.pdparams with best_model.json, train.log and metrics.jsonl.
 """
 import sys
 
@@ -15,10 +15,12 @@ from runtime.flags import (
     PRECISION_FLAGS,
     USE_FLAGS,
     ArgumentParser,
+    genotype_of,
     given_flags,
     integer,
     network_flags,
     number,
+    path,
     positive,
     reader_flags,
     run_flags,
@@ -27,21 +29,21 @@ from runtime.log import logger
 from runtime.script import run_script, start_script
 
 DROPOUT_FLAGS = [
-    ('dropout', number(0, 1), 0.0, 'probability of dropping a feature before the classifier'),
+    ('dropout', number(0, 1), 0.0, 'dropout probability before the classifier'),
 ]
 TRAIN_FLAGS = [
-    ('epochs', integer(1), 250, 'passes over the training set'),
-    ('batch_size', integer(1), 128, 'images a step, on each card'),
+    ('epochs', integer(1), 250, 'number of training epochs'),
+    ('batch_size', integer(1), 128, 'batch size per GPU'),
     ('learning_rate', positive(), 0.1, 'initial learning rate'),
-    ('decay_rate', positive(), 0.97, 'the learning rate is multiplied by this after every epoch'),
-    ('momentum', number(0, 1), 0.9, 'of SGD'),
-    ('weight_decay', number(0), 3e-5, 'L2 decay of the weights'),
-    ('grad_clip', positive(), 5.0, 'largest global norm of the gradient'),
+    ('decay_rate', positive(), 0.97, 'factor of the learning rate after every epoch'),
+    ('momentum', number(0, 1), 0.9, 'momentum of SGD'),
+    ('weight_decay', number(0), 3e-5, 'L2 weight decay'),
+    ('grad_clip', positive(), 5.0, 'maximum global norm of the gradient'),
     ('label_smooth', number(0, 1), 0.1, 'epsilon of label smoothing, in training only'),
 ]
 DATA_FLAGS = [
-    ('data_dir', str, 'dataset/ILSVRC2012', 'the folder with the images, train_list.txt and val_list.txt'),
-    ('trainset_num', integer(1), 1281167, 'use at most so many training images'),
+    ('data_dir', path, 'dataset/ILSVRC2012', 'the folder with the images, train_list.txt and val_list.txt'),
+    ('trainset_num', integer(1), 1281167, 'maximum number of training images'),
 ]
 IMAGE_SHAPE = [3, 224, 224]
 
@@ -60,47 +62,72 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    start_script(args, None if args.eval_only or args.export or args.summary else args.model_save_dir, given)
-    # Paddle and what needs it: seconds of import that --help and a wrong argument don't pay.
+    writes_files = not (args.eval_only or args.export or args.summary)
+    start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
+                 use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume, batch_size=args.batch_size,
+                 default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
+    # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     import paddle
 
+    from model import NetworkImageNet
+    from nas import accelerate
+    from pictures.vdl import visual_log
     from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
-    from reader import at_most, class_count, imagenet_reader
-    from training import evaluation as trainer
+    from reader import class_count, first_images, imagenet_reader
+    from training import evaluation
     from training.summary import summary
 
-    description = None
+    def described(class_num):
+        return evaluation.describe(NetworkImageNet, genotype_of(args.arch), init_channels=args.init_channels, layers=args.layers,
+                                   class_num=class_num, auxiliary=args.auxiliary)
+
+    model = description = None
+    class_num = args.class_num if 'class_num' in given else None
     if args.pretrained:
-        model, description = trainer.load(args.pretrained, 'NetworkImageNet', args, given, dropout=args.dropout)
-        args.class_num = description['class_num']
-        given.add('class_num')
+        model, description = evaluation.load(args.pretrained, NetworkImageNet, described(args.class_num), given, dropout=args.dropout)
+        class_num = description['class_num']
     if args.summary:
-        network = model if description else trainer.build(trainer.describe('NetworkImageNet', args), dropout=args.dropout)
-        print(summary(network, IMAGE_SHAPE, args.batch_size))
+        model = model or evaluation.build(NetworkImageNet, described(args.class_num), dropout=args.dropout)
+        print(summary(model, IMAGE_SHAPE, args.batch_size))
         return
     if args.export:
-        trainer.export(model, args.export, IMAGE_SHAPE)
+        evaluation.export(model, args.export, IMAGE_SHAPE)
         if not args.eval_only:
             return
+    precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
+    loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0, max_bad_images=args.max_bad_images)
     valid_images = imagenet_reader(args.data_dir, 'val')
     if not args.eval_only:
         train_images = imagenet_reader(args.data_dir, 'train')
-        if 'class_num' in given:
-            train_images.checked(args.class_num)  # by the line of the list
-        args.class_num = class_count(train_images, args, given)
-    valid_loader = BatchLoader(valid_images.checked(args.class_num), args.batch_size, False, VALID, args, train=False)
+        if class_num is not None:
+            train_images.check_labels(class_num)  # names the line of the list
+        class_num = class_count(train_images, class_num)
+    valid_images.check_labels(class_num)
+    valid_loader = BatchLoader(valid_images, args.batch_size, shuffle=False, stream=VALID, train=False, **loader_options)
     if description is None:
-        description = trainer.describe('NetworkImageNet', args)
-        model = trainer.build(description, dropout=args.dropout)
-    trainer.log_size(model, IMAGE_SHAPE)
+        description = described(class_num)
+        model = evaluation.build(NetworkImageNet, description, dropout=args.dropout)
+    evaluation.log_size(model, IMAGE_SHAPE)
     if args.eval_only:
-        trainer.score(model, valid_loader, args)
+        evaluation.score(accelerate(model), valid_loader, precision_options)
         return
-    chosen = at_most(generator(args, ORDER).permutation(len(train_images)), args.trainset_num)
-    train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, True, TRAIN, args)
-    logger.info('%d images train, %d validate', len(chosen), len(valid_images))
-    schedule = paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate)
-    trainer.train(model, description, train_loader, valid_loader, schedule, args, log_epoch)
+    chosen = first_images(generator(args.seed, ORDER).permutation(len(train_images)), args.trainset_num)
+    train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, shuffle=True, stream=TRAIN, **loader_options)
+    logger.info('%d training images, %d validation images', len(chosen), len(valid_images))
+    evaluation.train(
+        accelerate(model), description, train_loader, valid_loader,
+        schedule=paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate),
+        epochs=args.epochs,
+        optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
+        loss_options=dict(auxiliary_weight=args.auxiliary_weight, label_smooth=args.label_smooth),
+        run_options=dict(resume=args.resume, seed=args.seed, save_freq=args.save_freq, keep=args.keep,
+                         arguments=dict(vars(args), class_num=description['class_num'], genotype=description['genotype']),
+                         on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None),
+        drop_path_prob=args.drop_path_prob,
+        precision_options=precision_options,
+        save_dir=args.model_save_dir,
+        log_freq=args.log_freq,
+        log_epoch=log_epoch)
 
 
 def log_epoch(metrics, best):

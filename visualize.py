@@ -18,7 +18,7 @@ import sys
 import sysconfig
 from collections import namedtuple
 
-from genotypes import PRIMITIVES, from_dict, named_genotypes, read_genotype
+from genotypes import PRIMITIVES, from_dict, get_genotype, named_genotypes, read_genotype
 from runtime.errors import UserError
 from runtime.flags import ArgumentParser
 from runtime.script import run_script
@@ -64,7 +64,7 @@ def main():
         pictures = alphas_pictures(args)
     else:
         pictures = cell_pictures(args)
-    from runtime.checkpoint import atomic_write  # needs numpy, which --help and a mistake don't wait for
+    from runtime.files import atomic_write  # needs numpy, which --help and a mistake don't wait for
     for path, picture in pictures:
         with atomic_write(path) as temporary:
             with open(temporary, 'wb') as f:
@@ -125,15 +125,14 @@ def destination(output, default, kind, kinds):
 
 
 def find_genotype(word):
-    """A name, a genotype.json or a folder that holds one -> (Genotype, the default path of its pictures without ending)."""
-    named = named_genotypes()
-    if word in named:
-        return named[word], word
-    path = os.path.join(word, 'genotype.json') if os.path.isdir(word) else word
-    if not os.path.isfile(path):
-        raise UserError("'{}' is neither a genotype's name ({}) nor a genotype.json nor a folder that holds one".format(
-            word, ', '.join(named)))
-    return read_genotype(path), os.path.splitext(path)[0]
+    """What --arch takes too -> (Genotype, the default path of its pictures without ending). Raises UserError."""
+    try:
+        genotype = get_genotype(word)
+    except ValueError as error:
+        raise UserError(str(error))
+    if os.path.isdir(word):
+        return genotype, os.path.join(word, 'genotype')
+    return genotype, 'genotype' if word.lstrip().startswith('Genotype(') else os.path.splitext(word)[0]
 
 
 def read_search(folder, flag, with_alphas=False):

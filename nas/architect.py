@@ -33,7 +33,7 @@ class Architect:
 
     EPSILON = 1e-2  # of the central difference, before it is divided by |u|; from the paper's section 2.3
 
-    def __init__(self, model, optimizer, arch_learning_rate=3e-4, arch_weight_decay=1e-3, unrolled=False,
+    def __init__(self, model, optimizer, *, arch_learning_rate=3e-4, arch_weight_decay=1e-3, unrolled=False,
                  momentum=0.9, weight_decay=3e-4):
         self.model = model
         self.weight_optimizer = optimizer
@@ -87,8 +87,8 @@ class Architect:
                 gradients = self.gradient(input_valid, target_valid, self.arch_parameters + self.weights)
             _assign(statistics, self.statistics)
             arch_gradient, vector = gradients[:len(self.arch_parameters)], gradients[len(self.arch_parameters):]
-            product = self._hessian_vector_product(weights, vector, input_train, target_train, rewind)
-        _assign(weights, self.weights)
+            _assign(weights, self.weights)
+            product = self._central_difference(self.weights, vector, self.EPSILON / _norm(vector), input_train, target_train, rewind)
         return [g - eta * p for g, p in zip(arch_gradient, product)]
 
     @paddle.no_grad()
@@ -99,25 +99,17 @@ class Architect:
         announces a collapse (Zela et al.: Understanding and Robustifying Differentiable Architecture Search, ICLR 2020, section 4).
         """
         statistics = [value.clone() for value in self.statistics]
-        start = [parameter.clone() for parameter in self.arch_parameters]
-        vector = [paddle.ones_like(p) + 0.1 * paddle.arange(p.size).reshape(p.shape).astype(p.dtype).sin() for p in start]
+        vector = [paddle.ones_like(p) + 0.1 * paddle.arange(p.size).reshape(p.shape).astype(p.dtype).sin() for p in self.arch_parameters]
         eigenvalue = 0.0
         with same_draws() as rewind:
             for _ in range(iterations):
-                norm = paddle.add_n([v.square().sum() for v in vector]).sqrt()
+                norm = _norm(vector)
                 if float(norm) == 0:
                     break
                 vector = [v / norm for v in vector]
-                sides = []
-                for sign in (1, -1):
-                    _assign([p + sign * self.EPSILON * v for p, v in zip(start, vector)], self.arch_parameters)
-                    rewind()
-                    with paddle.enable_grad():
-                        sides.append(self.gradient(image, label, self.arch_parameters))
-                product = [(plus - minus) / (2 * self.EPSILON) for plus, minus in zip(*sides)]
+                product = self._central_difference(self.arch_parameters, vector, self.EPSILON, image, label, rewind)
                 eigenvalue = float(paddle.add_n([(v * p).sum() for v, p in zip(vector, product)]))
                 vector = product
-        _assign(start, self.arch_parameters)
         _assign(statistics, self.statistics)
         return eigenvalue
 
@@ -135,28 +127,35 @@ class Architect:
             unrolled.append(weight - eta * step)
         return unrolled
 
-    def _hessian_vector_product(self, weights, vector, image, label, rewind):
-        """d2L_train/(da dw) at `weights` times `vector`, a tensor for each architecture parameter. rewind: of same_draws."""
-        norm = paddle.add_n([u.square().sum() for u in vector]).sqrt()
-        r = self.EPSILON / norm
+    def _central_difference(self, parameters, vector, r, image, label, rewind):
+        """(dL/da at p + r u - dL/da at p - r u) / 2r for the loss on a batch, where u is `vector` and p the values of `parameters`, which
+        are restored. A tensor for each architecture parameter. rewind: of same_draws."""
+        values = [parameter.clone() for parameter in parameters]
         sides = []
         for sign in (1, -1):
-            _assign([w + sign * r * u for w, u in zip(weights, vector)], self.weights)
+            _assign([value + sign * r * u for value, u in zip(values, vector)], parameters)
             rewind()
             with paddle.enable_grad():
                 sides.append(self.gradient(image, label, self.arch_parameters))
+        _assign(values, parameters)
         return [(plus - minus) / (2 * r) for plus, minus in zip(*sides)]
+
+
+def _norm(tensors):
+    """The 2-norm of all elements of a list of tensors."""
+    return paddle.add_n([tensor.square().sum() for tensor in tensors]).sqrt()
 
 
 @contextlib.contextmanager
 def frozen(parameters):
     """Take parameters out of the gradient's way: what a pass is not for is not computed."""
-    for parameter in parameters:
+    trainable = [parameter for parameter in parameters if not parameter.stop_gradient]  # the others were frozen by the user
+    for parameter in trainable:
         parameter.stop_gradient = True
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in trainable:
             parameter.stop_gradient = False
 
 

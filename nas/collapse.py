@@ -11,7 +11,7 @@ from genotypes import Genotype
 WINDOW = 5  # measurements that are averaged, and how far back they are compared (Zela et al., section 4.2)
 
 
-def signs(genotype, strengths):
+def indicators(genotype, strengths):
     """What an epoch logs: {'skip_connects', 'alpha_entropy'}, without what a foreign space doesn't have.
 
     strengths: for each kind of cell [edges, operations], nested lists; the entropy is the mean over all edges, in nats.

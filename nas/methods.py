@@ -66,7 +66,7 @@ class PCDARTS(DARTS):
 
     def edge_weights(self, betas, steps):
         """Softmax over the edges that enter a node; node i has i + 2 of them."""
-        return paddle.concat([F.softmax(node, axis=-1) for node in betas.split([i + 2 for i in range(steps)])])
+        return softmax_by_node(betas, steps)
 
 
 class GDAS(DARTS):
@@ -170,6 +170,11 @@ class DARTSMinus(DARTS):
     @property
     def skip_weight(self):
         return (1 + math.cos(math.pi * self.progress)) / 2
+
+
+def softmax_by_node(betas, steps):
+    """betas [edges] -> the softmax over the edges that enter each node, [edges]; node i has i + 2 of them."""
+    return paddle.concat([F.softmax(node, axis=-1) for node in betas.split([node + 2 for node in range(steps)])])
 
 
 METHODS = {method.name: method for method in (DARTS, PCDARTS, GDAS, DrNAS, FairDARTS, DARTSMinus)}

@@ -48,8 +48,6 @@ class VisualLog:
             self.writer.add_image('cells', plots.picture(self.epochs), epoch)
 
 
-def visual_log(args):
-    """The VisualLog of a script's arguments, on rank 0 and if it was asked for; else None."""
-    if args.use_vdl and rank() == 0:
-        return VisualLog(args.model_save_dir, args.resume)
-    return None
+def visual_log(folder, *, resume):
+    """A VisualLog for the output directory of a run, to be called after each epoch; None on ranks other than 0."""
+    return VisualLog(folder, resume) if rank() == 0 else None

@@ -12,10 +12,11 @@ import zlib
 
 import numpy as np
 
-from runtime.checkpoint import atomic_write, load_arrays
 from runtime.errors import UserError
+from runtime.files import atomic_write
 from runtime.log import logger
 from runtime.parallel import first_rank_first
+from runtime.unpickle import load_arrays
 
 CIFAR10_URL = 'https://dataset.bj.bcebos.com/cifar%2Fcifar-10-python.tar.gz'
 CIFAR10_MD5 = 'c58f30108f718f92721af3b95e74349a'

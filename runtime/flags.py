@@ -1,6 +1,6 @@
-"""The command lines: types that check a value, a parser that refuses in one line, and the flags that several scripts have alike.
+"""Command lines: argument types that check a value, a parser with one-line errors, and the flags that several scripts share.
 
-A flag is a row (name, type, default, help) of a table; a table is a group of the help. Defaults live in these tables alone.
+A flag is a row (name, type, default, help) of a table; a table is an argument group of --help. Defaults are in these tables only.
 """
 import argparse
 import difflib
@@ -8,6 +8,7 @@ import math
 import os
 
 from genotypes import get_genotype
+from runtime.errors import UserError
 
 
 def boolean(text):
@@ -37,6 +38,13 @@ def positive(minimum_excluded=0.0, maximum_excluded=None):
         float, 'a number', lambda value: value > minimum_excluded and (maximum_excluded is None or value < maximum_excluded),
         f'above {minimum_excluded:g}' + (
             '' if maximum_excluded is None else f' and below {maximum_excluded:g}'))
+
+
+def path(text):
+    """An argument type: any text but an empty one, such as an unset shell variable gives."""
+    if not text:
+        raise argparse.ArgumentTypeError('an empty value is not allowed')
+    return text
 
 
 def _one_of(words):
@@ -70,7 +78,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add a group of flags. table: rows (name, type, default, help); a type may also be a list of allowed words."""
         group = self.add_argument_group(title)
         for name, kind, default, text in table:
-            options = {'type': kind, 'metavar': 'TEXT' if kind is str else 'N'}
+            options = {'type': kind, 'metavar': 'TEXT' if kind in (str, path) else 'N'}
             if isinstance(kind, list):
                 options = {'type': _one_of(kind), 'metavar': '{' + ','.join(kind) + '}'}
             elif kind is boolean:
@@ -88,11 +96,14 @@ class ArgumentParser(argparse.ArgumentParser):
         return args
 
     def check_use(self, args):
-        """Of the USE_FLAGS, eval_only and export need a network. --arch is looked at before anything is read or downloaded."""
+        """Check USE_FLAGS, of which eval_only and export need a network, and --arch, before anything is read or downloaded."""
         for name in ('eval_only', 'export'):
             if getattr(args, name) and not args.pretrained:
                 self.error(f'argument --{name}: give the network with --pretrained=PATH of a best_model.pdparams')
-        get_genotype(args.arch)
+        try:
+            get_genotype(args.arch)
+        except ValueError as error:
+            self.error(f'argument --arch: {error}')
         return args
 
     def error(self, message):
@@ -104,64 +115,74 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def given_flags(argv):
-    """The names of the flags that stand on a command line, to tell a default from a value that was asked for."""
+    """The names of the flags on a command line, to tell a given value from a default."""
     return {word[2:].split('=')[0] for word in argv if word.startswith('--')}
 
 
-# Flags that all scripts have alike.
+def genotype_of(arch):
+    """The Genotype that --arch names. Raises UserError for a wrong value."""
+    try:
+        return get_genotype(arch)
+    except ValueError as error:
+        raise UserError(f'--arch: {error}')
+
+
+# Flags that several scripts share.
 DEVICE_FLAGS = [
-    ('use_gpu', boolean, True, 'run on a GPU if there is one, else on the CPU'),
-    ('use_data_parallel', boolean, False, 'several cards, with python -m paddle.distributed.launch'),
-    ('seed', integer(0, 2**32 - 1), 0, 'seed of all that is random'),
+    ('use_gpu', boolean, True, 'run on a GPU if there is one, otherwise on the CPU'),
+    ('use_data_parallel', boolean, False, 'train on several GPUs; start with python -m paddle.distributed.launch'),
+    ('seed', integer(0, 2**32 - 1), 0, 'random seed'),
 ]
 DATA_FLAGS = [
     ('dataset', ['cifar10', 'cifar100', 'digits', 'folder'], 'cifar10',
-     "cifar10; cifar100; digits: scikit-learn's, 1,437 to train and 360 to test, 8x8, nothing to download; folder: one folder of images a class"),
-    ('image_size', integer(8, 1024), None, 'for --dataset=folder: images are brought to so many pixels a side (default: 32)'),
-    ('trainset_num', integer(2), 50000, 'use at most so many training images'),
-    ('cutout_length', integer(0), 16, 'side of the blanked square, in pixels of a 32x32 image; other sizes in proportion'),
+     "data set; digits: scikit-learn's handwritten digits, 1,437 training and 360 test images of 8x8 pixels, nothing to download; "
+     'folder: --data is a folder with one subfolder of images per class'),
+    ('image_size', integer(8, 1024), None, 'for --dataset=folder: height and width in pixels that images are resized to (default: 32)'),
+    ('trainset_num', integer(2), 50000, 'maximum number of training images'),
+    ('cutout_length', integer(0), 16, 'side of the square that cutout masks, in pixels of a 32x32 image; scaled for other sizes'),
 ]
 USE_FLAGS = [
-    ('pretrained', str, None, 'a best_model.pdparams to start from; the .json beside it says genotype, channels, layers, classes'),
-    ('eval_only', boolean, False, 'score the --pretrained network on the test set and end'),
-    ('export', str, None, 'write the --pretrained network as an inference model, PATH.* (paddle.jit.save), and end'),
+    ('pretrained', path, None, 'a trained best_model.pdparams; the .json beside it gives genotype, channels, layers and classes'),
+    ('eval_only', boolean, False, 'evaluate the --pretrained network on the test set and exit'),
+    ('export', path, None, 'export the --pretrained network as an inference model, PATH.* (paddle.jit.save), and exit'),
 ]
 PRECISION_FLAGS = [
-    ('amp_level', ['O0', 'O1', 'O2'], 'O0', 'mixed precision on a GPU: O0 none, O1 where it is safe, O2 nearly everywhere'),
-    ('amp_dtype', ['float16', 'bfloat16'], 'float16', 'its type; float16 scales the loss'),
+    ('amp_level', ['O0', 'O1', 'O2'], 'O0', 'mixed precision on a GPU: O0 off, O1 where it is safe, O2 nearly everywhere'),
+    ('amp_dtype', ['float16', 'bfloat16'], 'float16', '16-bit type of mixed precision; float16 uses loss scaling'),
 ]
 
 
 def reader_flags(num_workers):
-    """The flags of a reader in worker processes."""
+    """The flags of data loading."""
     return [
-        ('use_multiprocess', boolean, True, 'read images in worker processes; False: in the main process'),
-        ('num_workers', integer(1, 64), num_workers, 'worker processes of a reader'),
-        ('max_bad_images', integer(0), 0, 'leave out at most so many image files that cannot be read; one more ends the run'),
+        ('use_multiprocess', boolean, True, 'load images in worker processes; False: in the main process'),
+        ('num_workers', integer(0, 64), num_workers, 'worker processes per data loader; 0: load in the main process'),
+        ('max_bad_images', integer(0), 0, 'skip at most N unreadable images; one more stops the run'),
     ]
 
 
 def network_flags(init_channels, layers, class_num, drop_path_prob):
     """The flags of a network made of a genotype, with a script's own defaults."""
     return [
-        ('arch', str, 'DARTS_V2', "the genotype: a name of genotypes.py or a genotype.json"),
-        ('init_channels', integer(1), init_channels, 'channels of the first cell'),
-        ('layers', integer(1), layers, 'cells; those at 1/3 and 2/3 of them are reduction cells'),
-        ('class_num', integer(2), class_num, 'classes of the data'),
-        ('auxiliary', boolean, True, 'train with an auxiliary classifier at 2/3 of the cells'),
-        ('auxiliary_weight', number(0), 0.4, 'of its loss'),
-        ('drop_path_prob', number(0, 1), drop_path_prob, 'probability of dropping a path; it rises to this from 0 over the epochs'),
+        ('arch', path, 'DARTS_V2', 'genotype: a name of genotypes.py, a genotype.json, a search output directory, or the printed '
+                                   "text 'Genotype(...)'"),
+        ('init_channels', integer(2, 4096), init_channels, 'channels of the first cell'),
+        ('layers', integer(1, 1000), layers, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction cells'),
+        ('class_num', integer(2, 10**6), class_num, 'number of classes'),
+        ('auxiliary', boolean, True, 'train with an auxiliary classifier at 2/3 of the depth'),
+        ('auxiliary_weight', number(0), 0.4, "weight of the auxiliary classifier's loss"),
+        ('drop_path_prob', number(0, 1), drop_path_prob, 'drop path probability in the last epoch; it increases linearly from 0'),
     ]
 
 
 def run_flags(log_freq, model_save_dir):
-    """Where a run writes, and how often."""
+    """The flags of logging and output files."""
     return [
         ('log_freq', integer(1), log_freq, 'steps between two log lines'),
-        ('model_save_dir', str, model_save_dir, 'folder for all that the run leaves'),
-        ('resume', boolean, False, 'go on from the newest whole checkpoint in --model_save_dir, if there is one'),
-        ('save_freq', integer(0), 0, 'steps between two checkpoints within an epoch; 0: one at the end of each epoch'),
-        ('keep', integer(1), 2, 'how many checkpoints stay, the newest ones'),
-        ('use_vdl', boolean, False, 'log curves, alphas and the cells for VisualDL, to vdl/ in --model_save_dir'),
-        ('summary', boolean, False, "print the network's size, part by part, and end"),
+        ('model_save_dir', path, model_save_dir, 'output directory'),
+        ('resume', boolean, False, 'continue from the newest intact checkpoint in --model_save_dir, if there is one'),
+        ('save_freq', integer(0), 0, 'steps between two checkpoints within an epoch; 0: only at the end of each epoch'),
+        ('keep', integer(1), 2, 'number of checkpoints to keep'),
+        ('use_vdl', boolean, False, 'log curves, architecture parameters and cells for VisualDL, to vdl/ in --model_save_dir'),
+        ('summary', boolean, False, "print the network's layers and sizes and exit"),
     ]

@@ -16,13 +16,14 @@ import time
 import numpy as np
 import paddle
 
-from runtime.checkpoint import Checkpoints, set_state, write_text
+from runtime.checkpoint import Checkpoints, set_state
 from runtime.errors import UserError
+from runtime.files import write_text
 from runtime.log import logger
 from runtime.parallel import rank, world_size
 
 # Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
-FREE = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params', 'num_workers', 'use_multiprocess',
+MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params', 'num_workers', 'use_multiprocess',
         'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export', 'pretrained'}
 
 
@@ -38,7 +39,7 @@ class Run:
     Used as a context, it turns SIGTERM and SIGINT into a checkpoint and a UserError of status 143 or 130.
     """
 
-    def __init__(self, folder, model, optimizers, schedule, loaders, arguments, save_freq=0, keep=2, scaler=None,
+    def __init__(self, folder, *, model, optimizers, schedule, loaders, arguments, seed, save_freq=0, keep=2, scaler=None,
                  same_on_all_ranks=True, on_epoch=None):
         self.folder, self.model, self.optimizers, self.schedule = folder, model, optimizers, schedule
         self.loaders, self.save_freq, self.scaler = loaders, save_freq, scaler
@@ -46,7 +47,7 @@ class Run:
         self.arguments = dict(arguments, processes=world_size())
         self.checkpoints = Checkpoints(os.path.join(folder, 'checkpoints'), keep)
         self.statistics = [p for p in model.parameters() if not p.trainable] + list(model.buffers())
-        self.seed = [int(paddle.randint(0, 2**31 - 1, [1])), 0 if same_on_all_ranks else rank()]
+        self.seed = [seed, 0 if same_on_all_ranks else rank()]
         self.epoch, self.step, self.meters, self.results = 0, 0, None, {}
         self.metrics, self.random, self.loader_states = [], random_states(), None
         self.signal, self.on_epoch = None, on_epoch
@@ -81,7 +82,7 @@ class Run:
             self._write_metrics()
 
     def _check_arguments(self, saved):
-        other = [name for name in sorted(saved) if name not in FREE and saved[name] != self.arguments.get(name, saved[name])]
+        other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME and saved[name] != self.arguments.get(name, saved[name])]
         if other:
             raise UserError('--resume: the checkpoint was made with {}; now {}. Give the same, or start anew without --resume'.format(
                 ', '.join(f'--{name}={saved[name]}' for name in other),
@@ -168,6 +169,21 @@ class Run:
         self.save()
         self.stop_if_asked()
 
+    def check_finite(self):
+        """To be called before results are written. Raises UserError (status 1) for weights or architecture parameters that are not
+        finite; the results and checkpoints of earlier epochs stay as they are."""
+        self._refuse_not_finite({name: value.numpy() for name, value in self.model.state_dict().items()})
+
+    def _refuse_not_finite(self, arrays):
+        wrong = next((name for name, value in arrays.items() if value.dtype.kind == 'f' and not np.isfinite(value).all()), None)
+        if wrong is None:
+            return
+        flag = '--arch_learning_rate' if 'alphas' in wrong or 'betas' in wrong or wrong.startswith('optimizer1') else '--learning_rate'
+        checkpoint = next(iter(self.checkpoints.paths()), None)
+        last = f'the last checkpoint is {checkpoint}' if checkpoint else 'there is no checkpoint yet'
+        raise UserError(f'{wrong} is not finite at epoch {self.epoch}, step {self.step}, learning rate {self.schedule.get_lr():g}: try a '
+                        f'lower {flag}; {last}', status=1)
+
     def _write_metrics(self):
         if rank() == 0:
             write_text(self.metrics_path, ''.join(json.dumps(line) + '\n' for line in self.metrics))
@@ -190,10 +206,7 @@ class Run:
         for i, (optimizer, parameters) in enumerate(self.optimizers):
             arrays.update((f'optimizer{i}/{name}', value) for name, value in optimizer_state(optimizer, parameters).items())
         arrays.update((f'rank{r}/{i}', value) for r, (_, values) in enumerate(everyone) for i, value in enumerate(values))
-        wrong = [name for name, value in arrays.items() if value.dtype.kind == 'f' and not np.isfinite(value).all()]
-        if wrong:
-            raise UserError(f'{wrong[0]} is not finite at epoch {self.epoch}, step {self.step}, learning rate {self.schedule.get_lr():g}: try a lower --learning_rate or --grad_clip; '
-                            'the last checkpoint is whole', status=1)
+        self._refuse_not_finite(arrays)
         info = {'epoch': self.epoch, 'step': self.step, 'results': self.results, 'metrics': self.metrics,
                 'seed': self.seed[0], 'schedule': self.schedule.state_dict(),
                 'scaler': self.scaler and {name: np.asarray(value).tolist() for name, value in self.scaler.state_dict().items()},

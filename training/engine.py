@@ -1,7 +1,7 @@
-"""The loop that trains and scores a network: what train.py and train_imagenet.py share.
+"""The loops over an epoch: training steps, and evaluation. The searcher, train.py and train_imagenet.py share them.
 
-A network here is one of model.py: called on images [N, 3, H, W] it gives (logits, logits_aux), logits_aux None without an
-auxiliary head and in eval mode. `evaluate` also takes the supernet, which gives logits alone.
+A network of model.py gives (logits, logits_aux) for images [N, 3, H, W], with logits_aux None without an auxiliary head and in
+evaluation mode; the supernet gives logits alone. `evaluate` takes both.
 """
 import contextlib
 import math
@@ -14,14 +14,49 @@ from runtime.log import AverageMeter, Progress, logger, peak_memory_mb
 from runtime.parallel import average_over_ranks, check_agreement, sum_over_ranks
 
 
-class Precision:
-    """Automatic mixed precision on a GPU; on a device without it, one log line and float32.
+def run_epoch(loader, train_step, *, run, epoch, log_freq, optimizer):
+    """One pass over a loader.
 
-    level: 'O0' float32, 'O1' float16 or bfloat16 where Paddle holds it safe, 'O2' nearly everywhere, with float32 master weights.
-    dtype: 'float16', with a gradient scaler, or 'bfloat16', which needs none.
+    train_step: called with each batch as the loader gives it; it updates the network and returns (loss, logits [N, classes],
+    label [N, 1]). run: a runtime.run.Run, which is told about each step, so that the epoch can be resumed at any of them.
+    Returns the figures of metrics.jsonl: epoch, learning rate, loss and accuracies over all ranks, timings.
+    Raises UserError (status 1) for a loss that is not finite and for a loader without batches.
+    """
+    meters = loss_meter, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+    first = run.begin_epoch(epoch, meters)
+    progress = Progress('Train', epoch, _length(loader), log_freq, first)
+    for step, batch in progress.batches(run.batches(loader)):
+        run.begin_step(epoch, step)
+        loss, logits, label = train_step(batch)
+        check_finite(loss, epoch, step, optimizer)
+        n = logits.shape[0]
+        loss_meter.update(loss, n)
+        for meter, value in zip((top1, top5), accuracy(logits, label)):
+            meter.update(value, n)
+        progress.update(step, n, loss_meter, top1, top5)
+        run.end_step(step, meters)
+    if not loss_meter.count:
+        raise UserError('the training data holds no batch')
+    train_loss, train_acc, train_acc5 = mean_over_ranks(*meters)
+    return dict(progress.costs(), epoch=epoch, lr=optimizer.get_lr(), train_loss=train_loss, train_acc=train_acc, train_acc5=train_acc5)
+
+
+def _length(loader):
+    """The number of batches of a loader, None where it is unknown."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+class Precision:
+    """Automatic mixed precision on a GPU. On a CPU it logs a line and computes in float32.
+
+    level: 'O0' float32, 'O1' 16 bits where Paddle considers it safe, 'O2' nearly everywhere, with float32 master weights.
+    dtype: 'float16', which needs a gradient scaler, or 'bfloat16', which does not.
     """
 
-    def __init__(self, level, dtype, model, optimizer=None):
+    def __init__(self, level='O0', dtype='float16', model=None, optimizer=None):
         if level != 'O0' and not paddle.get_device().startswith('gpu'):
             logger.info('--amp_level=%s: ignored, the CPU computes in float32', level)
             level = 'O0'
@@ -31,95 +66,86 @@ class Precision:
             paddle.amp.decorate(model, optimizer, level='O2', dtype=dtype, save_dtype='float32')
 
     def autocast(self):
-        """The context that forward passes run in."""
+        """The context for forward passes."""
         if self.level == 'O0':
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(level=self.level, dtype=self.dtype)
 
     def step(self, loss, optimizer, parameters, count):
-        """Backward, the mean over the ranks, of which this one read `count` images, and the optimizer's step."""
+        """The backward pass, the mean of the gradients over the ranks (this one has `count` images), and the optimizer's step."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         average_over_ranks([p.grad for p in parameters if p.grad is not None], count)
         if self.scaler is None:
             optimizer.step()
-        else:  # takes the scale off the gradients first, so that clipping sees the true ones
+        else:  # removes the scale from the gradients first, so that they are clipped at their true size
             self.scaler.step(optimizer)
             self.scaler.update()
         optimizer.clear_grad()
 
 
-def fit(model, train_loader, valid_loader, optimizer, schedule, epochs, report, precision, run, drop_path_prob=0.0, **options):
-    """Train for some epochs and score the network after each.
+def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, report, precision, run, loss_options, drop_path_prob=0.0,
+        log_freq=50):
+    """Train a network for a number of epochs and evaluate it after each.
 
-    drop_path_prob: the probability after the last epoch; it rises linearly from 0 (DARTS, section 3.2, after NASNet).
-    schedule: the optimizer's learning rate, stepped once an epoch. run: a resume.Run, started.
-    report: called after each epoch with its figures, a dict, of which it makes the line for metrics.jsonl. options: go to
-    train_one_epoch.
+    schedule: the learning rate scheduler of the optimizer, stepped once an epoch. report: called after each epoch with its figures,
+    a dict; it returns the line for metrics.jsonl. loss_options: keywords of `classification_loss`.
+    drop_path_prob: the probability in the last epoch; it increases linearly from 0 (DARTS, section 3.2, after NASNet).
     """
+    parameters = [p for p in model.parameters() if p.trainable]
+
+    def train_step(batch):
+        image, label = to_batch(batch)
+        with precision.autocast():
+            logits, logits_aux = model(image)
+            loss = classification_loss(logits, logits_aux, label, **loss_options)
+        if math.isfinite(float(loss)):  # the caller ends the run otherwise
+            precision.step(loss, optimizer, parameters, image.shape[0])
+        return float(loss), logits, label
+
     with run:
         for epoch in run.epochs(epochs):
             logger.info('Epoch %d, lr %.6f', epoch, optimizer.get_lr())
-            model.drop_path_prob = drop_path_prob * epoch / epochs
-            metrics = train_one_epoch(model, train_loader, optimizer, epoch, precision, run, **options)
-            agree(model)
-            valid_loss, top1, top5 = evaluate(model, valid_loader, precision, run.check)
+            model.train()
+            model.set_drop_path_prob(drop_path_prob * epoch / epochs)
+            metrics = run_epoch(train_loader, train_step, run=run, epoch=epoch, log_freq=log_freq, optimizer=optimizer)
+            sync_ranks(model)
+            valid_loss, top1, top5 = evaluate(model, valid_loader, precision=precision, after_batch=run.check)
             schedule.step()
             run.end_epoch(report(dict(metrics, valid_loss=valid_loss, valid_acc=top1, valid_acc5=top5,
                                       peak_memory_mb=peak_memory_mb())))
 
 
-def train_one_epoch(model, loader, optimizer, epoch, precision, run, auxiliary_weight=0.4, label_smooth=0.0, log_freq=50):
-    """One pass over the training set. Returns its figures for metrics.jsonl.
+def classification_loss(logits, logits_aux, label, *, auxiliary_weight=0.4, label_smooth=0.0):
+    """The cross-entropy, plus auxiliary_weight times that of the auxiliary head if there is one; label [N, 1].
 
-    auxiliary_weight: of the auxiliary head's loss. label_smooth: epsilon of label smoothing, in both losses (Szegedy et al. 2016).
-    Raises UserError (status 1) when the loss is not finite.
+    label_smooth: epsilon of label smoothing, in both terms (Szegedy et al. 2016, section 7).
     """
-    model.train()
-    parameters = [p for p in model.parameters() if p.trainable]
-    meters = loss_meter, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
-    first = run.begin_epoch(epoch, meters)
-    progress = Progress('Train', epoch, len(loader), log_freq, first)
-    for step, batch in progress.batches(run.batches(loader)):
-        run.begin_step(epoch, step)
-        image, label = to_batch(batch)
-        with precision.autocast():
-            logits, logits_aux = model(image)
-            loss = F.cross_entropy(logits, label.flatten(), label_smoothing=label_smooth)
-            if logits_aux is not None:
-                loss += auxiliary_weight * F.cross_entropy(logits_aux, label.flatten(), label_smoothing=label_smooth)
-        check_finite(float(loss), epoch, step, optimizer)
-        n = image.shape[0]
-        precision.step(loss, optimizer, parameters, n)
-        loss_meter.update(loss, n)
-        for meter, value in zip((top1, top5), accuracy(logits, label)):
-            meter.update(value, n)
-        progress.update(step, n, loss_meter, top1, top5)
-        run.end_step(step, meters)
-    train_loss, train_top1, train_top5 = mean_over_ranks(*meters)
-    return dict(progress.costs(), epoch=epoch, lr=optimizer.get_lr(), train_loss=train_loss, train_acc=train_top1,
-                train_acc5=train_top5)
+    loss = F.cross_entropy(logits, label.flatten(), label_smoothing=label_smooth)
+    if logits_aux is not None:
+        loss += auxiliary_weight * F.cross_entropy(logits_aux, label.flatten(), label_smoothing=label_smooth)
+    return loss
 
 
-def agree(model):
-    """Bring ranks together at the end of an epoch: batch norm's running statistics, of which each has seen its own images, become
-    their mean, and the trained parameters must be the same to the last bit. Raises UserError (status 1) where they aren't."""
+def sync_ranks(model):
+    """Synchronise the ranks at the end of an epoch: batch norm's running statistics, which each rank computed from its own images,
+    become their mean; the trained parameters must be equal bit for bit. Raises UserError (status 1) where they are not."""
     average_over_ranks([p for p in model.parameters() if not p.trainable])
     check_agreement([p for p in model.parameters() if p.trainable], 'the parameters')
 
 
 def check_finite(loss, epoch, step, optimizer):
-    """Stop a run whose loss is not finite. Raises UserError (status 1) with what may help."""
+    """Raise UserError (status 1) for a loss that is not finite."""
     if not math.isfinite(loss):
-        raise UserError(f'the loss is {loss} at epoch {epoch}, step {step}, learning rate {optimizer.get_lr():g}: try a lower --learning_rate or '
-                        '--grad_clip', status=1)
+        raise UserError(f'the loss is {loss} at epoch {epoch}, step {step}, learning rate {optimizer.get_lr():g}: try a lower '
+                        '--learning_rate or --grad_clip', status=1)
 
 
 @paddle.no_grad()
-def evaluate(model, loader, precision=None, check=None):
-    """Score a network in eval mode on every batch of a loader, over all ranks, each image counted once.
+def evaluate(model, loader, *, precision=None, after_batch=None):
+    """Evaluate a network on all batches of a loader, over all ranks. The network is left in the mode that it was in.
 
-    check: called between batches; it may raise what ends the evaluation.
-    Returns (loss, top-1, top-5), means over the images. The model is left in the mode it was in.
+    after_batch: called after each batch; an exception that it raises ends the evaluation.
+    Returns (loss, top-1, top-5), means over the images.
     """
     training = model.training
     model.eval()
@@ -133,8 +159,8 @@ def evaluate(model, loader, precision=None, check=None):
         loss.update(F.cross_entropy(logits, label), n)
         for meter, value in zip((top1, top5), accuracy(logits, label)):
             meter.update(value, n)
-        if check is not None:
-            check()
+        if after_batch is not None:
+            after_batch()
     if training:
         model.train()
     return mean_over_ranks(loss, top1, top5)
@@ -159,6 +185,6 @@ def accuracy(logits, label):
 
 
 def mean_over_ranks(*meters):
-    """The averages of some meters over all ranks, each rank weighted by its counts."""
+    """The averages of meters over all ranks, each rank weighted by its counts."""
     totals = sum_over_ranks([value for meter in meters for value in (meter.sum, meter.count)])
     return [total / max(count, 1) for total, count in zip(totals[::2], totals[1::2])]

@@ -25,7 +25,9 @@ Call = collections.namedtuple('Call', 'name shape macs size')
 
 @paddle.no_grad()
 def trace(network, image_shape):
-    """Run one image [3, H, W] through a network in eval mode -> [Call], in the order in which the calls end.
+    """Run one image [3, H, W] through a network in evaluation mode -> [Call], in the order in which the calls end.
+
+    A layer with a hook runs as it is written, also in an accelerated network, so every layer is seen.
 
     Beside the layers without parts it holds the cells, for the shapes they give; they count nothing of their own.
     """
@@ -46,13 +48,7 @@ def trace(network, image_shape):
             watch(name, layer)
     training = network.training
     network.eval()
-    # Cells that are computed by source state do not call their layers one by one.
-    cells = [(cell, cell.by_state) for cell in getattr(network, 'cells', []) if hasattr(cell, 'by_state')]
-    for cell, _ in cells:
-        cell.by_state = None
     network(paddle.zeros([1] + list(image_shape)))
-    for cell, by_state in cells:
-        cell.by_state = by_state
     if training:
         network.train()
     for hook in hooks:
