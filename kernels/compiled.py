@@ -25,28 +25,11 @@ else:
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-from runtime.log import logger  # noqa: E402
 from runtime.parallel import cpu_threads  # noqa: E402
 
-_said = []
-
-
-def _say_once(text):
-    if not _said:
-        _said.append(text)
-        logger.info(text)
-
-
 def available(x):
-    """Whether the compiled loops can take a tensor."""
-    if not (paddle.in_dynamic_mode() and x.dtype == paddle.float32 and x.place.is_cpu_place()):
-        return False
-    if numba is None:
-        _say_once('convolutions run as Paddle computes them on a CPU, partly on one core: ' + why_not)
-        return False
-    if not _said:
-        _say_once(f'convolutions run on {cpu_threads()} cores, compiled by numba')
-    return True
+    """Whether the compiled loops cover a tensor: single precision on a CPU, outside of to_static, and numba is installed."""
+    return numba is not None and paddle.in_dynamic_mode() and x.dtype == paddle.float32 and x.place.is_cpu_place()
 
 
 def addresses(tensors):

@@ -71,7 +71,7 @@ class _Depthwise(paddle.autograd.PyLayer):
         n, c, h, w = x.shape
         ctx.group = compiled.group_size(n, h * w)
         ctx.geometry = geometry(h, w, weight.shape[2], stride, padding, dilation, ctx.group)
-        out = paddle.empty([n, c, int(ctx.geometry[6]), int(ctx.geometry[7])])
+        out = paddle.empty([n, c, int(ctx.geometry[6]), int(ctx.geometry[7])], 'float32')
         on_all_cores(_forward, c * -(-n // ctx.group), addresses([x, weight, out]), ctx.geometry, n, c, ctx.group)
         ctx.save_for_backward(x, weight)
         ctx.wanted = not x.stop_gradient, not weight.stop_gradient
@@ -83,7 +83,7 @@ class _Depthwise(paddle.autograd.PyLayer):
         n, c = x.shape[:2]
         gradient = gradient.contiguous()
         groups = -(-n // ctx.group)
-        dx = paddle.zeros(x.shape) if ctx.wanted[0] else None
+        dx = paddle.zeros(x.shape, 'float32') if ctx.wanted[0] else None
         dweight = np.zeros((groups, weight.size), np.float32)
         on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * ctx.wanted[0]), ctx.geometry, n, c, ctx.group, dweight, ctx.wanted[1])
         return dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if ctx.wanted[1] else None
@@ -131,7 +131,7 @@ class _Pointwise(paddle.autograd.PyLayer):
     def forward(ctx, x, weight):
         x, weight = x.contiguous(), weight.contiguous()
         n, c, h, w = x.shape
-        out = paddle.empty([n, weight.shape[0], h, w])
+        out = paddle.empty([n, weight.shape[0], h, w], 'float32')
         on_all_cores(_multiply, n, addresses([x, weight, out]), n, c, weight.shape[0], h * w, False)
         ctx.save_for_backward(x, weight)
         ctx.wanted = not x.stop_gradient, not weight.stop_gradient
@@ -144,7 +144,7 @@ class _Pointwise(paddle.autograd.PyLayer):
         (n, c, h, w), filters = x.shape, weight.shape[0]
         dx = dweight = None
         if ctx.wanted[0]:
-            dx = paddle.empty(x.shape)
+            dx = paddle.empty(x.shape, 'float32')
             on_all_cores(_multiply, n, addresses([gradient, weight, dx]), n, filters, c, h * w, True)
         if ctx.wanted[1]:
             parts = min(n, 64)  # whose sums are put together afterwards, in the same order on any number of cores

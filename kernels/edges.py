@@ -55,6 +55,14 @@ class Edges:
         again = [layers for layers in convolutions if len(layers) > 4]
         pools = [op for op in operations[0] if type(op) is nn.Sequential]
         self.convolutions = [[(layers[1], layers[2]) for layers in convolutions], [(layers[5], layers[6]) for layers in again]]
+        layers = [layer for pairs in self.convolutions for pair in pairs for layer in pair]
+        self.layers_by_shape = {}
+        for layer in layers:
+            self.layers_by_shape.setdefault(tuple(layer.weight.shape[1:]), []).append(layer)
+        # For each layer the stack of its weight, and where it begins there, in elements.
+        place_of = {id(layer): (stack, position * layer.weight.size) for stack, members in enumerate(self.layers_by_shape.values())
+                    for position, layer in enumerate(members)}
+        self.weight_places = np.array([place_of[id(layer)] for layer in layers], np.int64).reshape(-1, 2)
         self.pools = [pool[0] for pool in pools]
         self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again] + [pool[1] for pool in pools]
         # The poolings of the other edges see the same images: their batch norms' running statistics are updated alike.
@@ -78,6 +86,11 @@ class Edges:
         self.others = [k for k, number in enumerate(self.final[0]) if number >= self.ends[1]] + [k for k, number in enumerate(self.final[0]) if number < 0]
         self.sizes = {}
 
+    def weight_addresses(self, stacks):
+        """The addresses of [depthwise, pointwise] weights of passes 1 and 2, from the tensors that hold those of one shape each."""
+        starts = addresses(stacks)
+        return (starts[self.weight_places[:, 0]] + 4 * self.weight_places[:, 1] if len(starts) else starts).reshape(-1, 2)
+
     def applies(self, x):
         """Whether the compiled passes cover a state x: single precision on a CPU, training mode, the channels of the layers."""
         return (available(x) and x.size and all(bn.training for bn in self.norms)
@@ -88,8 +101,9 @@ class Edges:
         """x [N, C, H, W], matrix [edges of the cell, operations] -> for each edge that leaves x a tensor."""
         if tuple(x.shape) not in self.sizes:
             self.sizes[tuple(x.shape)] = Sizes(self, *x.shape)
-        weights = [layer.weight for pairs in self.convolutions for pair in pairs for layer in pair]
-        out = _Edges.apply(self, self.sizes[tuple(x.shape)], x, matrix, *weights)
+        # Weights of one shape as one tensor: few inputs, each of which costs Python's time.
+        stacks = [paddle.concat([layer.weight for layer in layers]) for layers in self.layers_by_shape.values()]
+        out = _Edges.apply(self, self.sizes[tuple(x.shape)], x, matrix, *stacks)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
 
@@ -141,10 +155,10 @@ class _Edges(paddle.autograd.PyLayer):
     def forward(ctx, edges, sizes, x, matrix, *weights):
         x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
         # What is kept for the way back: a row for each number but the identity's.
-        kept = paddle.empty([len(edges.norms), sizes.n * sizes.c * sizes.pixels])
-        ctx.passes = Passes(edges, sizes, _rows(kept, x), addresses(weights).reshape(-1, 2), matrix.numpy()[edges.place])
+        kept = paddle.empty([len(edges.norms), sizes.n * sizes.c * sizes.pixels], 'float32')
+        ctx.passes = Passes(edges, sizes, _rows(kept, x), edges.weight_addresses(weights), matrix.numpy()[edges.place])
         ctx.passes.convolve_and_pool(x.data_ptr())
-        outs = [paddle.empty([sizes.n, sizes.c] + sizes.out) for _ in edges.final]
+        outs = [paddle.empty([sizes.n, sizes.c] + sizes.out, 'float32') for _ in edges.final]
         ctx.passes.add_up(outs)
         ctx.save_for_backward(x, kept, *weights)
         ctx.matrix_shape, ctx.wanted = matrix.shape, [not tensor.stop_gradient for tensor in (x, matrix, *weights)]
@@ -156,9 +170,9 @@ class _Edges(paddle.autograd.PyLayer):
         x, kept, *weights = ctx.saved_tensor()
         x_wanted, matrix_wanted, *weights_wanted = ctx.wanted
         ctx.passes.sum_gradients(ds)
-        dx = paddle.zeros(x.shape) if x_wanted else None
+        dx = paddle.zeros(x.shape, 'float32') if x_wanted else None
         dmatrix = paddle.to_tensor(ctx.passes.matrix_gradient(ctx.matrix_shape)) if matrix_wanted else None
-        dweights = [paddle.empty(weight.shape) for weight in weights] if any(weights_wanted) else []
+        dweights = [paddle.empty(weight.shape, 'float32') for weight in weights] if any(weights_wanted) else []
         if x_wanted or dweights:
             ctx.passes.convolve_backward(x.data_ptr(), dx, dweights)
         if x_wanted:
@@ -240,7 +254,7 @@ class Passes:
         d = np.array([self.d_at[edges.edge_of.get(number, 0)] for number in range(second)])
         nchw, coefficients = np.ones(second, np.int64), np.zeros(self.inverse.shape + (3,), np.float32)
         coefficients[edges.final] = self._batch_norm_backward(edges.final, self.scale, self.sums)
-        middle = paddle.empty([second - first, self.sizes.n * self.sizes.c * self.sizes.pixels])
+        middle = paddle.empty([second - first, self.sizes.n * self.sizes.c * self.sizes.pixels], 'float32')
 
         def run(table, some, source, source_nchw, source_numbers, affine, target, wanted):
             some, sizes = slice(*some), self.sizes
@@ -252,7 +266,7 @@ class Passes:
             on_all_cores(backward_pass, sizes.groups if len(table) else 0, memory, (source_nchw, nchw[some]), affine, self.mean[source_numbers],
                          self.inverse[source_numbers], coefficients[some], table, *self.images, np.array(wanted), by_group, sums)
             if wanted[1]:
-                on_all_cores(sum_groups, len(table), by_group, starts, addresses(dweights).reshape(-1, 2)[some])
+                on_all_cores(sum_groups, len(table), by_group, starts, edges.weight_addresses(dweights)[some])
             return sums.sum(1, dtype=np.float64)
         sums = run(self.sizes.tables[1], (first, second), self.at[edges.twice], 0, edges.twice, self.between, _rows(middle), (True, bool(dweights)))
         coefficients[edges.twice] = self._batch_norm_backward(edges.twice, self.inverse[edges.twice], sums)

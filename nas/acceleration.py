@@ -161,11 +161,11 @@ class CellAcceleration:
             return None
         if not self.records or not _unchanged(self.records):
             self.update(cell)
-        if self.edges is None or not self._one_mode(cell):
+        if self.edges is None or not self._one_mode() or _normalises_single_values(cell, args[1]):
             return None
         return self.edges
 
-    def _one_mode(self, cell):
+    def _one_mode(self):
         """Whether all batch norms that are computed together are in one mode, training or evaluation."""
         modes = {norm.training for norm in self.norms}
         if len(modes) > 1:
@@ -205,6 +205,13 @@ class CellAcceleration:
         if text not in self.said:
             self.said.add(text)
             logger.info('acceleration: %s', text)
+
+
+def _normalises_single_values(cell, s1):
+    """Whether a batch norm of the cell sees one value per channel: Paddle then returns its input, which a weight must still scale."""
+    n, _, h, w = s1.shape
+    halved = any(mixed.mp is not None for mixed in cell._ops)
+    return n * (-(-h // 2) * -(-w // 2) if halved else h * w) <= 1
 
 
 def _operations(cell):
@@ -269,8 +276,7 @@ def _has_hooks(layer):
 def _record(layer):
     """What a layer's result depends on, to be compared by _unchanged."""
     values, kind = vars(layer), type(layer)
-    keys = SETTINGS.get(kind) or tuple(key for key in ('method', 'mix', '_steps', '_multiplier', 'mp', 'auxiliary_op') if key in values)
-    keys += ('forward',)
+    keys = SETTINGS.get(kind, ('method', 'mix', '_steps', '_multiplier', 'mp', 'auxiliary_op')) + ('forward',)
     return (values, layer, kind, kind.forward, getattr(kind, 'mix', None), list(values['_sub_layers'].values()),
             list(values['_parameters'].values()), keys, tuple(map(_frozen, map(values.get, keys))), _has_hooks(layer))
 

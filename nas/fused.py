@@ -154,7 +154,8 @@ def _kinds(operations, is_known):
     kinds, norm_settings = [], None
     for column in zip(*operations):
         kind = type(column[0]) if type(column[0]) is not nn.Sequential else 'pooling'
-        same = all(is_known(op) and type(op) is type(column[0]) and _settings(op) == _settings(column[0]) for op in column)
+        known = all([is_known(op) for op in column])  # of all, so that each can say why not
+        same = known and all(type(op) is type(column[0]) and _settings(op) == _settings(column[0]) for op in column)
         settings = {(norm._epsilon, norm._momentum) for op in column for norm in op.sublayers() if isinstance(norm, nn.BatchNorm2D)}
         if same and settings:
             norm_settings = norm_settings or settings

@@ -102,13 +102,13 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             self.model.set_progress(epoch / max(self.num_epochs - 1, 1))
         logger.info('Epoch %d, lr %.6f', epoch, self.optimizer.get_lr())
         logger.info('genotype = %s', self.genotype())
-        metrics = self.train_one_epoch(self.train_loader, self.valid_loader, self.architect, self.optimizer, epoch)
+        metrics = self.train_one_epoch(epoch)
         sync_ranks(self.model)
         check_agreement(self.architect.arch_parameters, 'the architecture parameters')
         self.run.check_finite()
         logger.info('Epoch %d, train_acc %.6f', epoch, metrics['train_acc'])
         if self.monitor.validate:
-            metrics.update(self.valid_one_epoch(self.eval_loader, epoch))
+            metrics.update(self.valid_one_epoch())
             best = self.run.results['best_valid_acc'] = max(self.run.results.get('best_valid_acc', 0.0), metrics['valid_acc'])
             logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f', epoch, metrics['valid_acc'], best)
         metrics.update(self._collapse_indicators(epoch), peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_json(self.genotype()),
@@ -154,21 +154,27 @@ class DARTSearch(paddleslim.nas.DARTSearch):
                         rule.kind, rule.limit, good['epoch'])
         return good or None
 
-    def train_one_epoch(self, train_loader, valid_loader, architect, optimizer, epoch):
-        """One pass over the training data, with PaddleSlim's signature. Returns the figures of the epoch for metrics.jsonl."""
+    def train_one_epoch(self, epoch):
+        """One pass over the training data. Returns the figures of the epoch for metrics.jsonl."""
         def train_step(batch):
-            train_batch, valid_batch = batch
-            image, label = to_batch(train_batch)
-            if epoch >= self.epochs_no_archopt:
-                architect.step(image, label, *to_batch(valid_batch))
-            loss, logits = self.weight_step(image, label, optimizer)
+            image, label = to_batch(batch[0])
+            loss, logits = self.train_step(image, label, *to_batch(batch[1]), arch_step=epoch >= self.epochs_no_archopt)
             return loss, logits, label
 
         self.model.train()
-        pairs = PairedLoader(train_loader, valid_loader)
-        return run_epoch(pairs, train_step, run=self.run, epoch=epoch, log_freq=self.log_freq, optimizer=optimizer)
+        pairs = PairedLoader(self.train_loader, self.valid_loader)
+        return run_epoch(pairs, train_step, run=self.run, epoch=epoch, log_freq=self.log_freq, optimizer=self.optimizer)
 
-    def weight_step(self, image, label, optimizer):
+    def train_step(self, train_image, train_label, valid_image, valid_label, arch_step=True):
+        """One step of the search: the architecture (if arch_step), then the weights.
+
+        Returns the training loss, a float, and the logits [N, classes], both before the step of the weights.
+        """
+        if arch_step:
+            self.architect.step(train_image, train_label, valid_image, valid_label)
+        return self.weight_step(train_image, train_label)
+
+    def weight_step(self, image, label):
         """One step of the weights. Returns the loss, a float, and the logits [N, classes], both before the step."""
         with frozen(self.architect.arch_parameters):
             logits = self.model(image)
@@ -178,14 +184,14 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         for weight, gradient in zip(self.weights, gradients):
             if gradient is not None:
                 weight.grad = gradient
-        optimizer.step()
-        optimizer.clear_grad()
+        self.optimizer.step()
+        self.optimizer.clear_grad()
         return float(loss), logits.detach()
 
-    def valid_one_epoch(self, valid_loader, epoch):
-        """Evaluate the supernet, with PaddleSlim's signature. Returns the figures of the epoch for metrics.jsonl."""
-        valid_loss, top1, _ = evaluate(self.model, valid_loader, after_batch=self.run.check)
-        return {'epoch': epoch, 'valid_loss': valid_loss, 'valid_acc': top1}
+    def valid_one_epoch(self):
+        """Evaluate the supernet on the validation data. Returns the figures of the epoch for metrics.jsonl."""
+        valid_loss, top1, _ = evaluate(self.model, self.eval_loader, after_batch=self.run.check)
+        return {'valid_loss': valid_loss, 'valid_acc': top1}
 
     def genotype(self):
         """The result so far: the genotype of the architecture parameters, or the one that early stopping returned to."""

@@ -17,6 +17,9 @@ from runtime.log import quiet_warnings  # noqa: E402
 
 quiet_warnings()
 
+PROGRAMS = os.path.join(ROOT, 'tests', 'programs')  # started by tests as processes of their own
+needs_numba = pytest.mark.skipif(compiled.numba is None, reason='numba is not installed')
+
 
 class Parity:
     """The folder of numbers that the authors' PyTorch code computed (environment variable PARITY_DIR)."""

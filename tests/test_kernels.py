@@ -1,0 +1,151 @@
+"""The compiled loops of kernels/ against Paddle's own operations."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from conftest import PROGRAMS, ROOT, needs_numba, relative_error
+
+import model_search
+from kernels import convolutions
+from nas import fused
+from nas.methods import DARTS
+
+
+@needs_numba
+@pytest.mark.parametrize('stride, size, images', [(1, (8, 8), 4), (1, (7, 9), 5), (2, (8, 8), 4), (2, (7, 9), 3), (1, (32, 32), 2),
+                                                  (1, (2, 2), 64)])
+def test_the_edges_of_a_state_equal_paddles_operations(stride, size, images):
+    """Outputs, gradients of the input, of the weights of convolutions and operations, running statistics."""
+    paddle.seed(0)
+    mixed = [model_search.MixedOp(6, stride, DARTS()) for _ in range(3)]
+    outgoing = fused.OutgoingEdges([list(edge._ops) for edge in mixed], [0, 1, 2], fused.is_supported)
+    x, weights = paddle.randn([images, 6, *size]), paddle.rand([3, len(mixed[0]._ops)])
+    x.stop_gradient = weights.stop_gradient = False
+    parameters = [p for edge in mixed for p in edge.parameters() if p.trainable]
+    statistics = [p for edge in mixed for p in edge.parameters() if not p.trainable]
+    for s in statistics:  # also where the edges' statistics differ
+        s.set_value(s + paddle.rand(s.shape))
+    before, upstream, results = [s.numpy() for s in statistics], None, []
+
+    def together():
+        return [paddle.add_n(terms) for terms in outgoing(x, weights, fused.Scales(weights, 6, [outgoing]))]
+
+    def one_by_one():
+        return [edge(x, w) for edge, w in zip(mixed, weights)]
+    for compute in (together, one_by_one):
+        for s, value in zip(statistics, before):
+            s.set_value(value)
+        outs = compute()
+        upstream = upstream or [paddle.randn(out.shape) for out in outs]
+        gradients = paddle.grad(sum((o * u).sum() for o, u in zip(outs, upstream)), [x, weights] + parameters)
+        results.append([value.numpy() for value in outs + gradients + statistics])
+    for a, b in zip(*results):
+        assert relative_error(a, b) < 1e-5
+
+
+def compare_convolution(layer, x):
+    """Output and gradients of the compiled convolution against Paddle's."""
+    x.stop_gradient = False
+    out, expected = convolutions.conv2d(x, layer), layer(x)
+    upstream = paddle.randn(out.shape)
+    ours, theirs = [[value] + paddle.grad((value * upstream).sum(), [x, layer.weight]) for value in (out, expected)]
+    for a, b in zip(ours, theirs):
+        # a weight's gradient is a sum over all pixels, of which single precision keeps 7 digits
+        assert relative_error(a.numpy(), b.numpy()) < 3e-6
+
+
+@needs_numba
+@pytest.mark.parametrize('kernel, padding, dilation', [(3, 1, 1), (5, 2, 1), (7, 3, 1), (3, 2, 2), (5, 4, 2)])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_the_compiled_depthwise_convolution_equals_paddles(kernel, padding, dilation, stride):
+    """Odd and tiny images, several of which share a row."""
+    paddle.seed(0)
+    for height, width in ((32, 32), (8, 8), (7, 9), (2, 2), (1, 1), (5, 1)):
+        for images in (1, 2, 5, 33):
+            compare_convolution(paddle.nn.Conv2D(3, 3, kernel, stride, padding, dilation, groups=3, bias_attr=False),
+                                paddle.randn([images, 3, height, width]))
+
+
+@needs_numba
+@pytest.mark.parametrize('channels, filters', [(1, 3), (8, 8), (5, 13), (24, 16), (16, 64)])
+@pytest.mark.parametrize('images, size', [(1, (32, 32)), (70, (3, 3)), (3, (7, 9))])
+def test_the_compiled_pointwise_convolution_equals_paddles(channels, filters, images, size):
+    paddle.seed(0)
+    compare_convolution(paddle.nn.Conv2D(channels, filters, 1, bias_attr=False), paddle.randn([images, channels, *size]))
+
+
+@pytest.mark.parametrize('arguments', [dict(kernel_size=(1, 7), padding=(0, 3)), dict(kernel_size=1, padding=1),
+                                       dict(kernel_size=3, stride=(1, 2), padding=1),
+                                       dict(kernel_size=3, padding=1, padding_mode='reflect')])
+def test_other_geometries_are_left_to_paddle(arguments):
+    layer = paddle.nn.Conv2D(4, 4, groups=4, bias_attr=False, **arguments)
+    assert convolutions.conv2d(paddle.randn([2, 4, 8, 8]), layer) is None
+
+
+def test_inputs_that_paddle_refuses_are_left_to_paddle():
+    """They would be read beyond their memory."""
+    depthwise, pointwise = paddle.nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False), paddle.nn.Conv2D(4, 6, 1, bias_attr=False)
+    for layer in (depthwise, pointwise):
+        for shape in ([2, 3, 8, 8], [2, 8, 8, 8], [0, 4, 8, 8], [4, 8, 8]):
+            assert convolutions.conv2d(paddle.zeros(shape), layer) is None
+        layer.to(dtype='float64')
+        assert convolutions.conv2d(paddle.zeros([2, 4, 8, 8]), layer) is None
+
+
+@needs_numba
+def test_weights_without_gradient_get_none():
+    layer = paddle.nn.Conv2D(4, 4, 3, 1, 1, groups=4, bias_attr=False)
+    x = paddle.randn([1, 4, 5, 5])
+    x.stop_gradient = False
+    layer.weight.stop_gradient = True
+    (convolutions.conv2d(x, layer) * 2).sum().backward()
+    assert x.grad is not None and layer.weight.grad is None
+
+
+def run_program(name, *arguments, **changes):
+    """The words that a program of tests/programs prints; changes of the environment, None to unset."""
+    environment = {key: value for key, value in {**os.environ, **changes}.items() if value is not None}
+    result = subprocess.run([sys.executable, os.path.join(PROGRAMS, name), ROOT, *arguments], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].split()
+
+
+def test_without_numba_paddle_computes():
+    assert run_program('without_numba.py') == ['None', 'True', 'True']
+
+
+@needs_numba
+def test_paddle_2_imported_first_runs_without_numba():
+    """There the two end in a segmentation fault."""
+    version, used, _ = run_program('convolution_sum.py', 'paddle')
+    assert used == str(not version.startswith('2.'))
+
+
+@needs_numba
+@pytest.mark.parametrize('threads', [None, '1', '2'])
+def test_numba_and_openmp_together(threads):
+    """Results are the same with OMP_NUM_THREADS set and unset, and on every run."""
+    values = {run_program('convolution_sum.py', OMP_NUM_THREADS=threads)[2] for _ in range(2)}
+    assert len(values) == 1
+    paddle.seed(0)
+    layer = paddle.nn.Conv2D(8, 8, 5, 1, 2, groups=8, bias_attr=False)
+    x = paddle.randn([4, 8, 9, 9])
+    assert float(values.pop()) == pytest.approx(float(F.conv2d(x, layer.weight, None, 1, 2, 1, 8).sum() + paddle.matmul(x, x).sum()), rel=1e-4)
+
+
+@needs_numba
+def test_the_cache_of_a_users_own_functions_stays_where_it_was():
+    import numba
+
+    from kernels import compiled
+
+    @numba.njit(cache=True)
+    def users_function(x):
+        return x + 1
+    assert 'loops-' not in users_function.stats.cache_path
+    assert 'loops-' in compiled.fill.stats.cache_path
+    assert np.isclose(users_function(1.0), 2.0)
