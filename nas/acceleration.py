@@ -1,15 +1,16 @@
 """accelerate(network): compute a network faster, attached from outside; its definition knows nothing of it.
 
-Two things are replaced, each by an attribute `forward` of the one layer concerned, so that the layer's class stays as it is:
+Two things are replaced, each by an attribute `forward` of the one layer concerned, so that the layer's class stays as
+it is:
 
-    single layers   depthwise and pointwise convolutions (kernels/convolutions.py) and FactorizedReduce, wherever they stand
-    cells           of the supernet in model_search.py: all edges that leave a state are computed together (nas/fused.py)
+    single layers   depthwise and pointwise convolutions (kernels/convolutions.py), and FactorizedReduce
+    cells           of the supernet in model_search.py: all edges that leave a state at once (nas/fused.py)
 
-What is computed must be what the network's author wrote. So a cell is computed together only while its code is the code that
-nas/fused.py reproduces, and that is checked at every forward pass: classes and their `forward` and `mix`, attributes of that name,
-hooks, the identity of all operations and parameters, the settings of convolutions, poolings and batch norms. An operation that is
-not known or was changed runs as it is written beside the others; a cell that was changed runs as it is written altogether. The
-log says so once, by name.
+What is computed must be what the network's author wrote. So a cell is computed together only while its code is the
+code that nas/fused.py reproduces, and that is checked at every forward pass: classes and their `forward` and `mix`,
+attributes of that name, hooks, the identity of all operations and parameters, the settings of convolutions, poolings
+and batch norms. An operation that is not known or was changed runs as it is written beside the others; a cell that was
+changed runs as it is written altogether. The log says so once, by name.
 """
 import hashlib
 import inspect
@@ -27,8 +28,9 @@ from operations import FactorizedReduce, Zero
 from runtime.log import logger
 from runtime.parallel import cpu_threads
 
-# The code that nas/fused.py reproduces. After a change of one of these functions that keeps the numbers, or that fused.py follows,
-# write the fingerprint that tests/test_acceleration.py prints here; until then the changed code runs as it is written.
+# The code that nas/fused.py reproduces. After a change of one of these functions that keeps the numbers, or that
+# fused.py follows, write the fingerprint that tests/test_acceleration.py prints here; until then the changed code runs
+# as it is written.
 FINGERPRINTS = {
     'Cell.forward': '0276371a5382aec7',
     'MixedOp.forward': '80225719fe3e19af',
@@ -41,7 +43,8 @@ FINGERPRINTS = {
 }
 
 # Paddle's own layers as they are when this module is imported.
-PADDLE_FORWARDS = {kind: kind.forward for kind in (nn.Conv2D, nn.BatchNorm2D, nn.ReLU, nn.Sequential, nn.MaxPool2D, nn.AvgPool2D)}
+PADDLE_FORWARDS = {kind: kind.forward for kind in (nn.Conv2D, nn.BatchNorm2D, nn.ReLU, nn.Sequential, nn.MaxPool2D,
+                                                   nn.AvgPool2D)}
 
 # The attributes on which the result of a layer depends.
 SETTINGS = {
@@ -56,8 +59,9 @@ SETTINGS = {
 def accelerate(network):
     """Speed up a network in place and return it. Calling it again after a change of the network takes in what is new.
 
-    network: any paddle.nn.Layer. On a CPU in single precision compiled loops are used; elsewhere fewer, larger operations of
-    Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated and what is not.
+    network: any paddle.nn.Layer. On a CPU in single precision compiled loops are used; elsewhere fewer, larger
+    operations of Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated
+    and what is not.
     """
     counts = {'convolutions': 0, 'reductions': 0, 'cells': 0}
     for layer in network.sublayers(include_self=True):
@@ -73,8 +77,10 @@ def accelerate(network):
             layer.forward = types.MethodType(_cell_forward, layer)
             counts['cells'] += 1
     if any(counts.values()):
-        logger.info('acceleration: %d cells by source state, %d depthwise and pointwise convolutions, %d strided skip connections; %s',
-                    counts['cells'], counts['convolutions'], counts['reductions'], compiled.why_not if compiled.numba is None
+        logger.info('acceleration: %d cells by source state, %d depthwise and pointwise convolutions, '
+                    '%d strided skip connections; %s',
+                    counts['cells'], counts['convolutions'], counts['reductions'], compiled.why_not
+                    if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
     said = set()
     for name, layer in network.named_sublayers(include_self=True):
@@ -90,7 +96,7 @@ def accelerate(network):
 
 
 def _is_compiled_convolution(layer):
-    depthwise = layer._groups == layer.weight.shape[0] > 1 and layer.weight.shape[1] == 1 and convolutions.is_square(layer)
+    depthwise = layer._groups == layer.weight.shape[0] and layer.weight.shape[1] == 1 and convolutions.is_square(layer)
     return depthwise or layer._groups == 1 and convolutions.is_pointwise(layer)
 
 
@@ -111,7 +117,8 @@ def _is_plain_reduction(layer):
     return all(type(conv) is nn.Conv2D and type(conv).forward is PADDLE_FORWARDS[nn.Conv2D] and not _has_hooks(conv)
                and vars(conv).get('forward') is None and conv.bias is None and list(conv._stride) == [2, 2]
                and conv._groups == 1 and conv._updated_padding in (0, [0, 0]) and list(conv.weight.shape[2:]) == [1, 1]
-               and conv._padding_mode == 'zeros' and conv._data_format == 'NCHW' for conv in (layer.conv_1, layer.conv_2))
+               and conv._padding_mode == 'zeros' and conv._data_format == 'NCHW'
+               for conv in (layer.conv_1, layer.conv_2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,13 +130,16 @@ def _looks_like_a_cell(layer):
     """Whether a layer has the parts of model_search.Cell. What it computes is looked at later."""
     edges = getattr(layer, '_ops', None)
     return (isinstance(edges, nn.LayerList) and len(edges) > 0 and all(hasattr(layer, name) for name in (
-        'preprocess0', 'preprocess1', '_steps', '_multiplier')) and all(isinstance(getattr(edge, '_ops', None), nn.LayerList)
+        'preprocess0', 'preprocess1', '_steps', '_multiplier'))
+            and all(isinstance(getattr(edge, '_ops', None), nn.LayerList)
                                                                          and hasattr(edge, 'method') for edge in edges))
 
 
 def _cell_forward(self, *args, **kwargs):
     acceleration = vars(self).get('_acceleration')
-    edges = acceleration.fused_edges(self, args, kwargs) if acceleration is not None and paddle.in_dynamic_mode() else None
+    edges = None
+    if acceleration is not None and paddle.in_dynamic_mode():
+        edges = acceleration.fused_edges(self, args, kwargs)
     if edges is None:
         return type(self).forward(self, *args, **kwargs)
     return _fused_forward(self, edges, *args, **kwargs)
@@ -198,7 +208,8 @@ class CellAcceleration:
             why = sorted({unknown.get(id(op), 'differs from edge to edge') for edges in self.edges.outgoing
                           for _, other, op in edges.others if other == column})
             states = sum(any(other == column for _, other, _ in edges.others) for edges in self.edges.outgoing)
-            self._say(f'{names[column] if column < len(names) else column} {", ".join(why)}: on the edges of {states} states it '
+            name = names[column] if column < len(names) else column
+            self._say(f'{name} {", ".join(why)}: on the edges of {states} states it '
                       'runs as written beside the other operations')
 
     def _say(self, text):
@@ -208,7 +219,8 @@ class CellAcceleration:
 
 
 def _normalises_single_values(cell, s1):
-    """Whether a batch norm of the cell sees one value per channel: Paddle then returns its input, which a weight must still scale."""
+    """Whether a batch norm of the cell sees one value per channel: Paddle then returns its input, which a weight must
+    still scale."""
     n, _, h, w = s1.shape
     halved = any(mixed.mp is not None for mixed in cell._ops)
     return n * (-(-h // 2) * -(-w // 2) if halved else h * w) <= 1
@@ -250,9 +262,11 @@ def _reason_against_operation(op):
         if _has_hooks(layer) or vars(layer).get('forward') is not None and not _is_ours(vars(layer)['forward']):
             return 'has hooks or a forward function of its own'
         known = PADDLE_FORWARDS.get(type(layer))
-        if known is None and not _is_known_code(type(layer), 'forward') or known is not None and type(layer).forward is not known:
+        if known is None and not _is_known_code(type(layer),
+                                                'forward') or known is not None and type(layer).forward is not known:
             return f'{type(layer).__name__}.forward differs from the definition that is known here'
-        if isinstance(layer, nn.BatchNorm2D) and (layer._use_global_stats or layer.weight is not None or layer.bias is not None
+        if isinstance(layer, nn.BatchNorm2D) and (layer._use_global_stats or layer.weight is not None
+                                                  or layer.bias is not None
                                                   or layer._data_format != 'NCHW'):
             return 'has a batch norm with trainable parts or global statistics'
     if type(op) is FactorizedReduce and not _is_plain_reduction(op):

@@ -1,17 +1,18 @@
-"""A cell of the supernet computed by source state: all edges that leave one state at once. nas/acceleration.py decides when.
+"""A cell of the supernet computed by source state: all edges that leave one state at once. nas/acceleration.py decides
+when.
 
 The edges that leave a state share much of their work, and none of them needs more than that state:
 
     none             adds zeros, whatever its weight: left out
     pooling          max and average pooling have no weights: computed once a state instead of once an edge
-    convolutions     begin with the ReLU of the same state: once a state. Those of all edges and operations are stacked along the
-                     channels: a depthwise convolution of more channels, a pointwise one of as many groups, a batch norm of more
-                     channels give the same numbers as they do one by one
-    weighted sums    w * batch_norm(y) is batch_norm(y) with the scale w: the weights become scales of batch norms that have no
-                     trainable part of their own
+    convolutions     begin with the ReLU of the same state: once a state. Those of all edges are stacked along the
+                     channels: a depthwise convolution of more channels, a pointwise one of as many groups, a batch
+                     norm of more channels give the same numbers as they do one by one
+    weighted sums    w * batch_norm(y) is batch_norm(y) with the scale w: the weights become scales of batch norms,
+                     which have no trainable part of their own
     skip connections at stride 2 are two strided convolutions of shifted images: together one convolution
-    partial channels (PC-DARTS) the channel shuffle and the sum over a node's edges can be exchanged: the kept channels of a state are
-                     pooled once, each node is concatenated and shuffled once
+    partial channels (PC-DARTS) the channel shuffle and the sum over a node's edges can be exchanged: the kept channels
+                     of a state are pooled once, each node is concatenated and shuffled once
 
 On a CPU and in single precision kernels/edges.py computes the stacked part in compiled passes; everywhere else Paddle's
 operations do, fewer and larger ones. An operation that is none of these is computed by calling it, beside the others.
@@ -40,13 +41,14 @@ class FusedCell:
         self.auxiliary = mixed_operations[0].auxiliary_op is not None
         operations = [list(mixed._ops) + [mixed.auxiliary_op] * self.auxiliary for mixed in mixed_operations]
         # rows[state]: the rows, in the cell's weights, of the edges that leave the state
-        self.rows = [[sum(range(2, 2 + node)) + state for node in range(max(0, state - 1), steps)] for state in range(1 + steps)]
+        self.rows = [[sum(range(2, 2 + node)) + state for node in range(max(0, state - 1), steps)]
+                     for state in range(1 + steps)]
         self.kept_poolings = [mixed_operations[rows[0]].mp for rows in self.rows]
         self.outgoing = [OutgoingEdges([operations[row] for row in rows], rows, is_known) for rows in self.rows]
 
     def nodes(self, s0, s1, weights, edge_weights):
-        """The intermediate nodes of a cell for its two preprocessed inputs [N, C, H, W]; weights [edges, operations], edge_weights
-        [edges] or None."""
+        """The intermediate nodes of a cell for its two preprocessed inputs [N, C, H, W]; weights [edges, operations],
+        edge_weights [edges] or None."""
         partial = self.method.partial
         if self.auxiliary:  # one more operation, of the same weight on every edge
             skip_weight = paddle.ones([weights.shape[0], 1], weights.dtype) * self.method.skip_weight
@@ -94,8 +96,10 @@ class OutgoingEdges:
         identities, reductions = columns(Identity), columns(FactorizedReduce)
         self.edges, self.separable, self.dilated = len(rows), len(separable), len(dilated)
         self.first, self.second = units(separable + dilated, 1), units(separable, 5)
-        # The scales of the stacked batch norms: 1 for the first one of a SepConv, else the weight of the operation on the edge.
-        self.norm_places = [[0] * len(places(separable)) + places(dilated), places(separable), places(reductions), places(poolings)]
+        # The scales of the stacked batch norms: 1 for the first one of a SepConv, else the weight of the operation on
+        # the edge.
+        self.norm_places = [[0] * len(places(separable)) + places(dilated), places(separable), places(reductions),
+                            places(poolings)]
         self.identity_places = places(identities)
         self.poolings = [operations[0][column][0] for column in poolings]
         self.pooling_norms = StackedNorms([ops[column][1] for column in poolings for ops in operations])
@@ -107,7 +111,8 @@ class OutgoingEdges:
                          if separable + dilated + poolings else None)
 
     def __call__(self, x, weights, scales):
-        """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it adds to its node."""
+        """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it
+        adds to its node."""
         parts = []
         if self.compiled is not None and self.compiled.applies(x):
             parts += self.compiled(x, weights)
@@ -115,7 +120,8 @@ class OutgoingEdges:
             parts += self.stacked(x, scales.of(self))
         if self.reductions:
             scale, bias = scales.of(self)[0][2]
-            parts += split(self.reduction_norms(reduce_together(self.reductions, F.relu(x)), scale, bias), len(self.reductions))
+            parts += split(self.reduction_norms(reduce_together(self.reductions, F.relu(x)), scale, bias),
+                           len(self.reductions))
         parts += [weights[row, column] * op(x) for row, column, op in self._others_by_edge()]
         return [parts[edge::self.edges] for edge in range(self.edges)]
 
@@ -124,9 +130,10 @@ class OutgoingEdges:
         return sorted(self.others, key=lambda other: (other[1], other[0]))
 
     def stacked(self, x, scales):
-        """The known operations but FactorizedReduce, by Paddle's operations; along the channels lie the edges of the first operation,
-        then those of the second, and so on."""
-        ((first_scale, first_bias), (second_scale, second_bias), _, (pooling_scale, pooling_bias)), identity_weights = scales
+        """The known operations but FactorizedReduce, by Paddle's operations; along the channels lie the edges of the
+        first operation, then those of the second, and so on."""
+        ((first_scale, first_bias), (second_scale, second_bias), _,
+         (pooling_scale, pooling_bias)), identity_weights = scales
         terms = []
         if self.first.operations:
             y = self.first([join([F.relu(x)] * self.edges)] * self.first.operations, first_scale, first_bias)
@@ -135,7 +142,8 @@ class OutgoingEdges:
                 sizes = [count * x.shape[1] * self.edges for count in (self.separable, self.dilated)]
                 separable, dilated = y.split(sizes, axis=1)
             if self.separable:
-                terms += split(self.second(split(F.relu(separable), self.separable), second_scale, second_bias), self.separable)
+                terms += split(self.second(split(F.relu(separable), self.separable), second_scale, second_bias),
+                               self.separable)
             terms += split(dilated, self.dilated) if self.dilated else []
         if self.poolings:
             pooled = join([y for pooling in self.poolings for y in [pooling(x)] * self.edges])
@@ -147,7 +155,8 @@ class OutgoingEdges:
 
 
 def _kinds(operations, is_known):
-    """For each column of operations the kind by which it is computed here, or None if its operations are called one by one.
+    """For each column of operations the kind by which it is computed here, or None if its operations are called one by
+    one.
 
     Stacked batch norms must have one epsilon and one momentum: those of the first column that has any.
     """
@@ -156,7 +165,8 @@ def _kinds(operations, is_known):
         kind = type(column[0]) if type(column[0]) is not nn.Sequential else 'pooling'
         known = all([is_known(op) for op in column])  # of all, so that each can say why not
         same = known and all(type(op) is type(column[0]) and _settings(op) == _settings(column[0]) for op in column)
-        settings = {(norm._epsilon, norm._momentum) for op in column for norm in op.sublayers() if isinstance(norm, nn.BatchNorm2D)}
+        settings = {(norm._epsilon, norm._momentum) for op in column for norm in op.sublayers()
+                    if isinstance(norm, nn.BatchNorm2D)}
         if same and settings:
             norm_settings = norm_settings or settings
             same = len(settings) == 1 and settings == norm_settings
@@ -174,25 +184,29 @@ def _settings(op):
 
 
 class Scales:
-    """The weights [edges, operations] of a cell with C channels, cut up for the stacked batch norms of its states: all at once, and only
-    when the first state asks for its own, since compiled passes do not need them."""
+    """The weights [edges, operations] of a cell with C channels, cut up for the stacked batch norms of its states: all
+    at once, and only when the first state asks for its own, since compiled passes do not need them."""
 
     def __init__(self, weights, channels, outgoing):
         self.weights, self.channels, self.outgoing, self.pieces = weights, channels, outgoing, None
 
     def of(self, edges):
-        """([(scale, bias) for each of edges.norm_places], the weights [identities, edges] of the identities or None)."""
+        """([(scale, bias) for each of edges.norm_places], the weights [identities, edges] of the identities or
+        None)."""
         if self.pieces is None:
             flat = paddle.concat([paddle.ones([1], self.weights.dtype), self.weights.flatten()])
             groups = [places for each in self.outgoing for places in each.norm_places]
             scale = None
             if any(groups):
                 scale = _take(flat, groups).unsqueeze(-1).expand([-1, self.channels]).flatten()
-            # A bias of zeros, but computed from the scale: where Paddle needs no gradient of the bias, it leaves out that of the scale.
-            norms = list(zip(_cut(scale, groups, self.channels), _cut(scale if scale is None else scale * 0, groups, self.channels)))
+            # A bias of zeros, but computed from the scale: where Paddle needs no gradient of the bias, it leaves out
+            # that of the scale.
+            norms = list(zip(_cut(scale, groups, self.channels),
+                             _cut(scale if scale is None else scale * 0, groups, self.channels)))
             groups = [each.identity_places for each in self.outgoing]
             identities = _cut(_take(flat, groups) if any(groups) else None, groups, 1)
-            self.pieces = {id(each): (norms[4 * state:4 * state + 4], None if piece is None else piece.reshape([-1, each.edges]))
+            self.pieces = {id(each): (norms[4 * state:4 * state + 4], None if piece is None
+                                      else piece.reshape([-1, each.edges]))
                            for state, (each, piece) in enumerate(zip(self.outgoing, identities))}
         return self.pieces[id(edges)]
 
@@ -209,7 +223,8 @@ def _cut(tensor, groups, channels):
 
 
 class SeparableUnits:
-    """Depthwise convolution, pointwise convolution and batch norm of several operations and edges; layers [operation][edge] of the three."""
+    """Depthwise convolution, pointwise convolution and batch norm of several operations and edges; layers
+    [operation][edge] of the three."""
 
     def __init__(self, layers):
         self.operations = len(layers)
@@ -229,7 +244,8 @@ class SeparableUnits:
 
 
 class StackedNorms:
-    """Batch norms side by side as one. Its running statistics are one tensor, of which each batch norm's own are a piece of memory."""
+    """Batch norms side by side as one. Its running statistics are one tensor, of which each batch norm's own are a
+    piece of memory."""
 
     def __init__(self, norms):
         self.norms, self.mean, self.variance = norms, None, None
@@ -237,7 +253,8 @@ class StackedNorms:
     def __call__(self, y, scale, bias):
         """scale * batch_norm(y) + bias; y [N, C of all, H, W], scale and bias [C of all]."""
         means, variances = [norm._mean for norm in self.norms], [norm._variance for norm in self.norms]
-        if self.mean is None or not (is_stack(self.mean, means) and is_stack(self.variance, variances)):  # new, copied or replaced
+        # new, copied or replaced
+        if self.mean is None or not (is_stack(self.mean, means) and is_stack(self.variance, variances)):
             self.mean, self.variance = stack_memory(means), stack_memory(variances)
         norm = self.norms[0]
         return F.batch_norm(y, self.mean, self.variance, scale, bias, norm.training, norm._momentum, norm._epsilon)
@@ -276,8 +293,9 @@ def split(tensor, parts):
 
 
 def reduce_together(layers, x):
-    """The convolutions of several FactorizedReduce side by side, as one 2x2 convolution of stride 2, for x after the ReLU: the first half of
-    a layer's filters has its weights at the upper left pixel, the second half at the lower right one, and zeros elsewhere."""
+    """The convolutions of several FactorizedReduce side by side, as one 2x2 convolution of stride 2, for x after the
+    ReLU: the first half of a layer's filters has its weights at the upper left pixel, the second half at the lower
+    right one, and zeros elsewhere."""
     halves = [conv.weight for layer in layers for conv in (layer.conv_1, layer.conv_2)]
     corners = np.concatenate([np.tile(corner, (half.shape[0], 1))
                               for half, corner in zip(halves, ([1, 0, 0, 0], [0, 0, 0, 1]) * len(layers))])
@@ -288,7 +306,8 @@ def reduce_together(layers, x):
 
 
 def is_supported(op):
-    """Whether the structure of an operation is one that is computed here; nas/acceleration.py looks at code, hooks and parameters."""
+    """Whether the structure of an operation is one that is computed here; nas/acceleration.py looks at code, hooks and
+    parameters."""
     if type(op) is nn.Sequential:
         return len(op) == 2 and type(op[0]) in POOLINGS and type(op[1]) is nn.BatchNorm2D and _is_plain_pooling(op[0])
     if type(op) in (SepConv, DilConv):
@@ -299,7 +318,8 @@ def is_supported(op):
 def _is_plain_pooling(pooling):
     size, stride, padding = pooling.ksize, pooling.stride, pooling.padding
     return (all(type(value) is int for value in (size, stride, padding)) and stride in (1, 2) and 2 * padding < size
-            and not pooling.ceil_mode and getattr(pooling, 'exclusive', True) and not getattr(pooling, 'return_mask', False)
+            and not pooling.ceil_mode and getattr(pooling, 'exclusive', True)
+            and not getattr(pooling, 'return_mask', False)
             and getattr(pooling, 'divisor', None) is None and pooling.data_format == 'NCHW')
 
 
@@ -308,7 +328,9 @@ def _is_separable(op):
     layers = list(op.op)
     if [type(layer) for layer in layers] != unit * (1 + (type(op) is SepConv)):
         return False
-    return all(depthwise._groups == depthwise.weight.shape[0] and depthwise.weight.shape[1] == 1 and is_square(depthwise)
+    return all(depthwise._groups == depthwise.weight.shape[0] and depthwise.weight.shape[1] == 1
+               and is_square(depthwise)
                and pointwise._groups == 1 and is_pointwise(pointwise)
-               and all(conv.bias is None and conv._padding_mode == 'zeros' and conv._data_format == 'NCHW' for conv in (depthwise, pointwise))
+               and all(conv.bias is None and conv._padding_mode == 'zeros' and conv._data_format == 'NCHW'
+                       for conv in (depthwise, pointwise))
                for depthwise, pointwise in zip(layers[1::4], layers[2::4]))

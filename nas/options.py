@@ -5,8 +5,8 @@ from typing import Any, Callable, Optional
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """The weight step: SGD with momentum and L2 decay, gradients clipped to the global norm grad_clip (0: not clipped). The learning
-    rate decreases along a cosine to learning_rate_min."""
+    """The weight step: SGD with momentum and L2 decay, gradients clipped to the global norm grad_clip (0: not
+    clipped). The learning rate decreases along a cosine to learning_rate_min."""
 
     momentum: float = 0.9
     weight_decay: float = 3e-4
@@ -23,9 +23,10 @@ class ArchOptions:
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """resume: continue from the newest checkpoint in save_dir. save_freq: steps between two checkpoints within an epoch; 0: only at the
-    end of each epoch. keep: number of checkpoints to keep. save_params: write <epoch>/params.pdparams. arguments: {name: value} that
-    a resumed run must repeat; default: the options of the search."""
+    """resume: continue from the newest checkpoint in save_dir. save_freq: steps between two checkpoints within an
+    epoch; 0: only at the end of each epoch. keep: number of checkpoints to keep. save_params: write
+    <epoch>/params.pdparams. arguments: {name: value} that a resumed run must repeat; default: the options of the
+    search."""
 
     resume: bool = False
     save_freq: int = 0
@@ -38,10 +39,10 @@ class CheckpointOptions:
 class MonitorOptions:
     """What is measured and logged after an epoch.
 
-    eval_reader: the data on which the validation accuracy is measured, without augmentation; default: valid_reader. validate: False
-    skips that. search_info: a dict that every genotype.json holds under "search". eigenvalue_freq: epochs between two measurements
-    of the dominant eigenvalue of the Hessian; 0: none. early_stop: a nas.collapse.EarlyStop. on_epoch: called with the line of
-    metrics.jsonl, a dict, of each epoch."""
+    eval_reader: the data on which the validation accuracy is measured, without augmentation; default: valid_reader.
+    validate: False skips that. search_info: a dict that every genotype.json holds under "search". eigenvalue_freq:
+    epochs between two measurements of the dominant eigenvalue of the Hessian; 0: none. early_stop: a
+    nas.collapse.EarlyStop. on_epoch: called with the line of metrics.jsonl, a dict, of each epoch."""
 
     eval_reader: Any = None
     validate: bool = True

@@ -5,7 +5,8 @@ A search that was written for PaddleSlim runs with this class after a change of 
     from nas import DARTSearch                       # was: from paddleslim.nas import DARTSearch
     genotype = DARTSearch(model, train_reader, valid_reader, place, num_epochs=50).train()
 
-Each step updates the architecture on a validation batch (architect.py) and then the weights on a training batch (DARTS, algorithm 1).
+Each step updates the architecture on a validation batch (architect.py) and then the weights on a training batch
+(DARTS, algorithm 1).
 """
 import dataclasses
 import os
@@ -33,15 +34,18 @@ from training.engine import evaluate, run_epoch, sync_ranks, to_batch
 class DARTSearch(paddleslim.nas.DARTSearch):
     """Searches an architecture by gradient descent, with first- or second-order approximation.
 
-    model: a supernet that is callable on a batch and has `arch_parameters()` and `_loss(image, label)`; and either `genotype()` or
-        the attributes of PaddleSlim's documentation (`alphas_normal`, `alphas_reduce`, `_steps`, `_multiplier`, `_primitives`).
-    train_reader, valid_reader: the two halves of the data. Each is a paddle.io.Dataset of (image, label), which is batched and
-        shuffled here; or an iterable of batches, such as a paddle.io.DataLoader or the loaders of reader.py; or a function that
-        returns such an iterable. The validation data starts again when it ends before the training data.
+    model: a supernet that is callable on a batch and has `arch_parameters()` and `_loss(image, label)`; and either
+        `genotype()` or the attributes of PaddleSlim's documentation (`alphas_normal`, `alphas_reduce`, `_steps`,
+        `_multiplier`, `_primitives`).
+    train_reader, valid_reader: the two halves of the data. Each is a paddle.io.Dataset of (image, label), which is
+        batched and shuffled here; or an iterable of batches, such as a paddle.io.DataLoader or the loaders of
+        reader.py; or a function that returns such an iterable. The validation data starts again when it ends before
+        the training data.
     place: the device, paddle.CPUPlace() or paddle.CUDAPlace(n).
-    learning_rate, batchsize, arch_learning_rate, unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir, log_freq: as in
-        PaddleSlim: of the weights, images per batch (for a Dataset), of the architecture, second order, epochs, number of first
-        epochs without architecture steps, read a Dataset in a worker process, output folder, steps between two log lines.
+    learning_rate, batchsize, arch_learning_rate, unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir,
+        log_freq: as in PaddleSlim: of the weights, images per batch (for a Dataset), of the architecture, second
+        order, epochs, number of first epochs without architecture steps, read a Dataset in a worker process, output
+        folder, steps between two log lines.
     num_imgs: accepted for PaddleSlim's signature; the readers say how much data there is.
     seed: of the order of a Dataset and of all random numbers that are drawn in a step.
     weight, arch, checkpoint, monitor: the option groups of nas/options.py.
@@ -49,16 +53,19 @@ class DARTSearch(paddleslim.nas.DARTSearch):
 
     def __init__(self, model, train_reader, valid_reader, place, learning_rate=0.025, batchsize=64, num_imgs=50000,
                  arch_learning_rate=3e-4, unrolled=False, num_epochs=50, epochs_no_archopt=0, use_multiprocess=False,
-                 save_dir='./', log_freq=50, *, seed=0, weight=WeightOptions(), arch=ArchOptions(), checkpoint=CheckpointOptions(),
+                 save_dir='./', log_freq=50, *, seed=0, weight=WeightOptions(), arch=ArchOptions(),
+                 checkpoint=CheckpointOptions(),
                  monitor=MonitorOptions()):
-        super().__init__(model, train_reader, valid_reader, place, learning_rate, batchsize, num_imgs, arch_learning_rate,
+        super().__init__(model, train_reader, valid_reader, place, learning_rate, batchsize, num_imgs,
+                         arch_learning_rate,
                          unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir, log_freq)
         paddle.set_device(_device_name(place))
         self.checkpoint, self.monitor = checkpoint, monitor
         options = dict(batch_size=batchsize, workers=int(use_multiprocess), seed=seed)
         self.train_loader = as_loader(train_reader, **options)
         self.valid_loader = as_loader(valid_reader, stream=VALID, **options)
-        self.eval_loader = as_loader(valid_reader if monitor.eval_reader is None else monitor.eval_reader, train=False, **options)
+        self.eval_loader = as_loader(valid_reader if monitor.eval_reader is None else monitor.eval_reader, train=False,
+                                     **options)
 
         broadcast(list(model.parameters()) + list(model.arch_parameters()))
         accelerate(model)
@@ -68,22 +75,28 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.optimizer = paddle.optimizer.Momentum(
             self.schedule, weight.momentum, parameters=self.weights, weight_decay=weight.weight_decay,
             grad_clip=paddle.nn.ClipGradByGlobalNorm(weight.grad_clip) if weight.grad_clip else None)
-        self.architect = Architect(model, self.optimizer, arch_learning_rate=arch_learning_rate, arch_weight_decay=arch.weight_decay,
+        self.architect = Architect(model, self.optimizer, arch_learning_rate=arch_learning_rate,
+                                   arch_weight_decay=arch.weight_decay,
                                    unrolled=unrolled, momentum=weight.momentum, weight_decay=weight.weight_decay)
         arguments = checkpoint.arguments
         if arguments is None:
-            arguments = dict(learning_rate=learning_rate, batchsize=batchsize, arch_learning_rate=arch_learning_rate, unrolled=unrolled,
-                             epochs=num_epochs, epochs_no_archopt=epochs_no_archopt, arch_weight_decay=arch.weight_decay,
+            arguments = dict(learning_rate=learning_rate, batchsize=batchsize, arch_learning_rate=arch_learning_rate,
+                             unrolled=unrolled,
+                             epochs=num_epochs, epochs_no_archopt=epochs_no_archopt,
+                             arch_weight_decay=arch.weight_decay,
                              **dataclasses.asdict(weight))
         optimizers = [(self.optimizer, self.weights), (self.architect.optimizer, self.architect.arch_parameters)]
-        self.run = Run(save_dir, model=model, optimizers=optimizers, schedule=self.schedule, arguments=arguments, seed=seed,
-                       loaders=[self.train_loader, self.valid_loader], save_freq=checkpoint.save_freq, keep=checkpoint.keep,
+        self.run = Run(save_dir, model=model, optimizers=optimizers, schedule=self.schedule, arguments=arguments,
+                       seed=seed,
+                       loaders=[self.train_loader, self.valid_loader], save_freq=checkpoint.save_freq,
+                       keep=checkpoint.keep,
                        on_epoch=monitor.on_epoch)
 
     def train(self):
         """Run the search. Writes the parameters and the genotype of every epoch and the final genotype to save_dir.
 
-        Returns the final genotype. Raises UserError (status 1) when the loss, a weight or an architecture parameter is not finite.
+        Returns the final genotype. Raises UserError (status 1) when the loss, a weight or an architecture parameter is
+        not finite.
         """
         logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
         self.run.start(self.checkpoint.resume)
@@ -109,9 +122,11 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         logger.info('Epoch %d, train_acc %.6f', epoch, metrics['train_acc'])
         if self.monitor.validate:
             metrics.update(self.valid_one_epoch())
-            best = self.run.results['best_valid_acc'] = max(self.run.results.get('best_valid_acc', 0.0), metrics['valid_acc'])
+            best = self.run.results['best_valid_acc'] = max(self.run.results.get('best_valid_acc', 0.0),
+                                                            metrics['valid_acc'])
             logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f', epoch, metrics['valid_acc'], best)
-        metrics.update(self._collapse_indicators(epoch), peak_memory_mb=peak_memory_mb(), genotype=genotypes.to_json(self.genotype()),
+        metrics.update(self._collapse_indicators(epoch), peak_memory_mb=peak_memory_mb(),
+                       genotype=genotypes.to_json(self.genotype()),
                        alphas=[parameter.tolist() for parameter in self.model.arch_parameters()], **self._strengths())
         self.schedule.step()
         good = self._check_early_stop(epoch, metrics)
@@ -120,13 +135,15 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.run.end_epoch(metrics)
 
     def _strengths(self):
-        """For metrics.jsonl: the scores of the operations as the method defines them, their names, the kinds of cells."""
+        """For metrics.jsonl: the scores of the operations as the method defines them, their names, the kinds of
+        cells."""
         if not hasattr(self.model, 'strengths'):
             return {}
         strengths = [scores.tolist() for scores in self.model.strengths()]
         operations = getattr(getattr(self.model, 'method', None), 'primitives', None)
         operations = getattr(self.model, 'primitives', operations)
-        found = {'weights': strengths, 'cells': ['normal', 'reduce'] if len(strengths) == 2 else [f'cell {i}' for i in range(len(strengths))]}
+        found = {'weights': strengths, 'cells': ['normal', 'reduce'] if len(strengths) == 2
+                 else [f'cell {i}' for i in range(len(strengths))]}
         return dict(found, operations=list(operations)) if operations else found
 
     def _collapse_indicators(self, epoch):
@@ -135,7 +152,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         indicators = collapse.indicators(self._current_genotype(), strengths)
         if self.monitor.eigenvalue_freq and (epoch + 1) % self.monitor.eigenvalue_freq == 0:
             self.model.train()
-            # The same batch and the same random numbers, whether or not the run was resumed since the last step of the epoch.
+            # The same batch and the same random numbers, whether or not the run was resumed since the last step of the
+            # epoch.
             set_epoch(self.valid_loader, epoch)
             self.run.begin_step(epoch, self.run.step)
             image, label = to_batch(next(endless(self.valid_loader)))
@@ -150,7 +168,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         good = rule and rule.verdict(self.run.metrics + [metrics], self.epochs_no_archopt)
         if good:
             self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype']}
-            logger.info('stopped after epoch %d by --early_stop=%s:%g; the result is the genotype of epoch %d, the last good one', epoch,
+            logger.info('stopped after epoch %d by --early_stop=%s:%g; the result is the genotype of epoch %d, '
+                        'the last good one', epoch,
                         rule.kind, rule.limit, good['epoch'])
         return good or None
 
@@ -194,7 +213,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return {'valid_loss': valid_loss, 'valid_acc': top1}
 
     def genotype(self):
-        """The result so far: the genotype of the architecture parameters, or the one that early stopping returned to."""
+        """The result so far: the genotype of the architecture parameters, or the one that early stopping returned
+        to."""
         stopped = self.run.results.get('stopped')
         return self._current_genotype() if stopped is None else genotypes.from_json(stopped['genotype'])
 
@@ -203,7 +223,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return genotypes.plain(genotype)
 
     def _save(self, metrics, result):
-        """Write the epoch's parameters and genotype, and the result so far. Later epochs of an earlier run in the folder are removed.
+        """Write the epoch's parameters and genotype, and the result so far. Later epochs of an earlier run in the
+        folder are removed.
 
         metrics, result: lines of metrics.jsonl, of this epoch and of the one whose genotype is the result.
         """
@@ -211,7 +232,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         folder = os.path.join(self.save_dir, str(metrics['epoch']))
         if self.checkpoint.save_params:
             save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
-        for place, genotype, line in ((folder, self._current_genotype(), metrics), (self.save_dir, self.genotype(), result)):
+        for place, genotype, line in ((folder, self._current_genotype(), metrics),
+                                      (self.save_dir, self.genotype(), result)):
             search = dict(self.monitor.search_info, epoch=line['epoch'], valid_acc=line.get('valid_acc'))
             write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(genotype, search))
 
@@ -232,19 +254,20 @@ class PairedLoader:
 def as_loader(reader, *, batch_size, workers=0, seed=0, stream=TRAIN, train=True):
     """Turn any reader that DARTSearch accepts into an object that gives batches and can be iterated once per epoch.
 
-    A Dataset is distributed over the ranks: for training, shuffled and with the same number of batches on each; otherwise each image
-    once. Other readers must do that themselves. Raises UserError for anything else.
+    A Dataset is distributed over the ranks: for training, shuffled and with the same number of batches on each;
+    otherwise each image once. Other readers must do that themselves. Raises UserError for anything else.
     """
     if isinstance(reader, IterableDataset):
         return DataLoader(reader, batch_size=batch_size, num_workers=workers)
     if isinstance(reader, Dataset):
-        return BatchLoader(DatasetImages(reader), batch_size, shuffle=train, stream=stream, seed=seed, workers=workers, train=train)
+        return BatchLoader(DatasetImages(reader), batch_size, shuffle=train, stream=stream, seed=seed, workers=workers,
+                           train=train)
     if hasattr(reader, '__iter__') and not hasattr(reader, '__next__'):
         return reader
     if callable(reader):
         return _FunctionLoader(reader)
-    raise UserError('a reader must be a paddle.io.Dataset, an iterable that can be started again, or a function that returns '
-                    f'one, not a {type(reader).__name__}')
+    raise UserError('a reader must be a paddle.io.Dataset, an iterable that can be started again, or a function that '
+                    f'returns one, not a {type(reader).__name__}')
 
 
 class _FunctionLoader:

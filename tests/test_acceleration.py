@@ -29,7 +29,8 @@ def is_fused(network):
 
 
 def twins(method='DARTS', size=8, channels=8, batch=4, layers=3, change=lambda network: None, **options):
-    """A plain network and an accelerated one of the same state, and a batch. change: applied to both, before acceleration."""
+    """A plain network and an accelerated one of the same state, and a batch. change: applied to both, before
+    acceleration."""
     paddle.seed(0)
     plain, fast = Network(channels, 5, layers, method, **options), Network(channels, 5, layers, method, **options)
     change(plain)
@@ -58,7 +59,8 @@ def everything(network, image, label):
 
 
 def assert_equal(plain, fast, image, label, tolerance):
-    """The largest error of each quantity, relative to the largest value of all gradients where its own are rounding errors."""
+    """The largest error of each quantity, relative to the largest value of all gradients where its own are rounding
+    errors."""
     expected, found = everything(plain, image, label), everything(fast, image, label)
     scale = max(np.abs(value).max() for value in expected if value is not None)
     for a, b in zip(expected, found):
@@ -95,12 +97,15 @@ def test_random_small_configurations(float64):
         method = draw.choice(['DARTS', 'PC-DARTS', 'DARTS-', 'FairDARTS', 'DrNAS'])
         channels = draw.randint(1, 8) * 4 if method == 'PC-DARTS' else draw.randint(1, 33)
         steps = draw.choice([1, 2, 3, 3, 4, 7])
-        plain, fast, image, label = twins(method, draw.randint(4, 11), min(channels, 8 if steps > 3 else 33), draw.randint(1, 3),
-                                          draw.randint(1, 4 if steps < 4 else 2), steps=steps, multiplier=draw.randint(1, steps))
+        plain, fast, image, label = twins(method, draw.randint(4, 11), min(channels, 8 if steps > 3 else 33),
+                                          draw.randint(1, 3),
+                                          draw.randint(1, 4 if steps < 4 else 2), steps=steps,
+                                          multiplier=draw.randint(1, steps))
         assert_equal(plain, fast, image, label, 1e-7)
 
 
-@pytest.mark.parametrize('primitives', [['none', 'sep_conv_3x3'], ['dil_conv_5x5', 'none', 'dil_conv_3x3', 'sep_conv_7x7'],
+@pytest.mark.parametrize('primitives', [['none', 'sep_conv_3x3'],
+                                        ['dil_conv_5x5', 'none', 'dil_conv_3x3', 'sep_conv_7x7'],
                                         ['skip_connect', 'max_pool_3x3'], ['avg_pool_3x3'], ['none', 'skip_connect']])
 @pytest.mark.parametrize('precision', ['float32', 'float64'])
 def test_other_lists_of_operations(primitives, precision):
@@ -129,7 +134,8 @@ def log(monkeypatch, caplog):
 
 def test_one_more_operation_does_not_slow_down_the_others(float64, monkeypatch, log):
     """What is known is computed together, the rest beside it, and the log names it."""
-    monkeypatch.setitem(operations.OPS, 'conv_1x1', lambda c, stride, affine: operations.ReLUConvBN(c, c, 1, stride, 0, affine))
+    monkeypatch.setitem(operations.OPS, 'conv_1x1', lambda c, stride,
+                        affine: operations.ReLUConvBN(c, c, 1, stride, 0, affine))
 
     class Method(DARTS):
         primitives = DARTS.primitives + ['conv_1x1']
@@ -142,7 +148,8 @@ def test_one_more_operation_does_not_slow_down_the_others(float64, monkeypatch, 
 
 
 class GrowingDropout(model_search.MixedOp):
-    """A mixed operation with dropout on skip connections, of a rate that changes during the search, as P-DARTS has it."""
+    """A mixed operation with dropout on skip connections, of a rate that changes during the search, as P-DARTS has
+    it."""
 
     rate, calls = 0.0, 0
 
@@ -245,11 +252,14 @@ def freeze_some(network):
 
 
 def monkeypatch_operation(network):
-    network.cells[0]._ops[0]._ops[5].__class__ = type('MySepConv', (operations.SepConv,), {'forward': lambda self, x: self.op(x) + 1})
+    network.cells[0]._ops[0]._ops[5].__class__ = type('MySepConv', (operations.SepConv,),
+                                                      {'forward': lambda self, x: self.op(x) + 1})
 
 
-CHANGES = [replace_operation, replace_convolution, change_method_of_class, change_method_of_instance, change_forward_of_operation, add_hook,
-           add_hook_to_edge, add_hook_to_reduction, change_momentum, change_epsilon, rebind_statistics, change_padding, freeze_some,
+CHANGES = [replace_operation, replace_convolution, change_method_of_class, change_method_of_instance,
+           change_forward_of_operation, add_hook,
+           add_hook_to_edge, add_hook_to_reduction, change_momentum, change_epsilon, rebind_statistics, change_padding,
+           freeze_some,
            monkeypatch_operation]
 
 
@@ -286,10 +296,13 @@ def test_partly_frozen_batch_norms_run_as_written(float64, log):
 
 
 def test_an_edited_definition_is_not_accelerated(monkeypatch):
-    """FINGERPRINTS are those of the shipped code; another code has another one, comments and docstrings do not count."""
-    found = {name: acceleration.fingerprint(getattr(getattr(model_search if name.split('.')[0] in ('Cell', 'MixedOp') else operations,
-                                                            name.split('.')[0]), name.split('.')[1])) for name in acceleration.FINGERPRINTS}
-    assert found == acceleration.FINGERPRINTS, f'write these into nas/acceleration.py if nas/fused.py follows the change: {found}'
+    """FINGERPRINTS are those of the shipped code; another code has another one, comments and docstrings do not
+    count."""
+    found = {name: acceleration.fingerprint(getattr(getattr(model_search if name.split('.')[0] in ('Cell', 'MixedOp')
+                                                            else operations,
+                                                            name.split('.')[0]), name.split('.')[1]))
+             for name in acceleration.FINGERPRINTS}
+    assert found == acceleration.FINGERPRINTS, f'if nas/fused.py follows the change, write: {found}'
 
     def original(x):
         return x + 1
@@ -352,7 +365,8 @@ def test_an_exception_in_the_middle_of_a_forward_pass_leaves_a_working_network(f
         with pytest.raises(RuntimeError):
             network(image)
         Failing.fails = False
-    fast.set_state_dict(plain.state_dict())  # what a broken pass has updated so far depends on the order of the operations
+    # what a broken pass has updated so far depends on the order of the operations
+    fast.set_state_dict(plain.state_dict())
     assert_equal(plain, fast, image, label, 1e-10)
 
 
@@ -371,4 +385,5 @@ def test_the_stem_for_photos(float64):
 def test_fused_parts_say_what_they_support():
     assert fused.is_supported(operations.OPS['sep_conv_5x5'](4, 1, False))
     assert not fused.is_supported(operations.OPS['conv_7x1_1x7'](4, 1, False))
-    assert not fused.is_supported(paddle.nn.Sequential(paddle.nn.MaxPool2D(3, 1, 1, ceil_mode=True), paddle.nn.BatchNorm2D(4)))
+    assert not fused.is_supported(paddle.nn.Sequential(paddle.nn.MaxPool2D(3, 1, 1, ceil_mode=True),
+                                                       paddle.nn.BatchNorm2D(4)))

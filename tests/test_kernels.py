@@ -16,7 +16,8 @@ from nas.methods import DARTS
 
 
 @needs_numba
-@pytest.mark.parametrize('stride, size, images', [(1, (8, 8), 4), (1, (7, 9), 5), (2, (8, 8), 4), (2, (7, 9), 3), (1, (32, 32), 2),
+@pytest.mark.parametrize('stride, size, images', [(1, (8, 8), 4), (1, (7, 9), 5), (2, (8, 8), 4), (2, (7, 9), 3),
+                                                  (1, (32, 32), 2),
                                                   (1, (2, 2), 64)])
 def test_the_edges_of_a_state_equal_paddles_operations(stride, size, images):
     """Outputs, gradients of the input, of the weights of convolutions and operations, running statistics."""
@@ -75,7 +76,8 @@ def test_the_compiled_depthwise_convolution_equals_paddles(kernel, padding, dila
 @pytest.mark.parametrize('images, size', [(1, (32, 32)), (70, (3, 3)), (3, (7, 9))])
 def test_the_compiled_pointwise_convolution_equals_paddles(channels, filters, images, size):
     paddle.seed(0)
-    compare_convolution(paddle.nn.Conv2D(channels, filters, 1, bias_attr=False), paddle.randn([images, channels, *size]))
+    compare_convolution(paddle.nn.Conv2D(channels, filters, 1, bias_attr=False),
+                        paddle.randn([images, channels, *size]))
 
 
 @pytest.mark.parametrize('arguments', [dict(kernel_size=(1, 7), padding=(0, 3)), dict(kernel_size=1, padding=1),
@@ -88,7 +90,8 @@ def test_other_geometries_are_left_to_paddle(arguments):
 
 def test_inputs_that_paddle_refuses_are_left_to_paddle():
     """They would be read beyond their memory."""
-    depthwise, pointwise = paddle.nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False), paddle.nn.Conv2D(4, 6, 1, bias_attr=False)
+    depthwise, pointwise = paddle.nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False), paddle.nn.Conv2D(4, 6, 1,
+                                                                                                             bias_attr=False)
     for layer in (depthwise, pointwise):
         for shape in ([2, 3, 8, 8], [2, 8, 8, 8], [0, 4, 8, 8], [4, 8, 8]):
             assert convolutions.conv2d(paddle.zeros(shape), layer) is None
@@ -109,7 +112,8 @@ def test_weights_without_gradient_get_none():
 def run_program(name, *arguments, **changes):
     """The words that a program of tests/programs prints; changes of the environment, None to unset."""
     environment = {key: value for key, value in {**os.environ, **changes}.items() if value is not None}
-    result = subprocess.run([sys.executable, os.path.join(PROGRAMS, name), ROOT, *arguments], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, os.path.join(PROGRAMS, name), ROOT, *arguments], env=environment,
+                            capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()[-1].split()
 
@@ -134,7 +138,8 @@ def test_numba_and_openmp_together(threads):
     paddle.seed(0)
     layer = paddle.nn.Conv2D(8, 8, 5, 1, 2, groups=8, bias_attr=False)
     x = paddle.randn([4, 8, 9, 9])
-    assert float(values.pop()) == pytest.approx(float(F.conv2d(x, layer.weight, None, 1, 2, 1, 8).sum() + paddle.matmul(x, x).sum()), rel=1e-4)
+    assert float(values.pop()) == pytest.approx(float(F.conv2d(x, layer.weight, None, 1, 2, 1, 8).sum()
+                                                      + paddle.matmul(x, x).sum()), rel=1e-4)
 
 
 @needs_numba

@@ -1,4 +1,5 @@
-"""A compiled depthwise convolution and a matrix product of Paddle. Prints: Paddle's version, whether numba is used, the sum.
+"""A compiled depthwise convolution and a matrix product of Paddle. Prints: Paddle's version, whether numba is used,
+the sum.
 
 Arguments: the project's folder; 'paddle' to import Paddle first, as a user's own script may.
 """

@@ -14,4 +14,5 @@ fast.set_state_dict(plain.state_dict())
 x = paddle.randn([4, 3, 8, 8])
 a, b = plain(x), fast(x)
 b.sum().backward()
-print(compiled.numba, float((a - b).abs().max() / a.abs().max()) < 1e-4, all(cell._acceleration.edges for cell in fast.cells))
+print(compiled.numba, float((a - b).abs().max() / a.abs().max()) < 1e-4,
+      all(cell._acceleration.edges for cell in fast.cells))
