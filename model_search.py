@@ -1,11 +1,13 @@
-"""The supernet of differentiable architecture search: each edge of a cell is a weighted sum of all candidate operations.
+"""The supernet of differentiable architecture search: each edge of a cell is a weighted sum of all candidate
+operations.
 
-`Network` stacks `Cell`s, a cell connects its states by `MixedOp`s, a mixed operation adds up the operations of operations.py
-(DARTS, section 2.1 and 2.2). How architecture parameters become the weights of that sum is up to the method, an object of
-nas/methods.py.
+`Network` stacks `Cell`s, a cell connects its states by `MixedOp`s, a mixed operation adds up the operations of
+operations.py (DARTS, section 2.1 and 2.2). How architecture parameters become the weights of that sum is up to the
+method, an object of nas/methods.py.
 
-To search a space of your own, change PRIMITIVES in genotypes.py, OPS in operations.py, or the classes below. The searcher asks a
-network only for `arch_parameters()`, `_loss(image, label)`, `genotype()` and for being callable on a batch of images.
+To search a space of your own, change PRIMITIVES in genotypes.py, OPS in operations.py, or the classes below. The
+searcher asks a network only for `arch_parameters()`, `_loss(image, label)`, `genotype()` and for being callable on a
+batch of images.
 """
 import paddle
 import paddle.nn as nn
@@ -62,10 +64,11 @@ class MixedOp(nn.Layer):
 
 
 class Cell(nn.Layer):
-    """A cell with `steps` intermediate nodes, each the sum of the mixed operations on the edges from all states before it.
+    """A cell with `steps` intermediate nodes, each the sum of the mixed operations on the edges from all states before
+    it.
 
-    The two inputs are projected to c channels (preprocess0, preprocess1); the output concatenates the last `multiplier` nodes
-    and has multiplier * c channels.
+    The two inputs are projected to c channels (preprocess0, preprocess1); the output concatenates the last
+    `multiplier` nodes and has multiplier * c channels.
     """
 
     def __init__(self, steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, method):
@@ -86,8 +89,8 @@ class Cell(nn.Layer):
     def forward(self, s0, s1, weights, edge_weights=None, active=None):
         """s0, s1: the outputs of the two cells before this one. Returns [N, multiplier * C, H, W].
 
-        weights [edges, operations]; edge_weights [edges], None without; active: for each edge the columns of the operations to
-        compute, None for all.
+        weights [edges, operations]; edge_weights [edges], None without; active: for each edge the columns of the
+        operations to compute, None for all.
         """
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         edge = 0
@@ -102,7 +105,8 @@ class Cell(nn.Layer):
 
 
 class Network(nn.Layer):
-    """The supernet: a stem, `layers` cells of which those at layers // 3 and 2 * layers // 3 are reduction cells, a classifier.
+    """The supernet: a stem, `layers` cells of which those at layers // 3 and 2 * layers // 3 are reduction cells, a
+    classifier.
 
     c_in: the channels C of the first cell; reduction cells double them.
     method: a name of nas/methods.py, or an object with the same attributes as its classes.
@@ -113,13 +117,15 @@ class Network(nn.Layer):
     Raises UserError for an unknown method and for a number of channels that the method cannot divide.
     """
 
-    def __init__(self, c_in, num_classes, layers, method='DARTS', steps=4, multiplier=4, stem_multiplier=3, stem='cifar'):
+    def __init__(self, c_in, num_classes, layers, method='DARTS', steps=4, multiplier=4, stem_multiplier=3,
+                 stem='cifar'):
         super().__init__()
         if isinstance(method, str) and method not in METHODS:
             raise UserError(f"--method: '{method}' is not allowed: give one of {', '.join(METHODS)}")
         self.method = METHODS[method]() if isinstance(method, str) else method
         if c_in % self.method.partial:
-            raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes 1/{self.method.partial} of the '
+            raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes '
+                            f'1/{self.method.partial} of the '
                             f'channels through an edge, give a multiple of {self.method.partial}')
         self._steps = steps
         self._multiplier = multiplier
@@ -157,7 +163,8 @@ class Network(nn.Layer):
         self.betas_reduce = parameter(edges) if self.method.with_betas else None
 
     def arch_parameters(self):
-        """The architecture parameters: alphas [edges, operations], normal and reduce, then betas [edges] if the method has them."""
+        """The architecture parameters: alphas [edges, operations], normal and reduce, then betas [edges] if the method
+        has them."""
         alphas = [self.alphas_normal, self.alphas_reduce]
         return alphas + ([self.betas_normal, self.betas_reduce] if self.method.with_betas else [])
 

@@ -1,8 +1,8 @@
 """The operations a cell may use and the small blocks they are made of (DARTS, Liu et al. 2019, section 3.1).
 
-All take and give [N, C, H, W]; `stride` 2 halves H and W. Convolution operations run ReLU, convolution, batch norm in this
-order. Attributes are named and created as in the authors' code (`op`, `conv_1`, …), so weights of the one load into the other
-by their order.
+All take and give [N, C, H, W]; `stride` 2 halves H and W. Convolution operations run ReLU, convolution, batch norm in
+this order. Attributes are named and created as in the authors' code (`op`, `conv_1`, …), so weights of the one load
+into the other by their order.
 """
 import math
 
@@ -27,7 +27,8 @@ OPS = {
 def conv2d(c_in, c_out, kernel_size, stride=1, padding=0, dilation=1, groups=1):
     """A convolution without bias, its weights drawn from U(-b, b) with b = 1 / sqrt(fan_in).
 
-    This is PyTorch's default, with which the authors' results were made; Paddle's own default is a wider normal distribution.
+    This is PyTorch's default, with which the authors' results were made; Paddle's own default is a wider normal
+    distribution.
     """
     return nn.Conv2D(c_in, c_out, kernel_size, stride, padding, dilation, groups, bias_attr=False,
                      weight_attr=KaimingUniform(negative_slope=math.sqrt(5), nonlinearity='leaky_relu'))
@@ -130,7 +131,8 @@ class Zero(nn.Layer):
 
 
 class FactorizedReduce(nn.Layer):
-    """Halve H and W without losing pixels: two strided 1x1 convolutions, the second one shifted by a pixel, side by side."""
+    """Halve H and W without losing pixels: two strided 1x1 convolutions, the second one shifted by a pixel, side by
+    side."""
 
     def __init__(self, c_in, c_out, affine=True):
         super().__init__()

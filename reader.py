@@ -5,8 +5,9 @@
     cifar10_reader    the (image, label) pairs of a CIFAR archive; replace the call of it by one of your own function
     imagenet_reader   the training or the validation images of a folder with image lists, for train_imagenet.py
 
-Such a function returns (image, label) pairs, all images of one size: uint8 arrays [3, H, W], [H, W, 3] or [H, W] or PIL images are
-augmented and normalised; float arrays [3, H, W] are used as they are. Or it returns a paddle.io.Dataset of (float array, label).
+Such a function returns (image, label) pairs, all images of one size: uint8 arrays [3, H, W], [H, W, 3] or [H, W] or
+PIL images are augmented and normalised; float arrays [3, H, W] are used as they are. Or it returns a paddle.io.Dataset
+of (float array, label).
 
 Of `args`, a script's arguments, nothing is passed on: the modules in pipeline/ take explicit values.
 """
@@ -17,16 +18,13 @@ from paddle.io import Dataset
 
 from pipeline import transforms
 from pipeline.archives import cifar_archive, cifar_batch, members
+from pipeline.folders import image_files
 from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
 from pipeline.sources import ArrayImages, DatasetImages, ImageFiles
 from runtime.errors import UserError
 from runtime.log import logger
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
 IMAGENET_SIZE = 224  # pixels a side
-
-# The names that a folder of --dataset=folder may give its parts, in any case.
-SPLITS = {'train': ('train', 'training'), 'test': ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'evaluation')}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -35,10 +33,11 @@ SPLITS = {'train': ('train', 'training'), 'test': ('test', 'testing', 'val', 'va
 
 
 def train_search(batch_size, train_portion, is_shuffle, args):
-    """Split the training set into the two halves of a search; the split follows from the seed and is the same on every rank.
+    """Split the training set into the two halves of a search; the split follows from the seed and is the same on every
+    rank.
 
-    batch_size: images per batch on each rank. train_portion: the fraction of the images that trains the weights; the others train
-    the architecture. is_shuffle: False keeps the order of the archive.
+    batch_size: images per batch on each rank. train_portion: the fraction of the images that trains the weights; the
+    others train the architecture. is_shuffle: False keeps the order of the archive.
     Returns two BatchLoaders, (train, valid), both with augmentation.
     """
     if _dataset(args) == 'cifar10':
@@ -53,8 +52,10 @@ def train_search(batch_size, train_portion, is_shuffle, args):
     order = first_images(order, args.trainset_num)
     split_point = int(np.floor(train_portion * len(order)))
     if not 0 < split_point < len(order):
-        raise UserError(f'--train_portion: {train_portion:g} of {len(order)} images leaves one half of the search empty')
-    logger.info('%d images: %d train the weights, %d the architecture; %s', len(order), split_point, len(order) - split_point,
+        raise UserError(f'--train_portion: {train_portion:g} of {len(order)} images leaves one half of the search '
+                        'empty')
+    logger.info('%d images: %d train the weights, %d the architecture; %s', len(order), split_point,
+                len(order) - split_point,
                 source.transform or 'used as they are')
     return [BatchLoader(source.subset(half), batch_size, shuffle=is_shuffle, stream=stream, **_loader_options(args))
             for half, stream in ((order[:split_point], TRAIN), (order[split_point:], VALID))]
@@ -63,12 +64,14 @@ def train_search(batch_size, train_portion, is_shuffle, args):
 def train_valid(batch_size, is_train, is_shuffle, args):
     """The training set with augmentation, or the whole test set without, for train.py. Returns a BatchLoader."""
     if _dataset(args) == 'cifar10':
-        pairs = cifar10_reader(cifar_archive('cifar10', _data(args)), 'data_batch' if is_train else 'test_batch', is_shuffle, args)
+        pairs = cifar10_reader(cifar_archive('cifar10', _data(args)), 'data_batch' if is_train else 'test_batch',
+                               is_shuffle, args)
     else:
         pairs = other_reader(is_train, args)
     source = as_source(pairs, _augmentation_options(args))
     if not is_train:
-        return BatchLoader(source.plain(), batch_size, shuffle=False, stream=VALID, train=False, **_loader_options(args))
+        return BatchLoader(source.plain(), batch_size, shuffle=False, stream=VALID, train=False,
+                           **_loader_options(args))
     order = np.arange(len(source))
     if is_shuffle:
         order = generator(_seed(args), ORDER).permutation(order)
@@ -80,7 +83,8 @@ def train_valid(batch_size, is_train, is_shuffle, args):
 def cifar10_reader(file_name, data_name, is_shuffle, args):
     """Read the batches of a CIFAR archive (.tar.gz) or of the folder it unpacks to.
 
-    data_name: 'data_batch' or 'test_batch' ('train' or 'test' for CIFAR-100). Members are read in place, nothing is unpacked.
+    data_name: 'data_batch' or 'test_batch' ('train' or 'test' for CIFAR-100). Members are read in place, nothing is
+    unpacked.
     is_shuffle: shuffle by args.seed.
     Returns a sequence of (image, label) pairs, image a uint8 array [3, 32, 32].
     Raises UserError for an archive that cannot be read or holds something else.
@@ -96,7 +100,8 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
         labels.append(label)
         del data  # before the next batch is read
     if not labels:
-        raise UserError(f'--data: {file_name} holds no {data_name} file; give the CIFAR archive for Python or the folder it unpacks to')
+        raise UserError(f'--data: {file_name} holds no {data_name} file; give the CIFAR archive for Python or the '
+                        'folder it unpacks to')
     pairs = ArrayImages(images, np.concatenate(labels))
     return pairs.subset(generator(_seed(args), ORDER).permutation(len(pairs))) if is_shuffle else pairs
 
@@ -104,7 +109,8 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
 def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
     """The images of a list, for train_imagenet.py.
 
-    data_dir: the folder with train_list.txt and val_list.txt, whose lines are `relative/path label` (separated by a space or a tab).
+    data_dir: the folder with train_list.txt and val_list.txt, whose lines are `relative/path label` (separated by a
+    space or a tab).
     mode: 'train', cropped and flipped at random, or 'val', the centre of each image. size: pixels a side.
     Returns ImageFiles. Raises UserError that names the line at fault.
     """
@@ -115,8 +121,8 @@ def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
         with open(list_name, encoding='utf-8-sig') as f:
             lines = f.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'--data_dir: {list_name} cannot be read: {getattr(error, "strerror", None) or error}; it must hold a line '
-                        '"relative/path label" for each image')
+        raise UserError(f'--data_dir: {list_name} cannot be read: {getattr(error, "strerror", None) or error}; it must '
+                        'hold a line "relative/path label" for each image')
     paths, labels, origins = [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -130,20 +136,23 @@ def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
     if not paths:
         raise UserError(f'--data_dir: {list_name} names no image')
     crop = transforms.RandomResizedCrop(size) if mode == 'train' else transforms.CentreCrop(size, share=224 / 256)
-    return ImageFiles(paths, labels, origins, crop, transforms.Augmentation(*transforms.IMAGENET_PIXELS), max(labels) + 1)
+    normalisation = transforms.Augmentation(*transforms.IMAGENET_PIXELS)
+    return ImageFiles(paths, labels, origins, crop, normalisation, max(labels) + 1)
 
 
 def first_images(order, trainset_num):
     """The first trainset_num entries of `order`; logs how many are left out."""
     if len(order) > trainset_num:
-        logger.info('--trainset_num=%d: %d of the %d training images are left out', trainset_num, len(order) - trainset_num, len(order))
+        logger.info('--trainset_num=%d: %d of the %d training images are left out', trainset_num,
+                    len(order) - trainset_num, len(order))
     return order[:trainset_num]
 
 
 def class_count(images, class_num=None):
     """The number of classes for a network.
 
-    images: a source or a BatchLoader. class_num: the value of --class_num, None where the flag was not given: then it is that of the data.
+    images: a source or a BatchLoader. class_num: the value of --class_num, None where the flag was not given: then it
+    is that of the data.
     Raises UserError where the data has labels that class_num does not allow.
     """
     source = getattr(images, 'source', images)
@@ -153,7 +162,8 @@ def class_count(images, class_num=None):
         logger.info('the data has %d classes', source.num_classes)
         return source.num_classes
     if source.num_classes > class_num:
-        raise UserError(f'--class_num: {class_num} is not allowed: the labels of the data are 0 to {source.num_classes - 1}')
+        raise UserError(f'--class_num: {class_num} is not allowed: the labels of the data are 0 to '
+                        f'{source.num_classes - 1}')
     return class_num
 
 
@@ -179,7 +189,8 @@ def other_reader(is_train, args):
 
 
 def digits_reader(is_train):
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey-scale: every fifth image is for the test, the others for training.
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey-scale: every fifth image is for the test, the others for
+    training.
 
     Returns a list of (image, label) pairs, image a uint8 array [8, 8].
     """
@@ -191,83 +202,13 @@ def digits_reader(is_train):
 
 
 def folder_reader(folder, is_train, *, size, augmentation, seed):
-    """A folder of image files with one subfolder per class: folder/train/<class>/* and folder/test/<class>/* (or val/, see SPLITS),
-    or folder/<class>/*, of which a fifth of each class, drawn by the seed, is for the test.
+    """A folder of image files with one subfolder per class (pipeline/folders.py says which forms it may have).
 
     Images are cropped to their central square and resized to size x size pixels. Returns ImageFiles.
     Raises UserError for a folder that holds something else.
     """
-    if folder is None or not os.path.isdir(folder):
-        raise UserError(f'--data: {folder} is not a folder; --dataset=folder reads a folder with one subfolder of images per class')
-    parts = _split_folders(folder)
-    root = os.path.join(folder, parts['train' if is_train else 'test']) if parts else folder
-    found = _images_by_class(root)
-    classes = sorted(_images_by_class(os.path.join(folder, parts['train']))) if parts else sorted(found)
-    for name in found:
-        if name not in classes:
-            raise UserError(f'--data: {root} holds the class {name}, which the training images do not have')
-    if len(classes) < 2 or not found:
-        raise UserError(f'--data: {root} holds {len(classes)} subfolder{"" if len(classes) == 1 else "s"} with images; --dataset=folder '
-                        'reads a folder with one subfolder of images per class, two at least')
-    _log_classes(root, found)
-    if not parts:
-        found = {name: _fifth(paths, not is_train, generator(seed, ORDER, number), name) for number, (name, paths) in
-                 enumerate(sorted(found.items()))}
-    paths = [path for name in classes for path in found.get(name, [])]
-    labels = [classes.index(name) for name in classes for _ in found.get(name, [])]
+    paths, labels, classes = image_files(folder, is_train, seed)
     return ImageFiles(paths, labels, [''] * len(paths), transforms.CentreCrop(size), augmentation, len(classes))
-
-
-def _split_folders(folder):
-    """{'train': name, 'test': name} of the subfolders of a folder that is split already; {} where the subfolders are classes.
-
-    Raises UserError for subfolders that are named like parts of a data set and cannot be matched.
-    """
-    names = _subfolders(folder)
-    found = {part: [name for name in names if name.lower() in spellings] for part, spellings in SPLITS.items()}
-    named = found['train'] + found['test']
-    if not named:
-        return {}
-    if len(found['train']) == 1 and found['test']:
-        # With both test/ and val/, test/ is the one to report on.
-        return {'train': found['train'][0], 'test': min(found['test'], key=lambda name: SPLITS['test'].index(name.lower()))}
-    if len(named) == len(names) or found['train']:
-        raise UserError(f'--data: {folder} holds {", ".join(named)}, which are names of parts of a data set: give one folder with the '
-                        f'training images ({" or ".join(SPLITS["train"])}) and one for the test ({", ".join(SPLITS["test"])}), or rename them')
-    return {}
-
-
-def _images_by_class(root):
-    """{class: [paths]} of the subfolders of a folder that hold images."""
-    found = {}
-    for name in _subfolders(root):
-        paths = [os.path.join(path, file) for path, _, files in sorted(os.walk(os.path.join(root, name))) for file in sorted(files)
-                 if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith('.')]
-        if paths:
-            found[name] = paths
-    return found
-
-
-def _log_classes(root, found):
-    logger.info('%s: %s', root, ', '.join(f'{name} ({len(paths)})' for name, paths in sorted(found.items())))
-    skipped = [name for name in _subfolders(root) if name not in found]
-    if skipped:
-        logger.info('%s: skipped, since they hold no images: %s', root, ', '.join(skipped))
-
-
-def _fifth(paths, is_test, random, name):
-    """A random fifth of a class's paths, at least one, or the others."""
-    if len(paths) == 1:
-        logger.info('class %s has a single image: it is used for training, the test has none', name)
-        return [] if is_test else paths
-    order = random.permutation(len(paths))
-    test = -(-len(paths) // 5)
-    return [paths[i] for i in np.sort(order[:test] if is_test else order[test:])]
-
-
-def _subfolders(folder):
-    return sorted(entry.name for entry in os.scandir(folder)
-                  if entry.is_dir() and not entry.name.startswith('.') and entry.name not in ('__MACOSX', '@eaDir'))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,7 +217,8 @@ def _subfolders(folder):
 
 
 def as_source(pairs, augmentation_options):
-    """Make a source (pipeline/sources.py) of what a reader function returned. Raises UserError for images of different sizes.
+    """Make a source (pipeline/sources.py) of what a reader function returned. Raises UserError for images of different
+    sizes.
 
     augmentation_options: the arguments of augmentation_of but the size, for uint8 images.
     """
@@ -293,7 +235,8 @@ def as_source(pairs, augmentation_options):
     images, labels = zip(*[(_as_chw(image), int(label)) for image, label in pairs])
     odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
     if odd is not None:
-        raise UserError(f'image {odd} of the data is {images[odd].shape}, image 0 is {images[0].shape}: bring them to one size')
+        raise UserError(f'image {odd} of the data is {images[odd].shape}, image 0 is {images[0].shape}: bring them to '
+                        'one size')
     images, labels = np.stack(images), np.asarray(labels, 'int64')
     if labels.min() < 0:
         raise UserError(f'image {labels.argmin()} of the data has the label {labels.min()}; labels count from 0')
@@ -316,19 +259,22 @@ def _as_chw(image):
     elif image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or image.shape[0] != 3:
-        raise UserError(f'an image of the data has the shape {image.shape}; [3, H, W], [H, W, 3] and [H, W] are accepted')
+        raise UserError(f'an image of the data has the shape {image.shape}; [3, H, W], [H, W, 3] and [H, W] are '
+                        'accepted')
     return image
 
 
 def augmentation_of(dataset, size, cutout, cutout_length):
     """The augmentation of size x size images: the CIFAR recipe, in proportion to the image.
 
-    dataset: the value of --dataset, which decides mean and standard deviation. cutout_length: in pixels of a 32x32 image.
+    dataset: the value of --dataset, which decides mean and standard deviation. cutout_length: in pixels of a 32x32
+    image.
     """
     pixels = {'digits': transforms.DIGITS_PIXELS, 'cifar100': transforms.CIFAR100_PIXELS,
               'folder': transforms.IMAGENET_PIXELS}.get(dataset, transforms.CIFAR_PIXELS)
     length = max(2, cutout_length * size // 32) if cutout and cutout_length else 0
-    return transforms.Augmentation(*pixels, padding=size // 8, flip=dataset != 'digits',  # a mirrored digit is another character
+    # a mirrored digit is another character
+    return transforms.Augmentation(*pixels, padding=size // 8, flip=dataset != 'digits',
                                    cutout_length=length)
 
 

@@ -29,8 +29,8 @@ DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: CIFAR-1
 
 
 def cifar_archive(name, data):
-    """The path of the archive of 'cifar10' or 'cifar100': what --data gave, whatever its md5, or else the one in dataset/, which is
-    downloaded when it isn't there; of several processes one a machine does that."""
+    """The path of the archive of 'cifar10' or 'cifar100': what --data gave, whatever its md5, or else the one in
+    dataset/, which is downloaded when it isn't there; of several processes one a machine does that."""
     with first_rank_first():
         return _cifar_archive(name, data)
 
@@ -41,7 +41,8 @@ def _cifar_archive(name, data):
         if not os.path.exists(data):
             raise UserError(f'--data: {data} does not exist; give the CIFAR archive or the folder it unpacks to')
         if os.path.isfile(data) and _md5(data) != md5:
-            logger.info('--data: %s is not the official %s (another md5); taken since it was asked for', data, file_name)
+            logger.info('--data: %s is not the official %s (another md5); taken since it was asked for', data,
+                        file_name)
         return data
     path = os.path.join(DATASET_FOLDER, file_name)
     if not (os.path.isfile(path) and _md5(path) == md5):
@@ -50,9 +51,11 @@ def _cifar_archive(name, data):
 
 
 def download(url, path, md5):
-    """Download url to path, whole or not at all. Raises UserError (status 1) that names what to do without a network."""
+    """Download url to path, whole or not at all. Raises UserError (status 1) that names what to do without a
+    network."""
     def failure(reason):
-        return UserError(f'cannot download {url} ({reason}): give --data PATH with an archive you have, or --dataset=digits, which needs '
+        return UserError(f'cannot download {url} ({reason}): give --data PATH with an archive you have, or '
+                         '--dataset=digits, which needs '
                          'no download', status=1)
 
     def chunks():
@@ -82,7 +85,8 @@ def _md5(path):
 
 
 def members(file_name, data_name):
-    """Yield (name, open file) of the files in an archive or a folder whose names begin with data_name, in the names' order."""
+    """Yield (name, open file) of the files in an archive or a folder whose names begin with data_name, in the names'
+    order."""
     try:
         if os.path.isdir(file_name):
             for folder, _, names in sorted(os.walk(file_name)):

@@ -1,7 +1,7 @@
 """Batches: which images a step reads, in which order, with which random numbers.
 
-Order, crops and flips follow from the seed, the epoch and the place in the epoch's order alone. They are the same with any number of
-worker processes, and n ranks together read what one rank would read with an n times larger batch.
+Order, crops and flips follow from the seed, the epoch and the place in the epoch's order alone. They are the same with
+any number of worker processes, and n ranks together read what one rank would read with an n times larger batch.
 """
 import numpy as np
 import paddle
@@ -11,7 +11,8 @@ from runtime.errors import UserError
 from runtime.log import logger
 from runtime.parallel import rank, world_size
 
-# Streams of random numbers: the order of the images, and the augmentation of each half of a search, do not depend on each other.
+# Streams of random numbers: the order of the images, and the augmentation of each half of a search, do not depend on
+# each other.
 ORDER, TRAIN, VALID = 0, 1, 2
 
 
@@ -21,11 +22,12 @@ def generator(seed, *key):
 
 
 class BatchLoader:
-    """Iterates over a source in batches of Paddle tensors: images [N, 3, H, W] (or what else a source holds) and labels [N].
+    """Iterates over a source in batches of Paddle tensors: images [N, 3, H, W] (or what else a source holds) and
+    labels [N].
 
     source: a Source (sources.py). batch_size: images per batch on each rank. shuffle: draw a new order for every pass.
-    stream: TRAIN or VALID, keeps the random numbers of two loaders apart. workers: number of worker processes; 0 reads in the main
-    process. max_bad_images: how many unreadable images may be skipped before UserError is raised.
+    stream: TRAIN or VALID, keeps the random numbers of two loaders apart. workers: number of worker processes; 0 reads
+    in the main process. max_bad_images: how many unreadable images may be skipped before UserError is raised.
     train: True gives every rank the same number of batches; False gives every image to exactly one rank.
     """
 
@@ -37,7 +39,8 @@ class BatchLoader:
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
-        """Choose the epoch whose order and augmentation the next pass uses. Later passes differ from it until the next call."""
+        """Choose the epoch whose order and augmentation the next pass uses. Later passes differ from it until the next
+        call."""
         self.set_position([epoch, 0, 0])
 
     def position(self):
@@ -52,7 +55,8 @@ class BatchLoader:
 
     def without_augmentation(self):
         """A loader of the same images in a fixed order, each exactly once over all ranks, for evaluation."""
-        return BatchLoader(self.source.plain(), self.batch_size, shuffle=False, stream=self.stream, seed=self.seed, workers=self.workers,
+        return BatchLoader(self.source.plain(), self.batch_size, shuffle=False, stream=self.stream, seed=self.seed,
+                           workers=self.workers,
                            max_bad_images=self.max_bad_images, train=False)
 
     @property
@@ -89,7 +93,8 @@ class BatchLoader:
             raise UserError(f'none of the {len(self.source)} images could be read', status=1)
 
     def _plan(self, order):
-        """Cut an order into batches: a list of (images of all ranks, first, last), where [first:last] are this rank's."""
+        """Cut an order into batches: a list of (images of all ranks, first, last), where [first:last] are this
+        rank's."""
         size = self.batch_size * world_size()
         plan = []
         for start in range(0, len(order), size):

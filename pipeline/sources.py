@@ -15,8 +15,9 @@ from runtime.log import logger
 class Source:
     """The base class of all sources: a sequence of labelled images.
 
-    draws: how many random numbers an image needs for its augmentation. image_shape: [3, H, W]. transform: the augmentation, for the
-    log; None where images are used as they are. num_classes: the classes of the whole data set; None if only reading all of it tells.
+    draws: how many random numbers an image needs for its augmentation. image_shape: [3, H, W]. transform: the
+    augmentation, for the log; None where images are used as they are. num_classes: the classes of the whole data set;
+    None if only reading all of it tells.
     """
 
     draws = 0
@@ -31,8 +32,8 @@ class Source:
     def batch(self, indices, uniform):
         """The images at `indices`, augmented by the random numbers `uniform` [N, draws] in [0, 1).
 
-        Returns (images float32 [M, 3, H, W], labels int64 [M], errors): errors is a list of lines, one for each image that could not
-        be read; M is N without those.
+        Returns (images float32 [M, 3, H, W], labels int64 [M], errors): errors is a list of lines, one for each image
+        that could not be read; M is N without those.
         """
         raise NotImplementedError
 
@@ -53,7 +54,8 @@ class Source:
 class ArrayImages(Source):
     """Images in memory; also a sequence of (image, label) pairs.
 
-    images: uint8 [M, 3, H, W], labels: int64 [M]. transform: a transforms.Augmentation; None uses float images as they are.
+    images: uint8 [M, 3, H, W], labels: int64 [M]. transform: a transforms.Augmentation; None uses float images as they
+    are.
     indices: which of the M images belong to the source, in which order (default: all); subsets share one array.
     """
 
@@ -90,8 +92,8 @@ class ArrayImages(Source):
 class ImageFiles(Source, Dataset):
     """Image files; also a paddle.io.Dataset of (image float32 [3, size, size], label).
 
-    paths, labels: the path and the class of each image. origins: for each image where it was listed ('LIST, line 3: '), for
-    messages. crop, transform: a crop and an Augmentation of transforms.py.
+    paths, labels: the path and the class of each image. origins: for each image where it was listed ('LIST, line 3:
+    '), for messages. crop, transform: a crop and an Augmentation of transforms.py.
     """
 
     def __init__(self, paths, labels, origins, crop, transform, num_classes):
@@ -110,17 +112,20 @@ class ImageFiles(Source, Dataset):
         return images[0], labels[0]
 
     def plain(self):
-        return ImageFiles(self.paths, self.labels, self.origins, self.crop.plain(), self.transform.plain(), self.num_classes)
+        return ImageFiles(self.paths, self.labels, self.origins, self.crop.plain(), self.transform.plain(),
+                          self.num_classes)
 
     def subset(self, indices):
-        return ImageFiles([self.paths[i] for i in indices], self.labels[indices], [self.origins[i] for i in indices], self.crop,
+        return ImageFiles([self.paths[i] for i in indices], self.labels[indices], [self.origins[i] for i in indices],
+                          self.crop,
                           self.transform, self.num_classes)
 
     def check_labels(self, num_classes):
         """Raise UserError that names the first image whose label is not below num_classes."""
         wrong = np.flatnonzero(self.labels >= num_classes)
         if len(wrong):
-            raise UserError(f'--class_num: {self.origins[wrong[0]]}label {self.labels[wrong[0]]}, {num_classes} classes allow 0 to '
+            raise UserError(f'--class_num: {self.origins[wrong[0]]}label {self.labels[wrong[0]]}, {num_classes} '
+                            'classes allow 0 to '
                             f'{num_classes - 1}')
 
     def batch(self, indices, uniform):
@@ -137,8 +142,9 @@ class ImageFiles(Source, Dataset):
 
 
 class DatasetImages(Source):
-    """A user's paddle.io.Dataset of (float array, label), used as it is; the array is [3, H, W] for images, of any shape for networks
-    that take something else. An attribute num_classes of the data set, if there is one, says how many classes it has.
+    """A user's paddle.io.Dataset of (float array, label), used as it is; the array is [3, H, W] for images, of any
+    shape for networks that take something else. An attribute num_classes of the data set, if there is one, says how
+    many classes it has.
 
     Raises UserError that names the first item which is something else, at the first item and then batch by batch.
     """
@@ -156,7 +162,8 @@ class DatasetImages(Source):
 
     def count_classes(self):
         """The classes of the whole data set, all of which is read for that. Raises UserError for negative labels."""
-        logger.info('counting the classes of %d images; --class_num, or an attribute num_classes of the data set, makes that unnecessary',
+        logger.info('counting the classes of %d images; --class_num, or an attribute num_classes of the data set, '
+                    'makes that unnecessary',
                     len(self.dataset))
         labels = [self._item(i)[1] for i in range(len(self.dataset))]
         return max(labels) + 1
@@ -170,7 +177,8 @@ class DatasetImages(Source):
             number = int(self.indices[i])
             image, label = self._item(number)
             if list(image.shape) != self.image_shape:
-                raise UserError(f'item {number} of the data set has the shape {list(image.shape)}, the first one {self.image_shape}: '
+                raise UserError(f'item {number} of the data set has the shape {list(image.shape)}, the first one '
+                                f'{self.image_shape}: '
                                 'bring all to one shape')
             images.append(image)
             labels.append(label)
@@ -181,9 +189,11 @@ class DatasetImages(Source):
         item = self.dataset[number]
 
         def wrong(what):
-            return UserError(f'item {number} of the data set is {what}; expected is a pair (float array [3, H, W], integer label)')
+            return UserError(f'item {number} of the data set is {what}; expected is a pair (float array [3, H, W], '
+                             'integer label)')
         if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise wrong(f'a {type(item).__name__}' + (f' of {len(item)} parts' if isinstance(item, (tuple, list)) else ''))
+            raise wrong(f'a {type(item).__name__}' + (f' of {len(item)} parts' if isinstance(item, (tuple, list))
+                                                      else ''))
         try:
             image, label = np.asarray(item[0]), np.asarray(item[1])
         except Exception as error:
@@ -192,9 +202,10 @@ class DatasetImages(Source):
             raise wrong(f'a pair whose first part is of type {image.dtype}: convert and normalise the pixels')
         if label.size != 1 or label.dtype.kind not in 'iu':
             raise wrong(f'a pair whose label is of type {label.dtype} and shape {list(label.shape)}')
-        if int(label.reshape(())) < 0:
-            raise UserError(f'item {number} of the data set has the label {int(label.reshape(()))}; labels count from 0')
-        if self.num_classes is not None and int(label.reshape(())) >= self.num_classes:
-            raise UserError(f'item {number} of the data set has the label {int(label.reshape(()))}; its num_classes is '
+        label = int(label.reshape(()))
+        if label < 0:
+            raise UserError(f'item {number} of the data set has the label {label}; labels count from 0')
+        if self.num_classes is not None and label >= self.num_classes:
+            raise UserError(f'item {number} of the data set has the label {label}; its num_classes is '
                             f'{self.num_classes}, which allows 0 to {self.num_classes - 1}')
-        return image.astype('float32'), int(label.reshape(()))
+        return image.astype('float32'), label

@@ -1,6 +1,7 @@
 """What happens to the pixels of an image between the file and the network: decoding, augmentation, normalisation.
 
-All randomness comes in from outside, as a row of uniform numbers for each image, so that it can follow from the seed alone.
+All randomness comes in from outside, as a row of uniform numbers for each image, so that it can follow from the seed
+alone.
 """
 import math
 
@@ -15,10 +16,12 @@ IMAGENET_PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Augmentation:
-    """Pad with zeros and crop back, flip, normalise, cut out: the CIFAR recipe of DARTS (appendix A.1), on a whole batch.
+    """Pad with zeros and crop back, flip, normalise, cut out: the CIFAR recipe of DARTS (appendix A.1), on a whole
+    batch.
 
     padding: pixels on each side; all (2 * padding + 1)^2 offsets are equally likely. flip: mirror half of the images.
-    cutout_length: side of the square that is blanked, its centre anywhere in the image (DeVries and Taylor 2017); 0 for none.
+    cutout_length: side of the square that is blanked, its centre anywhere in the image (DeVries and Taylor 2017); 0
+    for none.
     """
 
     draws = 5  # random numbers an image needs: crop y and x, flip, cutout y and x
@@ -71,8 +74,8 @@ class Augmentation:
 
 
 class RandomResizedCrop:
-    """A random part of a photo, 8 % to 100 % of its area, 3:4 to 4:3, brought to size x size, and a flip: the ImageNet recipe
-    (Szegedy et al. 2015, as torchvision has it)."""
+    """A random part of a photo, 8 % to 100 % of its area, 3:4 to 4:3, brought to size x size, and a flip: the ImageNet
+    recipe (Szegedy et al. 2015, as torchvision has it)."""
 
     attempts = 10
     draws = 4 * attempts + 1  # for each attempt area, aspect ratio, y and x; then the flip
@@ -100,7 +103,8 @@ class RandomResizedCrop:
 
 
 class CentreCrop:
-    """The central square of a photo, `share` of its shorter side, brought to size x size. ImageNet's evaluation takes 224/256."""
+    """The central square of a photo, `share` of its shorter side, brought to size x size. ImageNet's evaluation takes
+    224/256."""
 
     draws = 0
 
@@ -119,7 +123,8 @@ class CentreCrop:
 
 
 def load_photo(path, crop, uniform):
-    """Decode an image file -> uint8 [3, size, size], whatever its mode: grey-scale, palette, CMYK, alpha, rotated by EXIF.
+    """Decode an image file -> uint8 [3, size, size], whatever its mode: grey-scale, palette, CMYK, alpha, rotated by
+    EXIF.
 
     A JPEG is decoded no larger than the crop needs (in libjpeg's eighths).
     """

@@ -1,8 +1,8 @@
 """Worker processes that prepare the next batches while the network computes.
 
-Each worker is forked from the main process, prepares every n-th batch and writes its images into memory that it shares with the main
-process; everything else goes through a pipe. The memory is mapped without a name, so nothing of it remains in /dev/shm however a run
-ends, and a small /dev/shm (a container's 64 MB, for example) is no limit.
+Each worker is forked from the main process, prepares every n-th batch and writes its images into memory that it shares
+with the main process; everything else goes through a pipe. The memory is mapped without a name, so nothing of it
+remains in /dev/shm however a run ends, and a small /dev/shm (a container's 64 MB, for example) is no limit.
 """
 import contextlib
 import mmap
@@ -34,7 +34,8 @@ class WorkerTraceback(Exception):
 def read_ahead(batches, workers, batch_bytes):
     """Yield (images, labels, errors) for batches[0], batches[1], ..., each prepared in one of `workers` processes.
 
-    batches: an object with a length, whose item i is (images, labels, errors): numpy arrays [N, ...] and [N] and a list of strings.
+    batches: an object with a length, whose item i is (images, labels, errors): numpy arrays [N, ...] and [N] and a
+    list of strings.
     batch_bytes: size of the largest array of images in bytes; a larger one is passed through the pipe.
     The arrays arrive as Paddle tensors; those of an empty batch as None. The processes end with the generator.
     Raises what batches[i] raised, or UserError (status 1) when a worker process dies.
@@ -57,7 +58,8 @@ class _Worker:
         try:
             self.slots = [mmap.mmap(-1, max(batch_bytes, 1)) for _ in range(BATCHES_AHEAD)]
         except OSError as error:
-            raise UserError(f'--num_workers: cannot reserve {BATCHES_AHEAD * batch_bytes / 2**20:.1f} MB for a worker process '
+            raise UserError(f'--num_workers: cannot reserve {BATCHES_AHEAD * batch_bytes / 2**20:.1f} MB for a worker '
+                            'process '
                             f'({error.strerror}); give a smaller number, or 0 to read in the main process', status=1)
         self.connection, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context('fork').Process(
@@ -72,7 +74,8 @@ class _Worker:
         try:
             kind, *content = self.connection.recv()
         except (EOFError, ConnectionError):
-            raise UserError('a worker process of the reader died, perhaps for lack of memory; --num_workers=0 reads images in the main '
+            raise UserError('a worker process of the reader died, perhaps for lack of memory; --num_workers=0 reads '
+                            'images in the main '
                             'process', status=1)
         if kind == 'user error':
             message, status = content
@@ -98,7 +101,8 @@ def _end(process, connection):
 
 
 def _work(batches, numbers, slots, connection, main_connection, main_process):
-    """What a worker process runs. main_connection: the other end of its pipe; main_process: the number of the main process."""
+    """What a worker process runs. main_connection: the other end of its pipe; main_process: the number of the main
+    process."""
     # Ctrl-C and `kill` with a process group reach the workers too, while the main process still finishes its step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
