@@ -17,6 +17,7 @@ from runtime.log import quiet_warnings  # noqa: E402
 
 quiet_warnings()
 
+WAIT = 600  # seconds that a test waits for a process at most; generous, for busy machines
 PROGRAMS = os.path.join(ROOT, 'tests', 'programs')  # started by tests as processes of their own
 needs_numba = pytest.mark.skipif(compiled.numba is None, reason='numba is not installed')
 
@@ -86,7 +87,8 @@ def relative_error(value, expected):
 
 
 def eval_logits(model, image, call=lambda model, image: model(image)):
-    """The logits in eval mode after one train-mode pass over a batch, with Paddle's running variance and with PyTorch's.
+    """The logits in eval mode after one train-mode pass over a batch, with Paddle's running variance and with
+    PyTorch's.
 
     Paddle keeps the biased variance of a batch, PyTorch the unbiased one, n / (n - 1) times as large.
     """
@@ -127,7 +129,8 @@ def float64():
 def arguments(**changes):
     """What the readers ask of a script's arguments."""
     return Namespace(**dict(dict(dataset='digits', data=None, seed=0, class_num=10, trainset_num=50000, cutout=False,
-                                 cutout_length=16, use_multiprocess=False, num_workers=1, max_bad_images=0, image_size=None),
+                                 cutout_length=16, use_multiprocess=False, num_workers=1, max_bad_images=0,
+                                 image_size=None),
                             **changes))
 
 
@@ -147,9 +150,11 @@ def shared_file(*parts):
 
 @pytest.fixture
 def script(tmp_path):
-    """Run a script of the project in an empty folder: script('search.py', '--epochs=1') -> CompletedProcess with text."""
+    """Run a script of the project in an empty folder: script('search.py', '--epochs=1') -> CompletedProcess with
+    text."""
     def run(name, *arguments, timeout=300, **options):
-        return subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(arguments), cwd=str(tmp_path), text=True,
+        return subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(arguments), cwd=str(tmp_path),
+                              text=True,
                               stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
                               **options)
     return run

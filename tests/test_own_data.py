@@ -1,22 +1,23 @@
 """Data of one's own, and image files of all kinds: what is read, what is left out, what is refused."""
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import warnings
-from argparse import Namespace
 
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, arguments, read, shared_file
+from conftest import ROOT, WAIT, arguments, read, shared_file
 from PIL import Image
-from test_bad_input import check_refusal
 
 import reader
 from nas.searcher import DARTSearch
 from pipeline import loader, transforms
+from pipeline.folders import image_files
+from pipeline.sources import DatasetImages, Source
 from runtime.errors import UserError
 
 COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
@@ -39,7 +40,7 @@ def test_a_folder_without_a_test_part_is_split_by_the_seed(tmp_path):
     colour_images(tmp_path)
 
     def paths(is_train, seed=0):
-        return reader.folder_reader(str(tmp_path), is_train, arguments(dataset='folder', seed=seed)).paths
+        return image_files(str(tmp_path), is_train, seed)[0]
 
     assert len(paths(True)) == 24 and len(paths(False)) == 6
     assert not set(paths(True)) & set(paths(False)) and paths(True) == paths(True)
@@ -57,7 +58,7 @@ def test_a_folder_with_a_test_part(tmp_path):
     assert np.allclose(images[2].mean((1, 2)), (colour - mean) / std, atol=1e-3)
     train = reader.train_valid(4, True, True, args)
     assert train.num_classes == 3 and len(read(train)[1]) == 30
-    (tmp_path / 'test' / 'yellow').mkdir()
+    colour_images(tmp_path / 'test' / 'yellow', count=1)
     with pytest.raises(UserError, match='the class yellow, which the training images do not have'):
         reader.train_valid(4, False, False, args)
 
@@ -66,8 +67,44 @@ def test_a_folder_with_a_test_part(tmp_path):
                                   lambda folder: [(folder / name).mkdir() for name in ('one', 'two')]])
 def test_a_folder_without_classes_or_images_is_refused(tmp_path, make):
     make(tmp_path)
-    with pytest.raises(UserError, match='--data: .* holds 0 images in .*one folder of images a class'):
-        reader.folder_reader(str(tmp_path), True, arguments(dataset='folder'))
+    with pytest.raises(UserError, match='--data: .* holds 0 subfolders with images; .*one subfolder of images per class'):
+        image_files(str(tmp_path), True, seed=0)
+
+
+@pytest.mark.parametrize('train, test', [('train', 'test'), ('Training', 'TESTING'), ('train', 'val'),
+                                         ('TRAIN', 'Validation')])
+def test_the_parts_of_a_folder_by_their_usual_names(tmp_path, train, test):
+    colour_images(tmp_path / train)
+    colour_images(tmp_path / test, count=2)
+    assert [len(image_files(str(tmp_path), is_train, seed=0)[0]) for is_train in (True, False)] == [30, 6]
+    assert image_files(str(tmp_path), True, seed=0)[2] == ['blue', 'green', 'red']
+
+
+@pytest.mark.parametrize('names', [['train'], ['test', 'val'], ['train', 'training', 'test'], ['train', 'dog']])
+def test_parts_that_cannot_be_assigned_are_refused(tmp_path, names):
+    """They would become classes with a plausible accuracy."""
+    for name in names:
+        colour_images(tmp_path / name)
+    with pytest.raises(UserError, match='names of parts of a data set'):
+        image_files(str(tmp_path), True, seed=0)
+
+
+def test_only_folders_with_images_are_classes(tmp_path, caplog, monkeypatch):
+    """Each class gives a fifth of its images to the test; a class of one image none."""
+    monkeypatch.setattr(loader.logger, 'propagate', True)
+    caplog.set_level('INFO')
+    colour_images(tmp_path)
+    colour_images(tmp_path / 'x', count=1)
+    (tmp_path / 'x' / 'red').rename(tmp_path / 'single')
+    shutil.rmtree(str(tmp_path / 'x'))
+    for name in ('__MACOSX', '@eaDir', '.cache', 'empty', 'texts'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'a.txt').write_text('text')
+    paths, labels, classes = image_files(str(tmp_path), False, seed=0)
+    assert classes == ['blue', 'green', 'red', 'single'] and labels == [0, 0, 1, 1, 2, 2]
+    text = ' '.join(caplog.messages)
+    assert 'blue (10), green (10), red (10), single (1)' in text and 'hold no images: empty, texts' in text
+    assert 'class single has a single image' in text
 
 
 def test_searching_training_and_scoring_on_a_folder_of_real_photos(script, tmp_path):
@@ -79,26 +116,30 @@ def test_searching_training_and_scoring_on_a_folder_of_real_photos(script, tmp_p
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f'photo {i}.jpeg').write_bytes(open(path, 'rb').read())
     data = ['--dataset=folder', '--data=my photos', '--image_size=16', '--max_bad_images=1', '--seed=3']
-    result = script('search.py', *data, '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1', '--model_save_dir=my search')
+    result = script('search.py', *data, '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1',
+                    '--model_save_dir=my search')
     assert result.returncode == 0, result.stderr
-    assert 'the data has 2 classes' in result.stderr and '19 images: 9 train the weights, 10 the architecture' in result.stderr
+    assert 'the data has 2 classes' in result.stderr and '18 images: 9 train the weights, 9 the architecture' in result.stderr
     words = shlex.split(result.stdout.split('To train it: ')[1])
-    assert words == ['python', os.path.join(ROOT, 'train.py'), '--arch=' + os.path.join('my search', 'genotype.json')] + data + ['--auxiliary=False']
+    assert words == ['python', os.path.join(ROOT, 'train.py'), '--arch='
+                     + os.path.join('my search', 'genotype.json')] + data + ['--auxiliary=False']
     result = script('train.py', *words[2:], '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1')
     assert result.returncode == 0, result.stderr
     best = result.stderr.split('best_valid_acc ')[-1].split(',')[0]
     result = script('train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--data=my photos')
-    assert f'valid_acc {best}, ' in result.stdout and result.stdout.endswith(', 5 images\n'), result.stderr
+    assert f'valid_acc {best}, ' in result.stdout and result.stdout.endswith(', 6 images\n'), result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A function of one's own in place of cifar10_reader, and a paddle.io.Dataset
 # ---------------------------------------------------------------------------------------------------------------------
 
+OPTIONS = ['digits', False, 16]  # of augmentation_of: data set, cutout, its length
 IMAGE = np.random.default_rng(0).integers(0, 256, (3, 8, 8), 'uint8')
 
 
-@pytest.mark.parametrize('form', [lambda image: image, lambda image: image.transpose(1, 2, 0), lambda image: image.ravel(),
+@pytest.mark.parametrize('form', [lambda image: image, lambda image: image.transpose(1, 2, 0),
+                                  lambda image: image.ravel(),
                                   lambda image: Image.fromarray(image.transpose(1, 2, 0))])
 def test_images_in_any_form(monkeypatch, form):
     monkeypatch.setattr(reader, 'cifar_archive', lambda name, data: 'none')
@@ -111,16 +152,16 @@ def test_images_in_any_form(monkeypatch, form):
 
 
 def test_grey_images_float_images_and_what_is_refused():
-    grey = reader.as_source([(IMAGE[0], 0)], arguments())
+    grey = reader.as_source([(IMAGE[0], 0)], OPTIONS)
     assert (grey.images[0] == IMAGE[0]).all() and grey.images.shape == (1, 3, 8, 8)
-    ready = reader.as_source([(IMAGE / 7, 0)] * 2, arguments())
+    ready = reader.as_source([(IMAGE / 7, 0)] * 2, OPTIONS)
     assert np.allclose(ready.batch([0], None)[0], IMAGE / 7)
     with pytest.raises(UserError, match=r'image 1 of the data is \(3, 4, 4\), image 0 is \(3, 8, 8\)'):
-        reader.as_source([(IMAGE, 0), (IMAGE[:, :4, :4], 1)], arguments())
+        reader.as_source([(IMAGE, 0), (IMAGE[:, :4, :4], 1)], OPTIONS)
     with pytest.raises(UserError, match=r'shape \(2, 2, 2, 2\)'):
-        reader.as_source([(np.zeros((2, 2, 2, 2), 'uint8'), 0)], arguments())
+        reader.as_source([(np.zeros((2, 2, 2, 2), 'uint8'), 0)], OPTIONS)
     with pytest.raises(UserError, match='image 0 of the data has the label -1'):
-        reader.as_source([(IMAGE, -1)], arguments())
+        reader.as_source([(IMAGE, -1)], OPTIONS)
 
 
 class Users(paddle.io.Dataset):
@@ -149,29 +190,30 @@ def test_the_classes_of_a_dataset_are_counted_unless_it_or_the_flag_says_them(mo
             type(self).read += 1
             return np.zeros((3, 8, 8), 'float32'), self.labels[i % 4]
 
-    def count(data, given):
+    def count(data, class_num=None):
         monkeypatch.setattr(reader, 'cifar10_reader', lambda *_: data)
         halves = reader.train_search(4, 0.5, True, arguments(dataset='cifar10'))
-        return reader.class_count(halves[0], arguments(class_num=10), given)
+        return reader.class_count(halves[0], class_num)
 
     monkeypatch.setattr(reader, 'cifar_archive', lambda name, data: 'none')
-    assert count(Labelled(), set()) == 12 and Labelled.read >= 12
+    assert count(Labelled()) == 12 and Labelled.read >= 12
     Labelled.read = 0
-    assert count(Labelled(), {'class_num'}) == 10 and Labelled.read < 12
+    assert count(Labelled(), 10) == 10 and Labelled.read < 12
     data = Labelled()
     data.num_classes = 20
-    assert count(data, set()) == 20 and Labelled.read < 12
+    assert count(data) == 20 and Labelled.read < 12
     with pytest.raises(UserError, match='--class_num: 10 is not allowed: the labels of the data are 0 to 19'):
-        count(data, {'class_num'})
+        count(data, 10)
     Labelled.labels = [np.array([3]), np.int64(1), paddle.to_tensor([2]), -1]
-    with pytest.raises(UserError, match='image 3 of the data has the label -1; labels count from 0'):
-        count(Labelled(), set())
+    with pytest.raises(UserError, match='item 3 of the data set has the label -1; labels count from 0'):
+        count(Labelled())
 
 
 def test_image_files_are_a_dataset_for_the_searcher(tmp_path):
     from model_search import Network
     colour_images(tmp_path)
-    files = reader.folder_reader(str(tmp_path), True, arguments(dataset='folder', image_size=8))
+    files = reader.folder_reader(str(tmp_path), True, size=8,
+                                 augmentation=reader.augmentation_of('folder', 8, False, 16), seed=0)
     image, label = files[0]
     assert image.shape == (3, 8, 8) and label == files.labels[0]
     DARTSearch(Network(4, 3, 1, 'DARTS'), files, files, paddle.CPUPlace(), batchsize=12, num_epochs=1,
@@ -217,7 +259,8 @@ EXPECTED = np.asarray([(250, 0, 0), (0, 250, 0), (0, 0, 250), (128, 128, 128)])
 
 
 @pytest.mark.parametrize('mode, name', [
-    ('RGB', 'a.jpeg'), ('RGB', 'a.png'), ('RGBA', 'a.png'), ('P', 'a.png'), ('P', 'a.gif'), ('CMYK', 'a.jpeg'), ('RGB', 'a.bmp')])
+    ('RGB', 'a.jpeg'), ('RGB', 'a.png'), ('RGBA', 'a.png'), ('P', 'a.png'), ('P', 'a.gif'), ('CMYK', 'a.jpeg'),
+    ('RGB', 'a.bmp')])
 def test_colour_modes(tmp_path, mode, name):
     quadrants(mode).save(str(tmp_path / name))
     assert np.abs(corners(tmp_path / name) - EXPECTED).max() < 12
@@ -233,7 +276,8 @@ def test_grey_modes(tmp_path, mode):
     result = corners(path)
     assert (result == result[:, :1]).all()
     if mode != '1':
-        assert np.abs(result[:, 0] - [np.asarray(Image.new('RGB', (1, 1), tuple(c)).convert('L'))[0, 0] for c in EXPECTED]).max() < 4
+        assert np.abs(result[:, 0] - [np.asarray(Image.new('RGB', (1, 1), tuple(c)).convert('L'))[0, 0]
+                                      for c in EXPECTED]).max() < 4
 
 
 def test_a_png_named_jpeg_and_a_palette_with_transparency(tmp_path):
@@ -263,7 +307,8 @@ def test_a_large_jpeg_is_not_decoded_whole_and_looks_the_same(tmp_path, monkeypa
     quadrants(size=2048).save(str(tmp_path / 'a.jpeg'))
     sizes = []
     resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, 'resize', lambda self, *args, **kwargs: sizes.append(self.size) or resize(self, *args, **kwargs))
+    monkeypatch.setattr(Image.Image, 'resize', lambda self, *args, **kwargs: sizes.append(self.size)
+                        or resize(self, *args, **kwargs))
     assert np.abs(corners(tmp_path / 'a.jpeg') - EXPECTED).max() < 12
     assert max(sizes[0]) <= 256  # an eighth, libjpeg's smallest
 
@@ -299,14 +344,15 @@ def test_bad_images_are_left_out_up_to_the_limit(tmp_path, caplog, monkeypatch, 
     source = reader.imagenet_reader(photo_list(tmp_path, broken=(2, 6, 7)), 'val')
 
     def batches(limit):
-        args = arguments(use_multiprocess=workers > 0, num_workers=max(workers, 1), max_bad_images=limit)
-        return loader.BatchLoader(source, 2, False, loader.VALID, args, train=False)
+        return loader.BatchLoader(source, 2, shuffle=False, stream=loader.VALID, workers=workers, max_bad_images=limit,
+                                  train=False)
 
     several = batches(3)
     for _ in range(2):  # the second pass does not count them again
         assert read(several)[1].tolist() == [0, 1, 1, 0, 1]  # the last batch is empty and left out whole
-    assert len(several.bad_images) == 3 and sum('left out' in record.message for record in caplog.records) == 3
-    with pytest.raises(UserError, match='val_list.txt, line 8: .*photo 7.jpeg cannot be read .* --max_bad_images allows 2') as error:
+    assert len(several.bad_images) == 3 and sum('skipped' in record.message for record in caplog.records) == 3
+    with pytest.raises(UserError, match='val_list.txt, line 8: .*photo 7.jpeg cannot be read .* --max_bad_images '
+                                        'allows 2') as error:
         read(batches(2))
     assert error.value.status == 1
 
@@ -323,42 +369,24 @@ exec "{python}" "{root}/train.py" --dataset=digits --auxiliary=False --init_chan
 
 
 @pytest.mark.parametrize('use', [True, False])
-def test_too_small_a_shared_memory_is_one_line_that_names_the_flag(tmp_path, use):
+def test_a_small_shared_memory_is_no_limit(tmp_path, use):
+    """Workers hand over their batches through memory without a name: a container's small /dev/shm does not matter."""
     command = ['unshare', '-m', 'sh', '-c', SMALL_SHM.format(python=sys.executable, root=ROOT, workers=1, use=use)]
     try:
-        allowed = subprocess.run(command[:2] + ['sh', '-c', 'mount -t tmpfs tmpfs /dev/shm'], stderr=subprocess.DEVNULL).returncode == 0
+        allowed = subprocess.run(command[:2] + ['sh', '-c', 'mount -t tmpfs tmpfs /dev/shm'],
+                                 stderr=subprocess.DEVNULL).returncode == 0
     except OSError:
         allowed = False
     if not allowed:
         pytest.skip('this user cannot mount a small /dev/shm')
-    result = subprocess.run(command, cwd=str(tmp_path), text=True, capture_output=True, timeout=120)
-    if use:
-        check_refusal(result, '--use_multiprocess: /dev/shm has 1.0 MB free', status=1)
-        assert 'give --use_multiprocess=False' in result.stderr
-    else:
-        assert result.returncode == 0, result.stderr
-
-
-def test_the_shared_memory_of_a_search_is_that_of_both_readers(tmp_path, monkeypatch):
-    """Two workers and a batch of 8 images of 8x8 for each: 6 batches of 6,144 bytes, twice."""
-    from model_search import Network
-
-    def search(free):
-        monkeypatch.setattr(loader.shutil, 'disk_usage', lambda folder: Namespace(free=free))
-        halves = reader.train_search(8, 0.5, True, arguments(trainset_num=32, use_multiprocess=True, num_workers=2))
-        DARTSearch(Network(4, 10, 1, 'DARTS', steps=1, multiplier=1), *halves, paddle.CPUPlace(), num_epochs=1, validate=False,
-                   save_dir=str(tmp_path)).train()
-
-    monkeypatch.setattr(loader, 'SHARED_MEMORY', str(tmp_path))
-    search(2 * 6 * 6144)
-    with pytest.raises(UserError, match='--use_multiprocess: .* and 4 workers may need 0.1 MB: give --use_multiprocess=False'):
-        search(2 * 6 * 6144 - 1)
+    result = subprocess.run(command, cwd=str(tmp_path), text=True, capture_output=True, timeout=WAIT)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_one_line(capfd):
     """As by a bus error or the kernel's out-of-memory killer; not a hang."""
-    class Deadly:
-        draws, image_shape = 0, [3, 2, 2]
+    class Deadly(Source):
+        image_shape = [3, 2, 2]
 
         def __len__(self):
             return 4
@@ -368,8 +396,8 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(capfd):
                 os.kill(os.getpid(), signal.SIGKILL)
             return np.zeros((len(indices), 3, 2, 2), 'float32'), np.zeros(len(indices), 'int64'), []
 
-    batches = loader.BatchLoader(Deadly(), 1, False, loader.TRAIN, arguments(use_multiprocess=True))
-    with pytest.raises(UserError, match='a worker process of the reader died.*--use_multiprocess=False'):
+    batches = loader.BatchLoader(Deadly(), 1, shuffle=False, stream=loader.TRAIN, workers=1)
+    with pytest.raises(UserError, match='a worker process of the reader died.*--num_workers=0'):
         read(batches)
     assert 'Traceback' not in capfd.readouterr().err
 
@@ -379,10 +407,10 @@ def test_an_error_in_a_users_dataset_is_shown_as_it_is():
         def __getitem__(self, i):
             raise KeyError('my own mistake')
 
-    for workers in (False, True):
-        batches = loader.BatchLoader(loader.DatasetImages.__new__(loader.DatasetImages), 1, False, loader.TRAIN,
-                                     arguments(use_multiprocess=workers))
-        batches.source.dataset, batches.source.indices = Faulty(), np.arange(3)
+    source = DatasetImages(Users())
+    source.dataset = Faulty()
+    for workers in (0, 1):
+        batches = loader.BatchLoader(source, 1, shuffle=False, stream=loader.TRAIN, workers=workers)
         with pytest.raises(KeyError, match='my own mistake'):
             read(batches)
 
@@ -414,3 +442,46 @@ def test_real_images_through_a_function_and_a_dataset(monkeypatch, mine):
             pixels = image if as_they_are else image * std + mean
             seen.append((np.round(pixels[0] * 255).astype('uint8').tobytes(), int(label)))
     assert sorted(seen) == sorted((image.tobytes(), int(label)) for image, label in reader.digits_reader(True))
+
+
+@pytest.mark.parametrize('item, what', [
+    ((np.zeros((3, 4, 4), 'float32'), 0.7), 'a pair whose label is of type float64'),
+    ((np.zeros((3, 4, 4), 'int64'), 1), 'a pair whose first part is of type int64: convert and normalise the pixels'),
+    ((np.zeros((3, 4, 4), 'float32'), np.eye(3)[1]), r'a pair whose label is of type float64 and shape \[3\]'),
+    ({'image': 0, 'label': 1}, 'a dict'),
+    ((np.zeros((3, 4, 4), 'float32'), 1, 2), 'a tuple of 3 parts'),
+    ('text', 'a str'),
+    ((np.zeros((3, 4, 4), 'float32'), 'cat'), 'a pair whose label is of type <U3'),
+    ((Image.new('RGB', (4, 4)), 1), 'a pair whose first part is of type uint8'),
+])
+def test_items_of_a_dataset_that_are_something_else_are_named(item, what):
+    """At the first item, and later ones batch by batch."""
+    class Mixed(paddle.io.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return item if i == self.wrong else (np.zeros((3, 4, 4), 'float32'), np.int64(i))
+    Mixed.wrong = 0
+    with pytest.raises(UserError, match='item 0 of the data set is ' + what):
+        DatasetImages(Mixed())
+    Mixed.wrong = 2
+    source = DatasetImages(Mixed())
+    with pytest.raises(UserError, match='item 2 of the data set is ' + what):
+        read(loader.BatchLoader(source, 2, shuffle=False, stream=loader.TRAIN))
+
+
+def test_a_dataset_of_sequences():
+    """Not only images: any array of one shape."""
+    class Sequences(paddle.io.Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            return np.full((7, 2), i, 'float32'), i % 2
+    for workers in (0, 1):
+        images, labels = read(loader.BatchLoader(DatasetImages(Sequences()), 2, shuffle=False, stream=loader.TRAIN,
+                                                 workers=workers))
+        assert images.shape == (5, 7, 2) and images[:, 0, 0].tolist() == [0, 1, 2, 3, 4] and labels.tolist() == [0, 1,
+                                                                                                                 0, 1,
+                                                                                                                 0]
