@@ -6,7 +6,6 @@ from conftest import shared_file
 
 import genotypes
 from genotypes import DARTS_V2, PRIMITIVES, derive_cell, from_dict, genotype_json, get_genotype, read_genotype, to_dict
-from runtime.errors import UserError
 
 
 @pytest.mark.parametrize('name', ['DARTS_V1', 'DARTS_V2', 'PC_DARTS'])
@@ -69,7 +68,7 @@ REFUSED = [
 def test_a_wrong_genotype_is_refused_by_what_is_wrong(tmp_path, data, message):
     path = tmp_path / 'genotype.json'
     path.write_text(json.dumps(data))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ValueError) as error:
         get_genotype(str(path))
     assert str(error.value).startswith(f'{path}: not a genotype: ') and message in str(error.value)
     assert '\n' not in str(error.value)
@@ -79,13 +78,13 @@ def test_a_wrong_genotype_is_refused_by_what_is_wrong(tmp_path, data, message):
 def test_a_file_that_is_no_json_is_refused(tmp_path, content):
     path = tmp_path / 'genotype.json'
     path.write_bytes(content)
-    with pytest.raises(UserError, match='not a genotype'):
+    with pytest.raises(ValueError, match='not a genotype'):
         read_genotype(str(path))
 
 
 @pytest.mark.parametrize('arch', ['DARTS_V9', 'PRIMITIVES', '__doc__', 'DARTS_V1.normal', '__import__("os").getcwd()', ''])
 def test_an_arch_is_a_name_or_a_file_and_never_code(arch):
-    with pytest.raises(UserError, match='--arch: .*DARTS_V1, DARTS_V2, PC_DARTS'):
+    with pytest.raises(ValueError, match='neither a genotype.*DARTS_V1, DARTS_V2, PC_DARTS'):
         get_genotype(arch)
 
 

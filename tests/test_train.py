@@ -16,7 +16,7 @@ from test_reader import Hostile
 
 from genotypes import PC_DARTS, genotype_json
 from runtime.run import Run
-from training.engine import Precision, fit, train_one_epoch
+from training.engine import Precision, fit
 
 SMALL = ['--dataset=digits', '--auxiliary=False', '--init_channels=4', '--layers=2', '--trainset_num=256', '--log_freq=2']
 
@@ -80,8 +80,9 @@ else:
 @pytest.mark.parametrize('loader', ['jit', 'inference'])
 def test_an_exported_model_gives_the_networks_logits_on_real_images(trained, loader):
     import reader
+    from model import NetworkCIFAR
     from train import parse_arguments
-    from training import evaluation as trainer
+    from training import evaluation
     folder, _ = trained
     result = run(folder, 'train.py', '--export=inference/model', '--pretrained=eval_cifar/best_model.pdparams')
     assert result.returncode == 0 and result.stdout == 'exported to inference/model.*\n', result.stderr
@@ -92,7 +93,7 @@ def test_an_exported_model_gives_the_networks_logits_on_real_images(trained, loa
                             capture_output=True)
     assert output.returncode == 0, output.stderr
     logits = np.asarray(json.loads(output.stdout.splitlines()[-1]))
-    model, _ = trainer.load(str(folder / 'eval_cifar' / 'best_model.pdparams'), 'NetworkCIFAR', args, set())
+    model, _ = evaluation.load(str(folder / 'eval_cifar' / 'best_model.pdparams'), NetworkCIFAR, {}, set())
     model.eval()
     expected = model(image)[0].numpy()
     assert logits.shape == (40, 10) and np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
@@ -103,7 +104,7 @@ def test_what_contradicts_the_checkpoint_is_refused(trained):
     best = '--pretrained=eval_cifar/best_model.pdparams'
     for flag in ('--layers=3', '--arch=DARTS_V1', '--class_num=3', '--auxiliary'):
         check_refusal(run(folder, 'train.py', '--eval_only', best, flag),
-                      flag.split('=')[0] + ': eval_cifar/best_model.pdparams was made with another one')
+                      flag.split('=')[0] + ': eval_cifar/best_model.pdparams was made with another value')
     check_refusal(run(folder, 'train_imagenet.py', '--eval_only', best), 'holds a NetworkCIFAR, this script takes a NetworkImageNet')
 
 
@@ -119,7 +120,7 @@ def test_a_network_trained_on_with_other_data_is_scored_on_that(trained, tmp_pat
     best = json.loads((tmp_path / 'eval_cifar' / 'best_model.json').read_text())
     assert best['data'] == {'dataset': 'folder', 'image_size': 12, 'seed': 3} and best['image_shape'] == [3, 12, 12]
     result = run(tmp_path, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', data)
-    assert result.stdout.startswith('valid_acc {:.6f}, '.format(best['valid_acc'])) and result.stdout.endswith(', 4 images\n'), result.stderr
+    assert result.stdout.startswith('valid_acc {:.6f}, '.format(best['valid_acc'])) and result.stdout.endswith(', 10 images\n'), result.stderr
 
 
 def test_checkpoints_that_cannot_be_loaded(script, tmp_path):
@@ -191,7 +192,7 @@ def test_image_lists_that_are_wrong(script, tmp_path):
     data = tmp_path / 'data'
     data.mkdir()
     small = ['train_imagenet.py', '--data_dir=data', '--init_channels=4', '--layers=1', '--class_num=2']
-    check_refusal(script(*small), os.path.join('data', 'val_list.txt') + ' cannot be read: No such file')
+    check_refusal(script(*small), os.path.join('data', 'val_list.txt') + ' cannot be read: no such file')
     (data / 'val_list.txt').write_text('a.jpg 0\nb.jpg\n')
     check_refusal(script(*small), "val_list.txt, line 2: 'b.jpg' is not \"relative/path label\"")
     (data / 'val_list.txt').write_text('\n')
@@ -215,6 +216,9 @@ class Probe(paddle.nn.Layer):
         super().__init__()
         self.main, self.auxiliary = paddle.nn.Linear(12, 3), paddle.nn.Linear(12, 3)
 
+    def set_drop_path_prob(self, prob):
+        self.drop_path_prob = prob
+
     def forward(self, image):
         x = image.flatten(1)
         return self.main(x), self.auxiliary(x) if self.training else None
@@ -234,7 +238,8 @@ def cross_entropy(logits, label, epsilon):
 
 
 def a_run(folder, model, optimizer, schedule, loader):
-    run = Run(str(folder), model, [(optimizer, model.parameters())], schedule, [loader], {})
+    run = Run(str(folder), model=model, optimizers=[(optimizer, model.parameters())], schedule=schedule, loaders=[loader],
+              arguments={}, seed=0)
     run.start(False)
     return run
 
@@ -243,10 +248,14 @@ def test_the_loss_is_smoothed_and_has_the_auxiliary_heads_part(tmp_path):
     model, rng = Probe(), np.random.default_rng(0)
     image, label = rng.normal(size=(6, 3, 2, 2)).astype('float32'), rng.integers(0, 3, 6)
     logits, logits_aux = [output.numpy() for output in model(paddle.to_tensor(image))]
-    optimizer = paddle.optimizer.SGD(0.1, parameters=model.parameters())
-    run = a_run(tmp_path, model, optimizer, None, [(image, label)])
-    metrics = train_one_epoch(model, [(image, label)], optimizer, 0, Precision('O0', 'float16', model), run,
-                              auxiliary_weight=0.7, label_smooth=0.2)
+    schedule = paddle.optimizer.lr.ExponentialDecay(1e-9, 0.5)
+    optimizer = paddle.optimizer.SGD(schedule, parameters=model.parameters())
+    lines = []
+    fit(model, [(image, label)], [(image, label)], optimizer=optimizer, schedule=schedule, epochs=1,
+        report=lambda metrics: lines.append(metrics) or metrics, precision=Precision('O0', 'float16', model),
+        run=a_run(tmp_path, model, optimizer, schedule, [(image, label)]),
+        loss_options=dict(auxiliary_weight=0.7, label_smooth=0.2))
+    metrics = lines[0]
     assert metrics['train_loss'] == pytest.approx(
         cross_entropy(logits, label, 0.2) + 0.7 * cross_entropy(logits_aux, label, 0.2), rel=1e-5)
     assert metrics['train_acc'] == pytest.approx((logits.argmax(1) == label).mean())
@@ -264,8 +273,9 @@ def test_drop_path_rises_linearly_and_the_validation_loss_is_not_smoothed(tmp_pa
         seen.append((model.drop_path_prob, batches.epoch, metrics))
         return metrics
 
-    fit(model, batches, batches[:1], optimizer, schedule, 4, report, Precision('O0', 'float16', model),
-        a_run(tmp_path, model, optimizer, schedule, batches), drop_path_prob=0.2, label_smooth=0.3)
+    fit(model, batches, batches[:1], optimizer=optimizer, schedule=schedule, epochs=4, report=report,
+        precision=Precision('O0', 'float16', model), run=a_run(tmp_path, model, optimizer, schedule, batches),
+        loss_options=dict(label_smooth=0.3), drop_path_prob=0.2)
     assert [(prob, epoch) for prob, epoch, _ in seen] == [(0.0, 0), (0.05, 1), (0.1, 2), (0.15000000000000002, 3)]
     assert [m['lr'] for _, _, m in seen] == [1e-9 * 0.5**epoch for epoch in range(4)]
     image, label = batches[0]
