@@ -153,9 +153,9 @@ def from_dict(data):
     reduce = _check_edges('reduce', data['reduce'])
     return Genotype(
         normal=normal,
-        normal_concat=_check_concat('normal_concat', data['normal_concat'], len(normal) // 2),
+        normal_concat=_check_concat('normal_concat', data['normal_concat'], normal),
         reduce=reduce,
-        reduce_concat=_check_concat('reduce_concat', data['reduce_concat'], len(reduce) // 2))
+        reduce_concat=_check_concat('reduce_concat', data['reduce_concat'], reduce))
 
 
 def _check_edges(key, edges):
@@ -180,8 +180,10 @@ def _is_integer(value):
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_concat(key, concat, nodes):
-    if (not isinstance(concat, (list, tuple, range)) or not concat
+def _check_concat(key, concat, edges):
+    """Only a cell without any edge, which a search with FairDARTS can write in its first epochs, has nothing to concatenate."""
+    nodes, has_edges = len(edges) // 2, any(operation != 'none' for operation, _ in edges)
+    if (not isinstance(concat, (list, tuple, range)) or not concat and has_edges
             or any(not _is_integer(state) or not 2 <= state < 2 + nodes for state in concat)
             or len(set(concat)) != len(concat)):
         raise ValueError(f'{key} must list different nodes of the cell, 2 to {1 + nodes}, it is {concat!r:.80}')
@@ -190,6 +192,8 @@ def _check_concat(key, concat, nodes):
 
 def _as_range(concat):
     """A run of states prints as range(2, 6), as in the papers' code; others as they are."""
+    if not concat:
+        return []
     run = range(concat[0], concat[0] + len(concat))
     return run if list(run) == list(concat) else list(concat)
 

@@ -32,6 +32,9 @@ class Cell(nn.Layer):
         self.preprocess1 = ReLUConvBN(c_prev, c, 1, 1, 0)
         edges = genotype.reduce if reduction else genotype.normal
         self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
+        if not self._concat:
+            raise UserError(f'--arch: the {"reduction" if reduction else "normal"} cell of the genotype has no edges: it was written '
+                            'before the search had found any; take the genotype of a later epoch')
         self.multiplier = len(self._concat)
         self._indices = [state for _, state in edges]
         self._ops = nn.LayerList(

@@ -12,7 +12,7 @@ batch of images.
 import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
-from paddle.nn.initializer import Normal
+from paddle.nn.initializer import Constant, Normal, Uniform
 
 from genotypes import Genotype
 from nas.methods import METHODS
@@ -36,7 +36,8 @@ class MixedOp(nn.Layer):
         self._ops = nn.LayerList()
         for primitive in method.primitives:
             op = OPS[primitive](c, stride, False)
-            if isinstance(op, (nn.AvgPool2D, nn.MaxPool2D)):  # the convolutions end in a batch norm already
+            is_pool = isinstance(op, (nn.AvgPool2D, nn.MaxPool2D))  # the convolutions end in a batch norm already
+            if is_pool and method.pool_norm:
                 op = nn.Sequential(op, batch_norm(c, affine=False))
             self._ops.append(op)
 
@@ -148,14 +149,22 @@ class Network(nn.Layer):
             self.cells.append(Cell(steps, multiplier, c_prev_prev, c_prev, c, reduction, reduction_prev, self.method))
             reduction_prev = reduction
             c_prev_prev, c_prev = c_prev, multiplier * c
+        self.lastact = nn.Sequential(batch_norm(c_prev), nn.ReLU()) if self.method.final_norm else None
         self.global_pooling = nn.AdaptiveAvgPool2D(1)
         self.classifier = linear(c_prev, num_classes)
+        if self.method.pointwise_bias:
+            for layer in self.cells.sublayers():
+                if isinstance(layer, nn.Conv2D) and list(layer.weight.shape[2:]) == [1, 1]:
+                    bound = layer.weight.shape[1] ** -0.5  # as the weights are drawn, see operations.conv2d
+                    layer.bias = layer.create_parameter([layer.weight.shape[0]], default_initializer=Uniform(-bound, bound))
 
     def _init_arch_parameters(self):
         edges = sum(2 + node for node in range(self._steps))
 
+        deviation = self.method.alpha_deviation
+
         def parameter(*shape):
-            return self.create_parameter(list(shape), default_initializer=Normal(0.0, 1e-3))
+            return self.create_parameter(list(shape), default_initializer=Normal(0.0, deviation) if deviation else Constant(0.0))
 
         self.alphas_normal = parameter(edges, len(self.method.primitives))
         self.alphas_reduce = parameter(edges, len(self.method.primitives))
@@ -173,9 +182,9 @@ class Network(nn.Layer):
         weights = self.method.operation_weights(alphas)
         return weights, self.method.edge_weights(betas, self._steps), self.method.active_operations(weights)
 
-    def set_progress(self, progress):
-        """Set how far the search is, from 0 to 1; the searcher calls it before every epoch."""
-        self.method.progress = progress
+    def set_epoch(self, epoch, epochs):
+        """Set the epoch of the search, counted from 0; the searcher calls it before every epoch."""
+        self.method.set_epoch(epoch, epochs)
 
     def forward(self, image):
         """image [N, 3, H, W] -> logits [N, num_classes]."""
@@ -188,6 +197,8 @@ class Network(nn.Layer):
             s0 = s1 = self.stem(image)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, *(reduce if cell.reduction else normal))
+        if self.lastact is not None:
+            s1 = self.lastact(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
 
     def _loss(self, image, label):
@@ -205,7 +216,11 @@ class Network(nn.Layer):
         return strengths
 
     def genotype(self):
-        """The Genotype that the architecture parameters stand for at present."""
-        normal, reduce = [self.method.derive(strengths.tolist(), self._steps) for strengths in self.strengths()]
-        concat = range(2 + self._steps - self._multiplier, 2 + self._steps)
-        return Genotype(normal=normal, normal_concat=concat, reduce=reduce, reduce_concat=concat)
+        """The Genotype that the architecture parameters stand for at present. Nodes without an edge are not concatenated."""
+        cells = [self.method.derive(strengths.tolist(), self._steps) for strengths in self.strengths()]
+        concats = []
+        for cell in cells:
+            last = range(2 + self._steps - self._multiplier, 2 + self._steps)
+            empty = {2 + node for node in range(self._steps) if all(name == 'none' for name, _ in cell[2 * node:2 * node + 2])}
+            concats.append([state for state in last if state not in empty] if empty else last)
+        return Genotype(normal=cells[0], normal_concat=concats[0], reduce=cells[1], reduce_concat=concats[1])

@@ -63,7 +63,7 @@ class ResidualBlock(nn.Layer):
 
 class Network(nn.Layer):
     """Three stages of N cells with C, 2C and 4C channels. What the searcher asks for: `arch_parameters`, `_loss`, `genotype` and being
-    callable on images; `strengths` and `set_progress` are extras that it uses where they are."""
+    callable on images; `strengths` and `set_epoch` are extras that it uses where they are."""
 
     def __init__(self, C, num_classes, N, method='DARTS'):
         super().__init__()
@@ -97,8 +97,8 @@ class Network(nn.Layer):
     def strengths(self):
         return [self.method.strengths(self.alphas)]
 
-    def set_progress(self, progress):
-        self.method.progress = progress
+    def set_epoch(self, epoch, epochs):
+        self.method.set_epoch(epoch, epochs)
 
     def genotype(self):
         """The benchmark's architecture string; `none` competes with the others, as in the benchmark."""

@@ -19,6 +19,7 @@ import contextlib
 
 import paddle
 
+from nas.methods import method_of
 from runtime.parallel import average_over_ranks
 
 
@@ -27,7 +28,7 @@ class Architect:
 
     optimizer: the Momentum optimizer of the weights; its velocity and learning rate are those of the unrolled step.
     momentum, weight_decay: the figures that optimizer was made with.
-    arch_learning_rate, arch_weight_decay: Adam's, with betas 0.5 and 0.999 (DARTS, appendix A.1.1).
+    arch_learning_rate, arch_weight_decay: Adam's; its beta1 is the method's (0.5 for DARTS, appendix A.1.1), beta2 is 0.999.
     unrolled: True for second order.
     """
 
@@ -40,24 +41,41 @@ class Architect:
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.unrolled = unrolled
+        self.marks_reached = method_of(model).weights_first and method_of(model).undrawn_weights_move
+        self.last_gradient = None  # of the last step, a tensor for each architecture parameter
         self.arch_parameters = list(model.arch_parameters())
         self.weights = weight_parameters(model)
         # Paddle keeps batch norm's running statistics among the parameters, as ones that can't be trained.
         self.statistics = [p for p in model.parameters() if not p.trainable] + list(model.buffers())
         self.optimizer = paddle.optimizer.Adam(
-            arch_learning_rate, beta1=0.5, beta2=0.999, parameters=self.arch_parameters,
+            arch_learning_rate, beta1=method_of(model).arch_beta1, beta2=0.999, parameters=self.arch_parameters,
             weight_decay=paddle.regularizer.L2Decay(arch_weight_decay))
 
     def step(self, input_train, target_train, input_valid, target_valid):
         """Move the architecture parameters by one step of Adam. Only second order looks at the training batch."""
         if self.unrolled:
             gradients = self.unrolled_gradient(input_train, target_train, input_valid, target_valid)
+        elif self.marks_reached:
+            gradients = self._gradient_and_reach(input_valid, target_valid)
         else:
             gradients = self.gradient(input_valid, target_valid, self.arch_parameters)
+        self.last_gradient = gradients
         for parameter, gradient in zip(self.arch_parameters, gradients):
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.clear_grad()
+
+    def _gradient_and_reach(self, image, label):
+        """The first-order gradient. The weights that this pass has reached get a gradient of zeros, so that they move by momentum and
+        weight decay in the steps that do not draw their operation, as in the authors' code of GDAS."""
+        loss = self.model._loss(image, label)
+        gradients = paddle.grad(loss, self.arch_parameters + self.weights, allow_unused=True)
+        for weight, gradient in zip(self.weights, gradients[len(self.arch_parameters):]):
+            if gradient is not None and weight.grad is None:
+                weight.grad = paddle.zeros_like(weight)
+        gradients = [paddle.zeros_like(p) if g is None else g for p, g in zip(self.arch_parameters, gradients)]
+        average_over_ranks(gradients, image.shape[0])
+        return gradients
 
     def gradient(self, image, label, parameters):
         """The gradient of the loss on a batch with respect to `parameters`, averaged over the ranks."""

@@ -21,16 +21,35 @@ from genotypes import PRIMITIVES, derive_cell
 class DARTS:
     """Softmax over the operations of an edge (DARTS, equation 2); every edge has the same weight.
 
-    The supernet and the searcher ask an object of this class for everything in which methods differ.
+    The supernet, the searcher and the architect ask an object of this class for everything in which methods differ.
+    partial: 1/partial of the channels pass through the operations of an edge; default: the method's own number.
     """
 
     name = 'DARTS'
     primitives = PRIMITIVES  # the candidate operations, keys of operations.OPS; column k of alphas belongs to primitives[k]
-    partial = 1  # 1/partial of the channels pass through the operations of an edge
+    partial = 1
     with_betas = False  # whether edges have architecture parameters too
+    alpha_deviation = 1e-3  # standard deviation of the initial architecture parameters
     auxiliary_skip = False  # whether every edge has an additional skip connection, multiplied by skip_weight
     skip_weight = 0.0
-    progress = 0.0  # of the search, from 0 in its first epoch to 1 in its last; set by the searcher
+    pool_norm = True  # whether a batch norm without trainable part follows the poolings
+    final_norm = False  # whether a trainable batch norm and ReLU come before the global pooling
+    pointwise_bias = False  # whether 1x1 convolutions have a bias (the first convolution of the stem is 3x3)
+    arch_beta1 = 0.5  # of Adam for the architecture parameters
+    nesterov = False  # of the weights' SGD
+    weights_first = False  # whether a search step updates the weights before the architecture
+    clip_arch_gradient = False  # whether the clipped norm includes the gradient of the architecture parameters
+    undrawn_weights_move = True  # whether weights that once had a gradient move by momentum and decay in steps that do not draw them
+    second_order = True  # whether --unrolled has a meaning
+    epoch, epochs = 0, 1  # set by the searcher before each epoch
+
+    def __init__(self, *, partial=None):
+        if partial is not None:
+            self.partial = partial
+
+    def set_epoch(self, epoch, epochs):
+        """Set the epoch of the search, counted from 0, and the number of all epochs, for what changes during the search."""
+        self.epoch, self.epochs = epoch, epochs
 
     def operation_weights(self, alphas):
         """alphas [edges, operations] -> the weights of the operations in the supernet, [edges, operations]."""
@@ -53,7 +72,7 @@ class DARTS:
         return 0.0
 
     def derive(self, strengths, steps):
-        """strengths [edges, operations], nested lists -> a cell as a list of (operation, source state), two a node."""
+        """strengths [edges, operations], nested lists -> a cell as a list of (operation, source state), two per node."""
         return derive_cell(strengths, self.primitives, steps)
 
 
@@ -70,25 +89,53 @@ class PCDARTS(DARTS):
 
 
 class GDAS(DARTS):
-    """Gumbel-softmax with a hard sample (Dong, Yang: Searching for a Robust Neural Architecture in Four GPU Hours, CVPR 2019,
-    equations 3 to 6).
+    """Gumbel-softmax with a hard sample (GDAS, equations 3 to 6).
 
-    h = softmax((log softmax(alpha) + o) / tau) with o = -log(-log u), u uniform; forward, the largest h of an edge is 1 and the others are 0;
-    backward, the gradient is h's. tau falls linearly from 10 to 0.1 (section 4.1).
+    h = softmax((log softmax(alpha) + o) / tau), o Gumbel noise. Only the operation with the largest h of an edge is computed; its
+    weight is 1 with the gradient of h (straight-through). tau decreases linearly from 10 to 0.1 (section 4.1).
+    A node keeps its two strongest (operation, state) pairs, `none` excluded; both may lie on one edge.
+    Order of the steps, batch norms, biases and clipping are those of the authors' code (AutoDL-Projects).
     """
 
     name = 'GDAS'
+    primitives = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5', 'avg_pool_3x3',
+                  'max_pool_3x3']
+    pool_norm = False
+    final_norm = True
+    pointwise_bias = True
+    nesterov = True
+    weights_first = True
+    clip_arch_gradient = True
+    second_order = False  # the sample has no second derivative
     tau_max, tau_min = 10.0, 0.1
 
+    @property
+    def tau(self):
+        return self.tau_max - (self.tau_max - self.tau_min) * self.epoch / max(self.epochs - 1, 1)
+
+    def draw_gumbel(self, alphas):
+        """Standard Gumbel noise of the shape of alphas, drawn again until it is finite."""
+        while True:
+            noise = -paddle.log(-paddle.log(paddle.rand(alphas.shape, alphas.dtype)))
+            if bool(paddle.isfinite(noise).all()):
+                return noise
+
     def operation_weights(self, alphas):
-        tau = self.tau_max - (self.tau_max - self.tau_min) * self.progress
-        gumbel = -paddle.log(-paddle.log(paddle.uniform(alphas.shape, alphas.dtype, 1e-9, 1 - 1e-7)))
-        soft = F.softmax((F.log_softmax(alphas, axis=-1) + gumbel) / tau, axis=-1)
+        soft = F.softmax((F.log_softmax(alphas, axis=-1) + self.draw_gumbel(alphas)) / self.tau, axis=-1)
         hard = F.one_hot(soft.argmax(-1), alphas.shape[-1]).astype(soft.dtype)
         return hard - soft.detach() + soft
 
     def active_operations(self, weights):
         return [[column] for column in weights.argmax(-1).tolist()]
+
+    def derive(self, strengths, steps):
+        cell, start = [], 0
+        for node in range(steps):
+            pairs = [(score, self.primitives[column], state) for state, row in enumerate(strengths[start:start + node + 2])
+                     for column, score in enumerate(row) if self.primitives[column] != 'none']
+            start += node + 2
+            cell += [(operation, state) for _, operation, state in sorted(pairs, key=lambda pair: -pair[0])[:2]]
+        return cell
 
 
 class DrNAS(DARTS):
@@ -130,14 +177,17 @@ class DrNAS(DARTS):
 
 
 class FairDARTS(DARTS):
-    """Independent operations (Chu et al.: Fair DARTS, ECCV 2020): sigmoid in place of softmax (equation 2), and the zero-one loss
-    -1/N sum (sigmoid(alpha) - 0.5)^2 over all N alphas, times 10 (equation 3, section 4.1).
+    """Independent operations (Fair DARTS, equation 2): sigmoid(alpha) in place of the softmax. The loss has the additional term
+    -10 / N * sum (sigmoid(alpha) - 0.5)^2 over all N alphas, which drives weights to 0 or 1 (equation 3, section 4.1).
 
-    A node keeps its two strongest edges, but no operation below the threshold 0.85 (section 3.3): that edge is `none`. Where a node would have no
-    input at all, its strongest edge stays.
+    A node keeps its two strongest edges, of which those below the threshold 0.85 become `none` (section 3.3): a node may have two
+    edges, one or none.
     """
 
     name = 'FairDARTS'
+    primitives = PRIMITIVES[1:]  # without `none`
+    alpha_deviation = 0.0
+    arch_beta1 = 0.9
     threshold, zero_one_weight = 0.85, 10.0
 
     def operation_weights(self, alphas):
@@ -150,31 +200,45 @@ class FairDARTS(DARTS):
         return -self.zero_one_weight * sum((F.sigmoid(alpha) - 0.5).square().sum() for alpha in alphas) / count
 
     def derive(self, strengths, steps):
+        first_edge = [sum(range(2, 2 + node)) for node in range(steps)]
         cell = super().derive(strengths, steps)
         for i, (operation, state) in enumerate(cell):
-            node, first = i // 2, i % 2 == 0  # the stronger edge of a node comes first
-            strength = strengths[sum(range(2, 2 + node)) + state][self.primitives.index(operation)]
-            if strength < self.threshold and not first:
+            if strengths[first_edge[i // 2] + state][self.primitives.index(operation)] < self.threshold:
                 cell[i] = ('none', state)
         return cell
 
 
 class DARTSMinus(DARTS):
-    """An auxiliary skip connection beside every mixed operation (Chu et al.: DARTS-, ICLR 2021, equation 5): beta x + sum p_o o(x). beta falls
-    from 1 to 0 along a cosine over the search; the genotype doesn't see it.
+    """An auxiliary skip connection beside every mixed operation (DARTS-, equation 5): beta * x + sum p_o o(x). The genotype
+    ignores it.
+
+    decay: how beta depends on the epoch, see skip_weight; 'linear' is the authors' default.
     """
 
     name = 'DARTS-'
     auxiliary_skip = True
 
+    def __init__(self, *, decay='linear', **options):
+        super().__init__(**options)
+        self.decay = decay
+
     @property
     def skip_weight(self):
-        return (1 + math.cos(math.pi * self.progress)) / 2
+        """beta at the present epoch: 1 in the first one, and not quite 0 in the last one."""
+        x = self.epoch / self.epochs
+        return {'linear': 1 - x, 'cosine': (1 + math.cos(math.pi * x)) / 2, 'slow_cosine': math.cos(math.pi / 2 * x),
+                'constant': 1.0}[self.decay]
 
 
 def softmax_by_node(betas, steps):
     """betas [edges] -> the softmax over the edges that enter each node, [edges]; node i has i + 2 of them."""
     return paddle.concat([F.softmax(node, axis=-1) for node in betas.split([node + 2 for node in range(steps)])])
+
+
+def method_of(model):
+    """The method object of a network; that of DARTS for a network that has none."""
+    method = getattr(model, 'method', None)
+    return method if isinstance(method, DARTS) else DARTS()
 
 
 METHODS = {method.name: method for method in (DARTS, PCDARTS, GDAS, DrNAS, FairDARTS, DARTSMinus)}

@@ -19,7 +19,7 @@ import genotypes
 from nas import collapse
 from nas.acceleration import accelerate
 from nas.architect import Architect, frozen, weight_parameters
-from nas.methods import softmax_by_node
+from nas.methods import method_of, softmax_by_node
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
 from pipeline.loader import TRAIN, VALID, BatchLoader
 from pipeline.sources import DatasetImages
@@ -70,11 +70,16 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         broadcast(list(model.parameters()) + list(model.arch_parameters()))
         accelerate(model)
         self.weights = weight_parameters(model)
+        self.method, self.grad_clip = method_of(model), weight.grad_clip
+        if unrolled and not self.method.second_order:
+            raise UserError(f'--unrolled: {self.method.name} has no second-order gradient; give --unrolled=False')
         # Stepped once an epoch: epoch e has the learning rate min + (lr - min) * (1 + cos(pi * e / epochs)) / 2.
         self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, num_epochs, weight.learning_rate_min)
         self.optimizer = paddle.optimizer.Momentum(
             self.schedule, weight.momentum, parameters=self.weights, weight_decay=weight.weight_decay,
-            grad_clip=paddle.nn.ClipGradByGlobalNorm(weight.grad_clip) if weight.grad_clip else None)
+            grad_clip=paddle.nn.ClipGradByGlobalNorm(weight.grad_clip)
+            if weight.grad_clip and not self.method.clip_arch_gradient else None,
+            use_nesterov=self.method.nesterov)
         self.architect = Architect(model, self.optimizer, arch_learning_rate=arch_learning_rate,
                                    arch_weight_decay=arch.weight_decay,
                                    unrolled=unrolled, momentum=weight.momentum, weight_decay=weight.weight_decay)
@@ -111,8 +116,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return self.genotype()
 
     def _epoch(self, epoch):
-        if hasattr(self.model, 'set_progress'):
-            self.model.set_progress(epoch / max(self.num_epochs - 1, 1))
+        if hasattr(self.model, 'set_epoch'):
+            self.model.set_epoch(epoch, self.num_epochs)
         logger.info('Epoch %d, lr %.6f', epoch, self.optimizer.get_lr())
         logger.info('genotype = %s', self.genotype())
         metrics = self.train_one_epoch(epoch)
@@ -189,23 +194,46 @@ class DARTSearch(paddleslim.nas.DARTSearch):
 
         Returns the training loss, a float, and the logits [N, classes], both before the step of the weights.
         """
-        if arch_step:
-            self.architect.step(train_image, train_label, valid_image, valid_label)
-        return self.weight_step(train_image, train_label)
+        batches = train_image, train_label, valid_image, valid_label
+        if arch_step and not self.method.weights_first:
+            self.architect.step(*batches)
+        result = self.weight_step(train_image, train_label)
+        if arch_step and self.method.weights_first:
+            self.architect.step(*batches)
+            if self.method.clip_arch_gradient:
+                self.run.results['arch_gradient'] = [gradient.tolist() for gradient in self.architect.last_gradient]
+        return result
 
     def weight_step(self, image, label):
         """One step of the weights. Returns the loss, a float, and the logits [N, classes], both before the step."""
-        with frozen(self.architect.arch_parameters):
+        with_arch = self.method.clip_arch_gradient
+        with frozen([] if with_arch else self.architect.arch_parameters):
             logits = self.model(image)
             loss = paddle.nn.functional.cross_entropy(logits, label)
-            gradients = paddle.grad(loss, self.weights, allow_unused=True)
+            gradients = paddle.grad(loss, self.weights + (self.architect.arch_parameters if with_arch else []),
+                                    allow_unused=True)
         average_over_ranks([gradient for gradient in gradients if gradient is not None], image.shape[0])
+        gradients, arch_gradients = gradients[:len(self.weights)], gradients[len(self.weights):]
+        if with_arch and self.grad_clip:
+            gradients = self._clip_with_arch(gradients, arch_gradients)
         for weight, gradient in zip(self.weights, gradients):
             if gradient is not None:
                 weight.grad = gradient
         self.optimizer.step()
-        self.optimizer.clear_grad()
+        # Gradients of zeros let a weight that once had one move by momentum and decay.
+        self.optimizer.clear_grad(set_to_zero=self.method.undrawn_weights_move)
         return float(loss), logits.detach()
+
+    def _clip_with_arch(self, gradients, arch_gradients):
+        """Clip the weights' gradients by the global norm of weights and architecture parameters. The latter's part is the gradient of
+        this step plus that of the previous architecture step, which the authors' code of GDAS does not clear in between."""
+        previous = self.run.results.get('arch_gradient') or [0.0] * len(arch_gradients)
+        arch_gradients = [(0.0 if gradient is None else gradient) + paddle.to_tensor(before, parameter.dtype)
+                          for gradient, before, parameter in zip(arch_gradients, previous, self.architect.arch_parameters)]
+        present = [gradient for gradient in gradients if gradient is not None]
+        self.clip_norm = float(sum(gradient.square().sum() for gradient in present + arch_gradients).sqrt())
+        scale = min(1.0, self.grad_clip / max(self.clip_norm, 1e-12))
+        return [None if gradient is None else gradient * scale for gradient in gradients]
 
     def valid_one_epoch(self):
         """Evaluate the supernet on the validation data. Returns the figures of the epoch for metrics.jsonl."""

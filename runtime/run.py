@@ -292,6 +292,10 @@ def optimizer_state(optimizer, parameters):
             i, value = place[match.group(1)], value.numpy()
             if match.group(2) != 'velocity_0' or value.any() or parameters[i].grad is not None:
                 arrays[f'{i}/{match.group(2)}'] = value
+    if isinstance(optimizer, paddle.optimizer.Momentum):  # a gradient of zeros before the first step: GDAS's architecture step
+        for i, parameter in enumerate(parameters):
+            if parameter.grad is not None and f'{i}/velocity_0' not in arrays:
+                arrays[f'{i}/velocity_0'] = np.zeros(parameter.shape, parameter.numpy().dtype)
     return arrays
 
 
