@@ -1,8 +1,10 @@
-"""Loops over images that numba, an optional package, compiles for the CPU: what convolutions.py and edges.py are built of.
+"""Loops over images that numba, an optional package, compiles for the CPU: what convolutions.py and edges.py are built
+of.
 
-A depthwise convolution is computed tap by tap: the planes of one channel of several images are laid out as one long row with zeros between the
-image rows, so that a tap of the kernel is a shift along it. A convolution of stride 2 cuts the plane into four, by even and odd rows and columns; each
-tap then reads one of them without gaps. One margin of zeros serves two rows: it is the end of one and the start of the next.
+A depthwise convolution is computed tap by tap: the planes of one channel of several images are laid out as one long
+row with zeros between the image rows, so that a tap of the kernel is a shift along it. A convolution of stride 2 cuts
+the plane into four, by even and odd rows and columns; each tap then reads one of them without gaps. One margin of
+zeros serves two rows: it is the end of one and the start of the next.
 
 Without numba, on a GPU, in double precision and under to_static Paddle's operations run instead.
 """
@@ -16,7 +18,7 @@ import zlib
 
 numba, why_not = None, 'numba is not installed (pip install numba)'
 if 'llvmlite' not in sys.modules and getattr(sys.modules.get('paddle'), '__version__', '').startswith('2.'):
-    why_not = 'Paddle 2 has a zlib of its own, which ends numba with a segmentation fault unless numba is imported first'
+    why_not = 'Paddle 2 contains a zlib that makes numba end in a segmentation fault unless numba is imported first'
 else:
     with contextlib.suppress(ImportError):
         import numba
@@ -27,8 +29,10 @@ import paddle  # noqa: E402
 
 from runtime.parallel import cpu_threads  # noqa: E402
 
+
 def available(x):
-    """Whether the compiled loops cover a tensor: single precision on a CPU, outside of to_static, and numba is installed."""
+    """Whether the compiled loops cover a tensor: single precision on a CPU, outside of to_static, and numba is
+    installed."""
     return numba is not None and paddle.in_dynamic_mode() and x.dtype == paddle.float32 and x.place.is_cpu_place()
 
 
@@ -46,12 +50,14 @@ TAPS = 5  # that are added in one pass: a 5x5 kernel takes five, a 3x3 kernel tw
 
 @functools.lru_cache(None)
 def geometry(height, width, kernel, stride, padding, dilation, images):
-    """The layout of a depthwise convolution of `images` images, as integers: twelve, in the order of `head`, then for each pass its plane and (tap, offset) pairs,
-    TAPS to a pass, all of a pass in the same of the stride * stride planes. Tap -1 fills up a pass.
+    """The layout of a depthwise convolution of `images` images, as integers: twelve, in the order of `head`, then for
+    each pass its plane and (tap, offset) pairs, TAPS to a pass, all of a pass in the same of the stride * stride
+    planes. Tap -1 fills up a pass.
     """
     pitch, rows = -(-(width + padding) // stride), -(-(height + padding) // stride)
     reach = dilation * (kernel - 1)
-    out_height, out_width = (height + 2 * padding - reach - 1) // stride + 1, (width + 2 * padding - reach - 1) // stride + 1
+    out_height, out_width = (height + 2 * padding - reach - 1) // stride + 1, (width
+                                                                               + 2 * padding - reach - 1) // stride + 1
     plane = (images * rows + reach // stride + padding + 2) * pitch
     by_plane = {}
     for i in range(kernel):
@@ -65,7 +71,8 @@ def geometry(height, width, kernel, stride, padding, dilation, images):
             some = taps[start:start + TAPS]
             passes.append([number] + [value for tap in some + [(-1, some[0][1])] * (TAPS - len(some)) for value in tap])
     front = max(offset for taps in by_plane.values() for _, offset in taps)
-    head = [height, width, padding, stride, pitch, rows, out_height, out_width, plane, front, kernel * kernel, len(passes)]
+    head = [height, width, padding, stride, pitch, rows, out_height, out_width, plane, front, kernel * kernel,
+            len(passes)]
     return np.array(head + sum(passes, []), np.int64)
 
 
@@ -74,8 +81,9 @@ REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which
 
 @functools.lru_cache(None)
 def _cache_folder():
-    """Where numba keeps what it compiled of this package: a folder named after the state of all its sources, since numba itself
-    looks at the age of a function's own file only, and a compiled function contains those that it calls."""
+    """Where numba keeps what it compiled of this package: a folder named after the state of all its sources, since
+    numba itself looks at the age of a function's own file only, and a compiled function contains those that it
+    calls."""
     here = pathlib.Path(__file__).parent
     state = zlib.crc32(b''.join(path.read_bytes() for path in sorted(here.glob('*.py'))))
     return str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / f'loops-{state:08x}')
@@ -102,8 +110,8 @@ if hasattr(os, 'register_at_fork'):
 
 
 def on_all_cores(function, jobs, *arguments):
-    """Call function(*arguments, begin, end) on all cores, each with its part of range(jobs). Python's threads will do: numba's own take twice as long
-    to compile, and another OpenMP beside Paddle's makes both slow."""
+    """Call function(*arguments, begin, end) on all cores, each with its part of range(jobs). Python's threads will do:
+    numba's own take twice as long to compile, and another OpenMP beside Paddle's makes both slow."""
     parts = min(cpu_threads(), jobs)
     bounds = [jobs * part // max(parts, 1) for part in range(parts + 1)]
     others = [_pool().submit(function, *arguments, *bounds[part:part + 2]) for part in range(1, parts)]
@@ -119,7 +127,8 @@ if numba is not None:
 
     @numba.extending.intrinsic
     def _pointer(context, address):
-        """An integer as a pointer: a tensor's memory, without the 20 microseconds that wrapping it in a numpy array takes."""
+        """An integer as a pointer: a tensor's memory, without the 20 microseconds that wrapping it in a numpy array
+        takes."""
         def generate(context, builder, signature, arguments):
             return builder.inttoptr(arguments[0], cgutils.voidptr_t)
         return types.voidptr(address), generate
@@ -144,7 +153,8 @@ def fill(row, value):
 
 @jit
 def _row_in_planes(row, column, image, g):
-    """Where the pixels column, column + stride, … of an image's row begin in the planes; the stride is 1 or 2, so halves are shifts."""
+    """Where the pixels column, column + stride, … of an image's row begin in the planes; the stride is 1 or 2, so
+    halves are shifts."""
     half, line, place = g[3] - 1, row + g[2], column + g[2]
     return ((line & half) * g[3] + (place & half)) * g[8] + (image * g[5] + (line >> half)) * g[4] + (place >> half)
 
@@ -164,7 +174,8 @@ def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
             else:
                 for column in range(min(2, width)):
                     count = (width - column + 1) >> 1
-                    pixels, target = source[first + column:first + width], buffer[_row_in_planes(row, column, image, g):][:count]
+                    pixels, target = source[first + column:first
+                                            + width], buffer[_row_in_planes(row, column, image, g):][:count]
                     for k in range(count):
                         value = scale * pixels[2 * k] + shift
                         target[k] = floor if value < floor else value
@@ -172,14 +183,16 @@ def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
 
 @jit
 def collect(result, start, stride_image, images, g, gradient, buffer, masked):
-    """Add to `result` what lies in the planes `gradient` where the image was above 0 (or everywhere, if not masked): spread backwards."""
+    """Add to `result` what lies in the planes `gradient` where the image was above 0 (or everywhere, if not masked):
+    spread backwards."""
     height, width, stride = g[0], g[1], g[3]
     for image in range(images):
         for row in range(height):
             first = start + image * stride_image + row * width
             for column in range(min(stride, width)):
                 at, count = _row_in_planes(row, column, image, g), (width - column + stride - 1) >> (stride - 1)
-                pixels, values, inputs = result[first + column:first + width], gradient[at:at + count], buffer[at:at + count]
+                pixels, values, inputs = result[first + column:first + width], gradient[at:at + count], buffer[at:at
+                                                                                                               + count]
                 if stride == 1:
                     for k in range(count):
                         pixels[k] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
@@ -225,7 +238,8 @@ def convolve(line, buffer, images, g, weight, first):
         t, base = 12 + k * 11, g[12 + k * 11] * g[8]
         a, b, c = _tap(weight, first, g[t + 1]), _tap(weight, first, g[t + 3]), _tap(weight, first, g[t + 5])
         d, e = _tap(weight, first, g[t + 7]), _tap(weight, first, g[t + 9])
-        v, w, x = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length], buffer[base + g[t + 6]:][:length]
+        v, w, x = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length], buffer[base
+                                                                                               + g[t + 6]:][:length]
         y, z = buffer[base + g[t + 8]:][:length], buffer[base + g[t + 10]:][:length]
         if k == 0:
             for p in range(length):
@@ -237,7 +251,8 @@ def convolve(line, buffer, images, g, weight, first):
 
 @jit
 def convolve_backward(gradient, line, images, g, weight, first):
-    """The gradient of the planes, from that of the outputs, which lies behind line[front]; zeros lie around and between its rows."""
+    """The gradient of the planes, from that of the outputs, which lies behind line[front]; zeros lie around and
+    between its rows."""
     plane, front, done = g[8], g[9], -1
     length = plane
     for k in range(g[11]):
@@ -258,13 +273,15 @@ def convolve_backward(gradient, line, images, g, weight, first):
 
 @jit
 def convolve_weight(result, first, line, buffer, images, g):
-    """Add the gradient of the kernel to result[first:], from the planes and the gradient of the outputs behind line[front]."""
+    """Add the gradient of the kernel to result[first:], from the planes and the gradient of the outputs behind
+    line[front]."""
     length = ((images - 1) * g[5] + g[6]) * g[4]
     upstream = line[g[9]:][:length]
     sums = np.zeros(TAPS, np.float32)
     for k in range(g[11]):
         t, base = 12 + k * 11, g[12 + k * 11] * g[8]
-        v, w, x = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length], buffer[base + g[t + 6]:][:length]
+        v, w, x = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length], buffer[base
+                                                                                               + g[t + 6]:][:length]
         y, z = buffer[base + g[t + 8]:][:length], buffer[base + g[t + 10]:][:length]
         a = b = c = d = e = np.float32(0)
         for p in range(length):
@@ -287,7 +304,8 @@ def convolve_weight(result, first, line, buffer, images, g):
 
 @jit
 def multiply(result, rows, weight, first, transposed, inputs, columns, size):
-    """result [rows, size] = W inputs [columns, size]; W lies at weight[first] as [rows, columns] or, transposed, as [columns, rows]."""
+    """result [rows, size] = W inputs [columns, size]; W lies at weight[first] as [rows, columns] or, transposed, as
+    [columns, rows]."""
     over, along = (1, rows) if transposed else (columns, 1)
     for start in range(0, size, 512):  # so that what is read again and again stays in the nearest cache
         length = min(512, size - start)
@@ -297,12 +315,16 @@ def multiply(result, rows, weight, first, transposed, inputs, columns, size):
             for c in range(0, columns - 7, 8):
                 w, i = first + o * over + c * along, c * size + start
                 w0, w1, w2, w3 = weight[w], weight[w + along], weight[w + 2 * along], weight[w + 3 * along]
-                w4, w5, w6, w7 = weight[w + 4 * along], weight[w + 5 * along], weight[w + 6 * along], weight[w + 7 * along]
-                a, b, d, e = inputs[i:][:length], inputs[i + size:][:length], inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
+                w += 4 * along
+                w4, w5, w6, w7 = weight[w], weight[w + along], weight[w + 2 * along], weight[w + 3 * along]
+                a, b = inputs[i:][:length], inputs[i + size:][:length]
+                d, e = inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
                 i += 4 * size
-                f, g, h, k = inputs[i:][:length], inputs[i + size:][:length], inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
+                f, g = inputs[i:][:length], inputs[i + size:][:length]
+                h, k = inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
                 for p in range(length):
-                    total[p] += w0 * a[p] + w1 * b[p] + w2 * d[p] + w3 * e[p] + w4 * f[p] + w5 * g[p] + w6 * h[p] + w7 * k[p]
+                    total[p] += (w0 * a[p] + w1 * b[p] + w2 * d[p] + w3 * e[p] + w4 * f[p] + w5 * g[p] + w6 * h[p]
+                                 + w7 * k[p])
             for c in range(columns // 8 * 8, columns):
                 w, a = weight[first + o * over + c * along], inputs[c * size + start:][:length]
                 for p in range(length):
@@ -318,7 +340,8 @@ def multiply_weight(result, first, gradient, rows, inputs, columns, size):
             u, w = gradient[o * size + start:][:length], first + o * columns
             for c in range(0, columns - 3, 4):
                 i = c * size + start
-                a, b, d, e = inputs[i:][:length], inputs[i + size:][:length], inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
+                a, b = inputs[i:][:length], inputs[i + size:][:length]
+                d, e = inputs[i + 2 * size:][:length], inputs[i + 3 * size:][:length]
                 s0 = s1 = s2 = s3 = np.float32(0)
                 for p in range(length):
                     s0 += u[p] * a[p]

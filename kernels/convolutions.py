@@ -1,6 +1,7 @@
 """Depthwise and pointwise convolutions on a CPU, on all cores. The numbers agree with Paddle's to rounding.
 
-Paddle's own depthwise kernel runs on one core; for a pointwise convolution, which is a product of matrices, it copies every image first.
+Paddle's own depthwise kernel runs on one core; for a pointwise convolution, which is a product of matrices, it copies
+every image first.
 """
 import numpy as np
 import paddle
@@ -27,8 +28,8 @@ from kernels.compiled import (
 def conv2d(x, layer):
     """The output of a paddle.nn.Conv2D layer for x [N, C, H, W], or None where these loops do not cover the case.
 
-    Covered are, in single precision on a CPU and without bias, depthwise convolutions of a geometry that is the same in both
-    directions (weight [C, 1, k, k]) and pointwise ones (weight [out, in, 1, 1], stride 1).
+    Covered are, in single precision on a CPU and without bias, depthwise convolutions of a geometry that is the same
+    in both directions (weight [C, 1, k, k]) and pointwise ones (weight [out, in, 1, 1], stride 1).
     """
     weight = layer.weight
     if not (layer.bias is None and compiled.available(x) and x.ndim == 4 and x.size and weight.dtype == paddle.float32
@@ -47,11 +48,13 @@ def conv2d(x, layer):
 
 def is_pointwise(layer):
     """Whether a Conv2D layer is a product of matrices: kernel 1x1, stride 1, no padding."""
-    return (list(layer._stride) == [1, 1] and layer._updated_padding in (0, [0, 0]) and list(layer.weight.shape[2:]) == [1, 1])
+    return (list(layer._stride) == [1, 1] and layer._updated_padding in (0, [0, 0])
+            and list(layer.weight.shape[2:]) == [1, 1])
 
 
 def is_square(layer):
-    """Whether kernel, stride, padding and dilation are the same in both directions and the output is no larger than the input."""
+    """Whether kernel, stride, padding and dilation are the same in both directions and the output is no larger than
+    the input."""
     padding, stride, dilation, kernel = layer._updated_padding, layer._stride, layer._dilation, layer.weight.shape[2:]
     return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and kernel[0] == kernel[1]
             and stride[0] == stride[1] and stride[0] in (1, 2) and dilation[0] == dilation[1]
@@ -85,13 +88,15 @@ class _Depthwise(paddle.autograd.PyLayer):
         groups = -(-n // ctx.group)
         dx = paddle.zeros(x.shape, 'float32') if ctx.wanted[0] else None
         dweight = np.zeros((groups, weight.size), np.float32)
-        on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * ctx.wanted[0]), ctx.geometry, n, c, ctx.group, dweight, ctx.wanted[1])
+        on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * ctx.wanted[0]), ctx.geometry, n, c,
+                     ctx.group, dweight, ctx.wanted[1])
         return dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if ctx.wanted[1] else None
 
 
 @jit
 def _forward(memory, g, images, channels, group, begin, end):
-    """memory: the addresses of x [N, C, H, W], weight [C, 1, k, k] and the output; a job is a channel of a group of images."""
+    """memory: the addresses of x [N, C, H, W], weight [C, 1, k, k] and the output; a job is a channel of a group of
+    images."""
     inside, outside = g[0] * g[1], g[6] * g[7]
     for job in range(begin, end):
         channel, first = job % channels, job // channels * group
@@ -99,7 +104,8 @@ def _forward(memory, g, images, channels, group, begin, end):
         x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[10])
         out = floats(memory[2], images * channels * outside)
         buffer, line = np.zeros(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
-        spread(buffer, x, (first * channels + channel) * inside, channels * inside, count, g, np.float32(1), np.float32(0), np.float32(-3.4e38))
+        spread(buffer, x, (first * channels + channel) * inside, channels * inside, count, g, np.float32(1),
+               np.float32(0), np.float32(-3.4e38))
         convolve(line, buffer, count, g, weight, channel * g[10])
         line_to_pixels(out, (first * channels + channel) * outside, channels * outside, line, 0, count, g)
 
@@ -114,7 +120,8 @@ def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin,
         x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[10])
         upstream = floats(memory[2], images * channels * outside)
         planes = g[3] * g[3] * g[8]
-        buffer, line, gradient = np.zeros(planes, np.float32), np.zeros(g[9] + g[8], np.float32), np.zeros(planes, np.float32)
+        buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
+        line = np.zeros(g[9] + g[8], np.float32)
         start, stride_image = (first * channels + channel) * inside, channels * inside
         pixels_to_line(line, g[9], upstream, (first * channels + channel) * outside, channels * outside, count, g)
         if weight_wanted:
@@ -122,7 +129,8 @@ def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin,
             convolve_weight(dweight[job // channels], channel * g[10], line, buffer, count, g)
         if len(memory) > 3:
             convolve_backward(gradient, line, count, g, weight, channel * g[10])
-            collect(floats(memory[3], images * channels * inside), start, stride_image, count, g, gradient, buffer, False)
+            collect(floats(memory[3], images * channels * inside), start, stride_image, count, g, gradient, buffer,
+                    False)
 
 
 class _Pointwise(paddle.autograd.PyLayer):
@@ -156,17 +164,20 @@ class _Pointwise(paddle.autograd.PyLayer):
 
 @jit
 def _multiply(memory, images, channels, filters, pixels, transposed, begin, end):
-    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, transposed, [C, filters], and the output [N, filters, pixels]."""
+    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, transposed, [C, filters], and the output
+    [N, filters, pixels]."""
     x, weight = floats(memory[0], images * channels * pixels), floats(memory[1], filters * channels)
     out = floats(memory[2], images * filters * pixels)
     for image in range(begin, end):
-        multiply(out[image * filters * pixels:][:filters * pixels], filters, weight, 0, transposed, x[image * channels * pixels:][:channels * pixels],
+        multiply(out[image * filters * pixels:][:filters * pixels], filters, weight, 0, transposed,
+                 x[image * channels * pixels:][:channels * pixels],
                  channels, pixels)
 
 
 @jit
 def _multiply_weight(memory, images, channels, filters, pixels, sums, begin, end):
-    """memory: the addresses of x and of the gradient of the output; a job is a part of the images, sums [parts, filters * C]."""
+    """memory: the addresses of x and of the gradient of the output; a job is a part of the images, sums [parts,
+    filters * C]."""
     x, gradient = floats(memory[0], images * channels * pixels), floats(memory[1], images * filters * pixels)
     for part in range(begin, end):
         for image in range(images * part // len(sums), images * (part + 1) // len(sums)):

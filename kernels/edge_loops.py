@@ -1,8 +1,9 @@
 """The compiled passes of edges.py, over images in groups.
 
-Each is called by compiled.on_all_cores with a part of its jobs, range(begin, end): a job is a group of images, or a group for one of the rows of
-`memory`. Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or, what only these passes read, group after group as
-[C, images of the group, pixels], so that a channel of a group is one row. `tables` holds for each job the integers of compiled.geometry.
+Each is called by compiled.on_all_cores with a part of its jobs, range(begin, end): a job is a group of images, or a
+group for one of the rows of `memory`. Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or,
+what only these passes read, group after group as [C, images of the group, pixels], so that a channel of a group is one
+row. `tables` holds for each job the integers of compiled.geometry.
 """
 import numpy as np
 
@@ -27,7 +28,8 @@ LARGEST, AVERAGE, IDENTITY = 0, 1, 2  # kinds of what is no convolution
 
 @jit
 def where(nchw, first, count, channel, channels, pixels):
-    """Where a channel of the group that begins with image `first` starts, and how far it is from one image to the next."""
+    """Where a channel of the group that begins with image `first` starts, and how far it is from one image to the
+    next."""
     if nchw:
         return (first * channels + channel) * pixels, channels * pixels
     return first * channels * pixels + channel * count * pixels, pixels
@@ -61,8 +63,9 @@ def moments_of(row, result):
 
 @jit
 def update_statistics(moments, images, group, pixels, epsilon, momentum, running, mean, inverse):
-    """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the running statistics, whose addresses
-    are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for putting groups together)."""
+    """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the
+    running statistics, whose addresses are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for
+    putting groups together)."""
     rows, groups, channels, _ = moments.shape
     for r in range(rows):
         old_mean, old_variance = floats(running[r, 0], channels), floats(running[r, 1], channels)
@@ -81,7 +84,8 @@ def update_statistics(moments, images, group, pixels, epsilon, momentum, running
 
 @jit
 def forward_pass(memory, nchw, affine, tables, images, channels, group, moments, begin, end):
-    """ReLU(scale * x + shift), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C, 2]; moments [jobs, groups, C, 2]."""
+    """ReLU(scale * x + shift), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C,
+    2]; moments [jobs, groups, C, 2]."""
     jobs = len(memory)
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
@@ -90,7 +94,8 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments,
         size = count * outside
         x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[10])
         point, out = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
-        buffer, line, between = np.zeros(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32), np.empty(channels * size, np.float32)
+        buffer, line = np.zeros(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
+        between = np.empty(channels * size, np.float32)
         for c in range(channels):
             start, stride_image = where(nchw, first, count, c, channels, inside)
             spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
@@ -104,7 +109,8 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments,
 
 @jit
 def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group, moments, begin, end):
-    """Poolings of x, nchw; memory [jobs, 2]: x and the output; kinds [jobs]; inverse_counts [jobs, pixels]: of the pixels of an average's windows."""
+    """Poolings of x, nchw; memory [jobs, 2]: x and the output; kinds [jobs]; inverse_counts [jobs, pixels]: of the
+    pixels of an average's windows."""
     jobs = len(memory)
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
@@ -144,7 +150,8 @@ def largest(line, buffer, images, g):
 
 @jit
 def largest_backward(gradient, line, values, buffer, images, g):
-    """Give the gradients `line` of the outputs `values`, both behind [front], to the first pixel of their window that is as large."""
+    """Give the gradients `line` of the outputs `values`, both behind [front], to the first pixel of their window that
+    is as large."""
     length = ((images - 1) * g[5] + g[6]) * g[4]
     left, total = line[g[9]:][:length], values[:length]
     fill(gradient, ZERO)
@@ -161,7 +168,8 @@ def largest_backward(gradient, line, values, buffer, images, g):
 
 @jit
 def add_up(memory, nchw, scale, shift, outs, images, channels, group, pixels, begin, end):
-    """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory [edges, operations]: f; scale [edges, operations, C], shift [edges, C]."""
+    """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory [edges, operations]: f; scale [edges, operations, C],
+    shift [edges, C]."""
     edges = len(memory)
     for number in range(begin, end):
         t, first = number % edges, number // edges * group
@@ -170,14 +178,17 @@ def add_up(memory, nchw, scale, shift, outs, images, channels, group, pixels, be
         for c in range(channels):
             fill(row, shift[t, c])
             for k in range(memory.shape[1]):
-                gather(row, floats(memory[t, k], images * channels * pixels), nchw[k], first, count, c, channels, pixels, scale[t, k, c], True)
+                gather(row, floats(memory[t, k], images * channels * pixels), nchw[k], first, count, c, channels,
+                       pixels, scale[t, k, c], True)
             for image in range(count):
-                gather(out[((first + image) * channels + c) * pixels:][:pixels], row, 0, 0, 1, image, 1, pixels, ONE, False)
+                gather(out[((first + image) * channels + c) * pixels:][:pixels], row, 0, 0, 1, image, 1, pixels, ONE,
+                       False)
 
 
 @jit
 def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, group, pixels, sums, begin, end):
-    """sums [edges, operations, groups, C, 2] of d and of d * (f - mean) * inverse; ups [edges]: d, nchw; memory [edges, operations]: f."""
+    """sums [edges, operations, groups, C, 2] of d and of d * (f - mean) * inverse; ups [edges]: d, nchw; memory
+    [edges, operations]: f."""
     edges = len(memory)
     for number in range(begin, end):
         t, k = number % edges, number // edges
@@ -187,7 +198,8 @@ def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, group, pix
         for c in range(channels):
             gather(d, floats(ups[t], images * channels * pixels), 1, first, count, c, channels, pixels, ONE, False)
             for o in range(memory.shape[1]):
-                gather(f, floats(memory[t, o], images * channels * pixels), nchw[o], first, count, c, channels, pixels, ONE, False)
+                gather(f, floats(memory[t, o], images * channels * pixels), nchw[o], first, count, c, channels, pixels,
+                       ONE, False)
                 two_sums(d, f, mean[t, o, c], inverse[t, o, c], sums[t, o, k, c])
 
 
@@ -201,12 +213,14 @@ def two_sums(d, f, mean, inverse, result):
 
 
 @jit
-def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, images, channels, group, wanted, dweights, sums, begin, end):
+def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, images, channels, group, wanted, dweights,
+                  sums, begin, end):
     """The way back through forward_pass, from d: df = c0 * d + c1 * f + c2.
 
-    memory [jobs, 6]: x, both weights, f, d and the gradient of x, which jobs add to one tensor where x is nchw (zero before), and else have for
-    themselves. nchw: of x, and [jobs] of d. coefficients [jobs, C, 3]. wanted: of x, of the weights. dweights [groups, jobs, C * k * k + C * C]: for each
-    job both gradients. sums [jobs, groups, C, 2]: of the gradient of scale * x + shift, and its product with (x - mean) * inverse.
+    memory [jobs, 6]: x, both weights, f, d and the gradient of x, which jobs add to one tensor where x is nchw (zero
+    before), and else have for themselves. nchw: of x, and [jobs] of d. coefficients [jobs, C, 3]. wanted: of x, of the
+    weights. dweights [groups, jobs, C * k * k + C * C]: for each job both gradients. sums [jobs, groups, C, 2]: of the
+    gradient of scale * x + shift, and its product with (x - mean) * inverse.
     """
     x_nchw, d_nchw = nchw
     jobs = len(memory)
@@ -227,7 +241,8 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
                 gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], True)
             multiply(between, channels, point, 0, True, df, channels, size)
-            buffer, gradient, line = np.zeros(planes, np.float32), np.zeros(planes, np.float32), np.zeros(g[9] + g[8], np.float32)
+            buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
+            line = np.zeros(g[9] + g[8], np.float32)
             again = np.empty(channels * size if wanted[1] else 0, np.float32)
             for c in range(channels):
                 start, stride_image = where(x_nchw, first, count, c, channels, inside)
@@ -245,7 +260,8 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                         dx[start:start + count * inside] = 0
                     collect(dx, start, stride_image, count, g, gradient, buffer, True)
                     if not x_nchw:
-                        two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c], sums[j, k, c])
+                        two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c],
+                                 sums[j, k, c])
             if wanted[1]:
                 multiply_weight(dweights[k, j], channels * g[10], df, channels, again, channels, size)
 
@@ -254,8 +270,8 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
 def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, tables, images, channels, group, begin, end):
     """Add to dx what comes back through the poolings, and through the identity as the last one.
 
-    memory [jobs, 3]: x, the outputs f and dx; ups [edges]: d, nchw. df = sum_t scale_t * d_t + c1 * f + c2; scale [edges, jobs, C], coefficients
-    [jobs, C, 3] with c1, c2 behind a number that isn't used.
+    memory [jobs, 3]: x, the outputs f and dx; ups [edges]: d, nchw. df = sum_t scale_t * d_t + c1 * f + c2; scale
+    [edges, jobs, C], coefficients [jobs, C, 3] with c1, c2 behind a number that isn't used.
     """
     jobs = len(memory)
     for k in range(begin, end):
@@ -267,14 +283,16 @@ def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, table
             size, ones = count * outside, np.ones(g[10], np.float32)
             x, dx = floats(memory[j, 0], images * channels * inside), floats(memory[j, 2], images * channels * inside)
             f = floats(memory[j, 1], images * channels * outside)
-            buffer, gradient, row = np.empty(planes, np.float32), np.zeros(planes, np.float32), np.empty(size, np.float32)
+            buffer, gradient, row = np.empty(planes, np.float32), np.zeros(planes, np.float32), np.empty(size,
+                                                                                                         np.float32)
             fill(buffer, LOWEST)
             line, values = np.zeros(g[9] + g[8], np.float32), np.zeros(g[8], np.float32)
             for c in range(channels):
                 fill(row, coefficients[j, c, 2])
                 gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
                 for t in range(len(ups)):
-                    gather(row, floats(ups[t], images * channels * outside), 1, first, count, c, channels, outside, scale[t, j, c], True)
+                    gather(row, floats(ups[t], images * channels * outside), 1, first, count, c, channels, outside,
+                           scale[t, j, c], True)
                 start, stride_image = where(1, first, count, c, channels, inside)
                 if kinds[j] == IDENTITY:
                     for image in range(count):
@@ -295,7 +313,8 @@ def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, table
 
 @jit
 def sum_groups(dweights, starts, memory, begin, end):
-    """Put the sum over the groups of dweights [groups, jobs, …] from starts [jobs, 3] on into the tensors at memory [jobs, 2]."""
+    """Put the sum over the groups of dweights [groups, jobs, …] from starts [jobs, 3] on into the tensors at memory
+    [jobs, 2]."""
     for j in range(begin, end):
         for part in range(2):
             size = starts[j, part + 1] - starts[j, part]

@@ -7,16 +7,18 @@ For every edge t it computes the weighted sum of its convolutions, its poolings 
 as model_search.MixedOp does, but in a few passes over the images, each of which reads and writes memory once:
 
     1   of every convolution: ReLU, depthwise, pointwise; the mean and variance of what comes out, channel by channel
-    2   of the SepConvs: batch norm (which is a scale and a shift now) and ReLU of that, depthwise, pointwise; mean and variance
+    2   of the SepConvs: batch norm (a scale and a shift by then) and ReLU, depthwise, pointwise; mean and variance
     3   the sum, with batch norm and w_tk as one scale and shift
 
-Between the passes lies only what the batch norms need to be known for. A pass goes through the images in groups, that stay in a core's own cache;
-what lies between ReLU and pointwise convolution is never written to memory, the backward pass computes it again where the weights' gradient
-needs it. Batch norm is linear in the gradient d of its output f_hat = (f - mean) / std, of M values a channel (Ioffe, Szegedy 2015, section 3):
+Between the passes lies only what the batch norms need to be known for. A pass goes through the images in groups, that
+stay in a core's own cache; what lies between ReLU and pointwise convolution is never written to memory, the backward
+pass computes it again where the weights' gradient needs it. Batch norm is linear in the gradient d of its output f_hat
+= (f - mean) / std, of M values a channel (Ioffe, Szegedy 2015, section 3):
 
     df = w / std * (d - sum(d) / M - f_hat * sum(d * f_hat) / M),    dw = sum(d * f_hat)
 
-so one pass over the upstream gradients takes both sums, of all operations of an edge, and the next one uses df as a scale of d, a scale of f and a shift.
+so one pass over the upstream gradients takes both sums, of all operations of an edge, and the next one uses df as a
+scale of d, a scale of f and a shift.
 """
 import numpy as np
 import paddle
@@ -41,12 +43,13 @@ from kernels.edge_loops import (
 class Edges:
     """What is known of the edges that leave a state before the state is.
 
-    operations: for each edge a list of its operations in the same order: SepConv, DilConv, poolings with their batch norm, Identity. Poolings of
-    the first edge stand for those of all.
-    rows, columns: where their weights lie in the matrix of a cell, that of operation k of edge t in [rows[t], columns[k]].
+    operations: for each edge a list of its operations in the same order: SepConv, DilConv, poolings with their batch
+    norm, Identity. Poolings of the first edge stand for those of all.
+    rows, columns: where their weights lie in the matrix of a cell, that of operation k of edge t in [rows[t],
+    columns[k]].
 
-    What passes 1 and 2 make has a number each, by which all else goes: first the convolutions of pass 1, then those of pass 2, then the poolings. The
-    identity has the last one, -1.
+    What passes 1 and 2 make has a number each, by which all else goes: first the convolutions of pass 1, then those of
+    pass 2, then the poolings. The identity has the last one, -1.
     """
 
     def __init__(self, operations, rows, columns):
@@ -54,22 +57,26 @@ class Edges:
         convolutions = [op.op for ops in operations for op in ops if hasattr(op, 'op')]
         again = [layers for layers in convolutions if len(layers) > 4]
         pools = [op for op in operations[0] if type(op) is nn.Sequential]
-        self.convolutions = [[(layers[1], layers[2]) for layers in convolutions], [(layers[5], layers[6]) for layers in again]]
+        self.convolutions = [[(layers[1], layers[2]) for layers in convolutions],
+                             [(layers[5], layers[6]) for layers in again]]
         layers = [layer for pairs in self.convolutions for pair in pairs for layer in pair]
         self.layers_by_shape = {}
         for layer in layers:
             self.layers_by_shape.setdefault(tuple(layer.weight.shape[1:]), []).append(layer)
         # For each layer the stack of its weight, and where it begins there, in elements.
-        place_of = {id(layer): (stack, position * layer.weight.size) for stack, members in enumerate(self.layers_by_shape.values())
+        place_of = {id(layer): (stack, position * layer.weight.size) for stack,
+                    members in enumerate(self.layers_by_shape.values())
                     for position, layer in enumerate(members)}
         self.weight_places = np.array([place_of[id(layer)] for layer in layers], np.int64).reshape(-1, 2)
         self.pools = [pool[0] for pool in pools]
-        self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again] + [pool[1] for pool in pools]
+        self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again] + [pool[1]
+                                                                                                 for pool in pools]
         # The poolings of the other edges see the same images: their batch norms' running statistics are updated alike.
         pool_columns = [k for k, op in enumerate(operations[0]) if type(op) is nn.Sequential]
         self.other_norms = [[ops[k][1] for ops in operations[1:]] for k in pool_columns]
         self.ends = np.cumsum([len(convolutions), len(again), len(pools)])
-        self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)  # what pass 2 goes on with
+        # what pass 2 goes on with
+        self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)
 
         self.final = np.zeros((len(operations), len(columns)), np.int64)  # the number of what goes into an edge's sum
         second = {id(layers): self.ends[0] + i for i, layers in enumerate(again)}
@@ -83,19 +90,25 @@ class Edges:
                     self.final[t, k] = next(pool) if type(op) is nn.Sequential else -1
         self.edge_of = {int(number): t for t, numbers in enumerate(self.final) for number in numbers}
         # The columns of final that are not convolutions: poolings in their order, then identities.
-        self.others = [k for k, number in enumerate(self.final[0]) if number >= self.ends[1]] + [k for k, number in enumerate(self.final[0]) if number < 0]
+        numbers = list(enumerate(self.final[0]))
+        self.others = ([k for k, number in numbers if number >= self.ends[1]]
+                       + [k for k, number in numbers if number < 0])
         self.sizes = {}
 
     def weight_addresses(self, stacks):
-        """The addresses of [depthwise, pointwise] weights of passes 1 and 2, from the tensors that hold those of one shape each."""
+        """The addresses of [depthwise, pointwise] weights of passes 1 and 2, from the tensors that hold those of one
+        shape each."""
         starts = addresses(stacks)
-        return (starts[self.weight_places[:, 0]] + 4 * self.weight_places[:, 1] if len(starts) else starts).reshape(-1, 2)
+        return (starts[self.weight_places[:, 0]] + 4 * self.weight_places[:, 1] if len(starts) else starts).reshape(-1,
+                                                                                                                    2)
 
     def applies(self, x):
-        """Whether the compiled passes cover a state x: single precision on a CPU, training mode, the channels of the layers."""
+        """Whether the compiled passes cover a state x: single precision on a CPU, training mode, the channels of the
+        layers."""
         return (available(x) and x.size and all(bn.training for bn in self.norms)
                 and all(bn._mean.dtype == paddle.float32 and bn._mean.shape[0] == x.shape[1] for bn in self.norms)
-                and all(layer.weight.dtype == paddle.float32 for pairs in self.convolutions for pair in pairs for layer in pair))
+                and all(layer.weight.dtype == paddle.float32 for pairs in self.convolutions for pair in pairs
+                        for layer in pair))
 
     def __call__(self, x, matrix):
         """x [N, C, H, W], matrix [edges of the cell, operations] -> for each edge that leaves x a tensor."""
@@ -108,7 +121,8 @@ class Edges:
 
 
 class Sizes:
-    """What follows from the shape of a state: groups of images, the tables of geometries of passes 1 and 2 and of the poolings, output pixels."""
+    """What follows from the shape of a state: groups of images, the tables of geometries of passes 1 and 2 and of the
+    poolings, output pixels."""
 
     def __init__(self, edges, n, c, height, width):
         self.n, self.c = n, c
@@ -130,7 +144,9 @@ class Sizes:
 
     def table(self, layers, height, width):
         rows = [geometry(height, width, *_kernel(layer), self.group) for layer in layers]
-        return np.stack([np.pad(row, (0, max(map(len, rows)) - len(row))) for row in rows]) if rows else np.zeros((0, 12), np.int64)
+        return np.stack([np.pad(row, (0, max(map(len, rows)) - len(row))) for row in rows]) if rows else np.zeros((0,
+                                                                                                                   12),
+                                                                                                                  np.int64)
 
 
 def _kernel(layer):
@@ -177,7 +193,8 @@ class _Edges(paddle.autograd.PyLayer):
             ctx.passes.convolve_backward(x.data_ptr(), dx, dweights)
         if x_wanted:
             ctx.passes.pool_backward(x.data_ptr(), dx)
-        return (dx, dmatrix) + tuple(dweight if wanted else None for dweight, wanted in zip(dweights or weights, weights_wanted))
+        return (dx, dmatrix) + tuple(dweight if wanted else None for dweight,
+                                     wanted in zip(dweights or weights, weights_wanted))
 
 
 def _rows(kept, x=None):
@@ -189,7 +206,8 @@ def _rows(kept, x=None):
 class Passes:
     """One way there and back through the edges.
 
-    at: the address of what each number makes, -1: x itself. weights: the addresses of [depthwise, pointwise] of passes 1 and 2.
+    at: the address of what each number makes, -1: x itself. weights: the addresses of [depthwise, pointwise] of passes
+    1 and 2.
     strength: the weights w_tk, [edges, operations].
     """
 
@@ -211,7 +229,8 @@ class Passes:
             weights = self.weights[some].T if function is forward_pass else []
             memory = np.column_stack([source, *weights, self.at[some]])
             on_all_cores(function, len(memory) * sizes.groups, memory, *arguments, *self.images, moments[some])
-            update_statistics(moments[some], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon, edges.norms[0]._momentum, running[some],
+            update_statistics(moments[some], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon,
+                              edges.norms[0]._momentum, running[some],
                               self.mean[some], self.inverse[some])
         run(forward_pass, (0, first), np.full(first, x), 1, self._relu_alone(), sizes.tables[0])
         self.between = np.stack([self.inverse[edges.twice], -self.mean[edges.twice] * self.inverse[edges.twice]], -1)
@@ -219,7 +238,8 @@ class Passes:
         run(pool_forward, (second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts, sizes.tables[2])
         for norms in zip(*edges.other_norms):
             ignored = np.empty((2, last - second, sizes.c), np.float32)
-            update_statistics(moments[second:last], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon, edges.norms[0]._momentum,
+            update_statistics(moments[second:last], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon,
+                              edges.norms[0]._momentum,
                               np.array([addresses([bn._mean, bn._variance]) for bn in norms]), ignored[0], ignored[1])
 
     def _relu_alone(self):
@@ -231,14 +251,16 @@ class Passes:
         final = self.edges.final
         self.scale = self.strength[..., None] * self.inverse[final]
         shift = -(self.scale * self.mean[final]).sum(1)
-        on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, shift, addresses(outs), *self.images, self.sizes.pixels)
+        on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, shift,
+                     addresses(outs), *self.images, self.sizes.pixels)
 
     def sum_gradients(self, ds):
         """Take both sums of the upstream gradients, of all that goes into the edges."""
         final, sizes = self.edges.final, self.sizes
         sums = np.empty(final.shape + (sizes.groups, sizes.c, 2), np.float32)
         self.ds, self.d_at = ds, addresses(ds)
-        on_all_cores(gradient_sums, len(final) * sizes.groups, self.at[final], self.nchw, self.mean[final], self.inverse[final], self.d_at, *self.images,
+        on_all_cores(gradient_sums, len(final) * sizes.groups, self.at[final], self.nchw, self.mean[final],
+                     self.inverse[final], self.d_at, *self.images,
                      sizes.pixels, sums)
         self.sums = sums.sum(2, dtype=np.float64)
 
@@ -248,9 +270,11 @@ class Passes:
         return gradient
 
     def convolve_backward(self, x, dx, dweights):
-        """The way back through passes 2 and 1: add what reaches x to dx, if there is one, and fill dweights, if there are any."""
+        """The way back through passes 2 and 1: add what reaches x to dx, if there is one, and fill dweights, if there
+        are any."""
         edges, (first, second, _) = self.edges, self.edges.ends
-        # By number: where d lies, whether as [N, C, H, W], and how df follows from it; those of pass 1 that pass 2 goes on with come later.
+        # By number: where d lies, whether as [N, C, H, W], and how df follows from it; those of pass 1 that pass 2
+        # goes on with come later.
         d = np.array([self.d_at[edges.edge_of.get(number, 0)] for number in range(second)])
         nchw, coefficients = np.ones(second, np.int64), np.zeros(self.inverse.shape + (3,), np.float32)
         coefficients[edges.final] = self._batch_norm_backward(edges.final, self.scale, self.sums)
@@ -263,19 +287,24 @@ class Passes:
             starts = np.stack([0 * kernels, kernels, kernels + sizes.c * sizes.c], -1)
             by_group = np.zeros((sizes.groups, len(table), starts.max() if wanted[1] and len(table) else 0), np.float32)
             sums = np.zeros((len(table), sizes.groups, sizes.c, 2), np.float32)
-            on_all_cores(backward_pass, sizes.groups if len(table) else 0, memory, (source_nchw, nchw[some]), affine, self.mean[source_numbers],
-                         self.inverse[source_numbers], coefficients[some], table, *self.images, np.array(wanted), by_group, sums)
+            on_all_cores(backward_pass, sizes.groups if len(table) else 0, memory, (source_nchw, nchw[some]), affine,
+                         self.mean[source_numbers],
+                         self.inverse[source_numbers], coefficients[some], table, *self.images, np.array(wanted),
+                         by_group, sums)
             if wanted[1]:
                 on_all_cores(sum_groups, len(table), by_group, starts, edges.weight_addresses(dweights)[some])
             return sums.sum(1, dtype=np.float64)
-        sums = run(self.sizes.tables[1], (first, second), self.at[edges.twice], 0, edges.twice, self.between, _rows(middle), (True, bool(dweights)))
+        sums = run(self.sizes.tables[1], (first, second), self.at[edges.twice], 0, edges.twice, self.between,
+                   _rows(middle), (True, bool(dweights)))
         coefficients[edges.twice] = self._batch_norm_backward(edges.twice, self.inverse[edges.twice], sums)
         d[edges.twice], nchw[edges.twice] = _rows(middle), 0
-        run(self.sizes.tables[0], (0, first), np.full(first, x), 1, np.arange(first), self._relu_alone(), np.full(first, dx.data_ptr() if dx is not None else 0),
+        run(self.sizes.tables[0], (0, first), np.full(first, x), 1, np.arange(first), self._relu_alone(),
+            np.full(first, dx.data_ptr() if dx is not None else 0),
             (dx is not None, bool(dweights)))
 
     def _batch_norm_backward(self, numbers, scale, sums):
-        """df = c0 * d + c1 * f + c2 as [..., C, 3]; scale: of f in the output, sums [..., C, 2]: of d and of d * (f - mean) * inverse."""
+        """df = c0 * d + c1 * f + c2 as [..., C, 3]; scale: of f in the output, sums [..., C, 2]: of d and of d * (f -
+        mean) * inverse."""
         count = self.sizes.n * self.sizes.pixels
         c1 = -scale * self.inverse[numbers] * sums[..., 1] / count
         return np.stack([scale, c1, -scale * sums[..., 0] / count - c1 * self.mean[numbers]], -1).astype(np.float32)
@@ -288,5 +317,6 @@ class Passes:
         coefficients = self._batch_norm_backward(numbers, self.inverse[numbers], together)
         coefficients[numbers < 0] = 0
         memory = np.column_stack([np.full(len(columns), x), self.at[numbers], np.full(len(columns), dx.data_ptr())])
-        on_all_cores(pool_backward, sizes.groups if columns else 0, memory, sizes.kinds, sizes.inverse_counts, coefficients,
+        on_all_cores(pool_backward, sizes.groups if columns else 0, memory, sizes.kinds, sizes.inverse_counts,
+                     coefficients,
                      np.ascontiguousarray(self.scale[:, columns]), self.d_at, sizes.others, *self.images)
