@@ -9,8 +9,10 @@ one edge or none at all.
 Nothing here imports Paddle or another module of the project. Wrong genotypes raise ValueError with a sentence for the user.
 """
 import ast
+import difflib
 import json
 import os
+import re
 from collections import namedtuple
 from numbers import Integral
 
@@ -29,13 +31,17 @@ PRIMITIVES = [
 ]
 
 # All that a genotype may name: the keys of operations.OPS.
-OPERATIONS = PRIMITIVES + ['sep_conv_7x7', 'conv_7x1_1x7']
+OPERATIONS = PRIMITIVES + ['sep_conv_7x7', 'conv_7x1_1x7', 'conv_3x1_1x3']
 
 # A genotype.json is about 1 kB; a file far larger is something else and is not read into memory.
 MAX_JSON_BYTES = 1 << 20
 MAX_NODES = 64  # of a cell; published cells have 4 or 5
 
-# The cells of the PaddleSlim example. They differ from the cells of the same names in the papers' repositories.
+# Cells of public repositories, with their sources. The keys are names that get_genotype takes.
+PUBLISHED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'nas', 'data', 'published_genotypes.json')
+
+# The cells of the PaddleSlim example. They differ from the papers' cells, which are DARTS_V1_paper, DARTS_V2_paper and
+# PC_DARTS_cifar in the file of published cells.
 DARTS_V1 = Genotype(
     normal=[('sep_conv_5x5', 0), ('dil_conv_3x3', 1), ('sep_conv_3x3', 2), ('sep_conv_5x5', 0),
             ('sep_conv_5x5', 0), ('dil_conv_3x3', 3), ('sep_conv_3x3', 0), ('max_pool_3x3', 1)],
@@ -66,16 +72,22 @@ def named_genotypes():
     return {name: value for name, value in globals().items() if isinstance(value, Genotype)}
 
 
+def published_genotypes():
+    """Return {name: {normal, normal_concat, reduce, reduce_concat, source}} of the cells in nas/data/published_genotypes.json."""
+    with open(PUBLISHED, encoding='utf-8') as f:
+        return json.load(f)
+
+
 def get_genotype(arch):
     """Turn what a user gave as --arch into a Genotype.
 
-    arch: a name of this file, the path of a genotype.json, a folder that holds one (such as the output folder of a search), or the
+    arch: a name of this file or of the published cells, the path of a genotype.json, a folder that holds one (such as the output folder of a search), or the
     text `Genotype(normal=[...], ...)` as a log or a paper prints it.
     Raises ValueError when it is none of these, or when the file does not hold a genotype.
     """
     named = named_genotypes()
     if arch in named:
-        return named[arch]
+        return from_dict(named[arch]._asdict())
     if arch.lstrip().startswith('Genotype('):
         return parse_genotype(arch)
     try:
@@ -85,15 +97,22 @@ def get_genotype(arch):
     except ValueError as error:
         if 'null' not in str(error):  # a path with a null character is no path
             raise
-    raise ValueError(f"'{arch:.200}' is neither a genotype's name ({', '.join(named)}), nor a genotype.json or a folder that holds one, "
-                     'nor the text of a Genotype(...)')
+    published = published_genotypes()
+    if arch in published:
+        return from_dict(published[arch])
+    near = difflib.get_close_matches(arch[:100], [*named, *published], 1, cutoff=0.75)
+    raise ValueError(f"'{arch:.200}' is neither a genotype's name ({', '.join(named)}, or one of the {len(published)} in "
+                     f'nas/data/{os.path.basename(PUBLISHED)}), nor a genotype.json or a folder that holds one, nor the text of a '
+                     f'Genotype(...)' + (f'; did you mean {near[0]}?' if near else ''))
 
 
 def parse_genotype(text):
     """The Genotype that a printed `Genotype(normal=[...], normal_concat=range(2, 6), ...)` stands for. Only literals and range(...) of
     literals are read, nothing is evaluated. Raises ValueError."""
     try:
-        call = ast.parse(text.strip()[:MAX_JSON_BYTES], mode='eval').body
+        if len(text) > MAX_JSON_BYTES or not re.fullmatch(r"[\w\s()\[\],='\"]*", text):  # nothing else occurs in such a text
+            raise ValueError('it is too long or has characters that no genotype has')
+        call = ast.parse(text.strip(), mode='eval').body
         if not isinstance(call, ast.Call) or call.args or getattr(call.func, 'id', None) != 'Genotype':
             raise ValueError('it must be Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)')
         return from_dict({keyword.arg: _literal(keyword.value) for keyword in call.keywords})
@@ -158,7 +177,17 @@ def from_dict(data):
         reduce_concat=_check_concat('reduce_concat', data['reduce_concat'], reduce))
 
 
+def connected_states(edges):
+    """The states of a cell that have a value: the two inputs and every node with an edge other than `none` from such a state."""
+    connected = [0, 1]
+    for position in range(0, len(edges), 2):
+        if any(operation != 'none' and state in connected for operation, state in edges[position:position + 2]):
+            connected.append(2 + position // 2)
+    return connected
+
+
 def _check_edges(key, edges):
+    edges = _flat(edges)
     if not isinstance(edges, (list, tuple)) or not edges or len(edges) % 2:
         raise ValueError(f'{key} must be a list of [operation, state] pairs, two for each node')
     if len(edges) > 2 * MAX_NODES:
@@ -174,6 +203,16 @@ def _check_edges(key, edges):
         if not _is_integer(state) or not 0 <= state < 2 + position // 2:
             raise ValueError(f'{where}: node {position // 2} can take its input from states 0 to {1 + position // 2}, not from {state!r:.80}')
     return [(str(operation), int(state)) for operation, state in edges]
+
+
+def _flat(edges):
+    """A list of edges, also where it is given node by node: [[edge, edge], ...]."""
+    if isinstance(edges, (list, tuple)) and edges and all(
+            isinstance(node, (list, tuple)) and node and isinstance(node[0], (list, tuple)) for node in edges):
+        if any(len(node) != 2 for node in edges):
+            raise ValueError('a node has two edges; write ("none", 0) for one that it does not have')
+        return [edge for node in edges for edge in node]
+    return edges
 
 
 def _is_integer(value):

@@ -7,12 +7,14 @@ None without one and in evaluation mode. The training loop calls `set_drop_path_
 import paddle
 import paddle.nn as nn
 
+from genotypes import connected_states, from_dict
 from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, batch_norm, conv2d, linear
 from runtime.errors import UserError
 
 
 def drop_path(x, prob):
-    """Drop x [N, C, H, W] for a share `prob` of the samples and scale the others up, so that the mean stays (Larsson et al. 2017)."""
+    """Set x [N, C, H, W] to zero for a sample with probability `prob` and divide the others by 1 - prob, which keeps the mean
+    (Larsson et al. 2017)."""
     keep = paddle.full([x.shape[0], 1, 1, 1], 1 - prob, dtype=x.dtype)
     return x * paddle.bernoulli(keep) / (1 - prob)
 
@@ -20,7 +22,9 @@ def drop_path(x, prob):
 class Cell(nn.Layer):
     """A cell of a genotype: node i is the sum of its edges 2 i and 2 i + 1; the output concatenates the genotype's nodes.
 
-    The output has `multiplier` * c channels, where multiplier is the number of concatenated nodes.
+    An edge whose operation is `none`, or whose source state has no input, is left out, and so is a node without an edge
+    (`genotypes.connected_states`). The output has `multiplier` * c channels, where multiplier is the number of nodes that it
+    concatenates.
     """
 
     def __init__(self, genotype, c_prev_prev, c_prev, c, reduction, reduction_prev):
@@ -31,19 +35,23 @@ class Cell(nn.Layer):
             self.preprocess0 = ReLUConvBN(c_prev_prev, c, 1, 1, 0)
         self.preprocess1 = ReLUConvBN(c_prev, c, 1, 1, 0)
         edges = genotype.reduce if reduction else genotype.normal
-        self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
+        connected = connected_states(edges)
+        self._concat = [state for state in (genotype.reduce_concat if reduction else genotype.normal_concat)
+                        if state in connected]
         if not self._concat:
             raise UserError(f'--arch: the {"reduction" if reduction else "normal"} cell of the genotype has no edges: it was written '
                             'before the search had found any; take the genotype of a later epoch')
         self.multiplier = len(self._concat)
         self._indices = [state for _, state in edges]
-        self._ops = nn.LayerList(
-            [OPS[name](c, 2 if reduction and state < 2 else 1, True) for name, state in edges])
+        self._is_edge = [name != 'none' and state in connected for name, state in edges]
+        self._ops = nn.LayerList([OPS[name if is_edge else 'none'](c, 2 if reduction and state < 2 else 1, True)
+                                  for (name, state), is_edge in zip(edges, self._is_edge)])
 
     def forward(self, s0, s1, drop_prob):
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         for i in range(0, len(self._ops), 2):
-            states.append(self._edge(i, states, drop_prob) + self._edge(i + 1, states, drop_prob))
+            inputs = [self._edge(k, states, drop_prob) for k in (i, i + 1) if self._is_edge[k]]
+            states.append(sum(inputs[1:], inputs[0]) if inputs else None)
         return paddle.concat([states[i] for i in self._concat], axis=1)
 
     def _edge(self, i, states, drop_prob):
@@ -76,8 +84,8 @@ class AuxiliaryHead(nn.Layer):
 
     def forward(self, x):
         if min(x.shape[2:]) < self.smallest:
-            raise UserError('--auxiliary: the auxiliary head needs features of at least {0}x{0}, from images four times as large; '
-                            'these are {1}x{2}: give --auxiliary=False'.format(self.smallest, *x.shape[2:]))
+            raise UserError(f'--auxiliary: the auxiliary classifier needs feature maps of at least {self.smallest}x{self.smallest}; '
+                            f'these images give {x.shape[2]}x{x.shape[3]}: give --auxiliary=False or larger images')
         return self.classifier(self.features(x).mean([2, 3]))  # 1x1 at the papers' image sizes
 
 
@@ -85,6 +93,7 @@ class _Network(nn.Layer):
     """What both networks have: cells, auxiliary head, classifier. A subclass makes the stem first."""
 
     def _build(self, c_prev_prev, c_prev, c, num_classes, layers, auxiliary, genotype, reduction_prev, auxiliary_stride):
+        genotype = from_dict(genotype._asdict())  # genotypes written in code are checked too; raises ValueError
         self.drop_path_prob = 0.0
         self._auxiliary_at = 2 * layers // 3
         self.cells = nn.LayerList()
@@ -138,6 +147,9 @@ class NetworkImageNet(_Network):
 
     def __init__(self, C, num_classes, layers, auxiliary, genotype, dropout=0.0):
         super().__init__()
+        if C < 2:
+            raise UserError(f'--init_channels: {C} is not allowed: the first convolution of the ImageNet stem has half as many '
+                            'channels; give at least 2')
         self.stem0 = nn.Sequential(
             conv2d(3, C // 2, 3, stride=2, padding=1), batch_norm(C // 2), nn.ReLU(),
             conv2d(C // 2, C, 3, stride=2, padding=1), batch_norm(C))

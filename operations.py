@@ -21,6 +21,7 @@ OPS = {
     'dil_conv_3x3': lambda c, stride, affine: DilConv(c, c, 3, stride, 2, 2, affine),
     'dil_conv_5x5': lambda c, stride, affine: DilConv(c, c, 5, stride, 4, 2, affine),
     'conv_7x1_1x7': lambda c, stride, affine: Conv7x1(c, stride, affine),
+    'conv_3x1_1x3': lambda c, stride, affine: Conv7x1(c, stride, affine, size=3),
 }
 
 
@@ -96,14 +97,14 @@ class SepConv(nn.Layer):
 
 
 class Conv7x1(nn.Layer):
-    """ReLU, a 1x7 and then a 7x1 convolution, batch norm (an operation of NASNet and AmoebaNet)."""
+    """ReLU, a 1x7 and then a 7x1 convolution, batch norm (an operation of NASNet and AmoebaNet); size: another one than 7."""
 
-    def __init__(self, c, stride, affine=True):
+    def __init__(self, c, stride, affine=True, size=7):
         super().__init__()
         self.op = nn.Sequential(
             nn.ReLU(),
-            conv2d(c, c, (1, 7), (1, stride), (0, 3)),
-            conv2d(c, c, (7, 1), (stride, 1), (3, 0)),
+            conv2d(c, c, (1, size), (1, stride), (0, size // 2)),
+            conv2d(c, c, (size, 1), (stride, 1), (size // 2, 0)),
             batch_norm(c, affine))
 
     def forward(self, x):

@@ -12,6 +12,7 @@ Output files in --model_save_dir: best_model.pdparams with best_model.json, trai
 """
 import sys
 
+from runtime.errors import UserError
 from runtime.flags import (
     DATA_FLAGS,
     DEVICE_FLAGS,
@@ -19,6 +20,7 @@ from runtime.flags import (
     USE_FLAGS,
     ArgumentParser,
     boolean,
+    checked_value,
     genotype_of,
     given_flags,
     integer,
@@ -81,13 +83,14 @@ def main():
 
     model = description = None
     if args.pretrained:
-        model, description = evaluation.load(args.pretrained, NetworkCIFAR, described(args.class_num), given)
+        must_match = given if not writes_files else given - {'class_num'}  # training may change the number of classes
+        model, description = evaluation.load(args.pretrained, NetworkCIFAR, described(args.class_num), must_match)
         args = with_data_of(description, args, given)
     if args.summary:
         print(summary(model or evaluation.build(NetworkCIFAR, described(args.class_num)), image_shape(args), args.batch_size))
         return
     if args.export:
-        evaluation.export(model, args.export, description.get('image_shape', [3, 32, 32]))
+        evaluation.export(model, args.export, evaluation.image_shape_of(description, default=image_shape(args)))
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
@@ -98,11 +101,12 @@ def main():
         evaluation.score(accelerate(model), test_loader, precision_options)
         return
     train_loader = train_valid(args.batch_size, True, True, args)
+    class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     if description is None:
-        description = described(class_count(train_loader, args.class_num if 'class_num' in given else None))
+        description = described(class_num)
         model = evaluation.build(NetworkCIFAR, description)
     else:
-        class_count(train_loader, description['class_num'])
+        model, description = evaluation.with_classes(NetworkCIFAR, model, description, class_num)
     # The data of this training, also where --pretrained was trained on other data.
     description = dict(description, image_shape=images, data={name: getattr(args, name) for name in DATA_OF_NETWORK})
     evaluation.log_size(model, images)
@@ -123,10 +127,18 @@ def main():
 
 
 def with_data_of(description, args, given):
-    """The arguments with the data that a trained network was made for, where the flags do not say otherwise."""
-    data = description.get('data')
-    known = {name: data[name] for name in DATA_OF_NETWORK if isinstance(data, dict) and name not in given
-             and type(data.get(name)) in (str, int)}
+    """The arguments with the data that a trained network was made for, where the flags do not say otherwise.
+
+    Raises UserError for values that the flags would not take.
+    """
+    data = description.get('data', {})
+    try:
+        if not isinstance(data, dict):
+            raise ValueError(f'data must be an object, it is {data!r:.80}')
+        known = {name: checked_value(DATA_FLAGS + DEVICE_FLAGS, name, data[name]) for name in DATA_OF_NETWORK
+                 if name not in given and data.get(name) is not None}
+    except ValueError as error:
+        raise UserError(f'--pretrained: its .json is wrong: {error}')
     return type(args)(**dict(vars(args), **known))
 
 

@@ -44,8 +44,8 @@ TRAIN_FLAGS = [
 DATA_FLAGS = [
     ('data_dir', path, 'dataset/ILSVRC2012', 'the folder with the images, train_list.txt and val_list.txt'),
     ('trainset_num', integer(1), 1281167, 'maximum number of training images'),
+    ('image_size', integer(32, 1024), 224, 'height and width in pixels of the images; without this flag, that of --pretrained'),
 ]
-IMAGE_SHAPE = [3, 224, 224]
 
 
 def parse_arguments(argv=None):
@@ -84,21 +84,27 @@ def main():
     model = description = None
     class_num = args.class_num if 'class_num' in given else None
     if args.pretrained:
-        model, description = evaluation.load(args.pretrained, NetworkImageNet, described(args.class_num), given, dropout=args.dropout)
-        class_num = description['class_num']
+        must_match = given if not writes_files else given - {'class_num'}  # training may change the number of classes
+        model, description = evaluation.load(args.pretrained, NetworkImageNet, described(args.class_num), must_match,
+                                             dropout=args.dropout)
+        if not writes_files:
+            class_num = description['class_num']
+    images = [3, args.image_size, args.image_size]
+    if description is not None and 'image_size' not in given:
+        images = evaluation.image_shape_of(description, default=images)
     if args.summary:
         model = model or evaluation.build(NetworkImageNet, described(args.class_num), dropout=args.dropout)
-        print(summary(model, IMAGE_SHAPE, args.batch_size))
+        print(summary(model, images, args.batch_size))
         return
     if args.export:
-        evaluation.export(model, args.export, IMAGE_SHAPE)
+        evaluation.export(model, args.export, images)
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
     loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0, max_bad_images=args.max_bad_images)
-    valid_images = imagenet_reader(args.data_dir, 'val')
+    valid_images = imagenet_reader(args.data_dir, 'val', images[1])
     if not args.eval_only:
-        train_images = imagenet_reader(args.data_dir, 'train')
+        train_images = imagenet_reader(args.data_dir, 'train', images[1])
         if class_num is not None:
             train_images.check_labels(class_num)  # names the line of the list
         class_num = class_count(train_images, class_num)
@@ -107,7 +113,10 @@ def main():
     if description is None:
         description = described(class_num)
         model = evaluation.build(NetworkImageNet, description, dropout=args.dropout)
-    evaluation.log_size(model, IMAGE_SHAPE)
+    elif not args.eval_only:
+        model, description = evaluation.with_classes(NetworkImageNet, model, description, class_num, dropout=args.dropout)
+    description = dict(description, image_shape=images)
+    evaluation.log_size(model, images)
     if args.eval_only:
         evaluation.score(accelerate(model), valid_loader, precision_options)
         return

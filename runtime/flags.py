@@ -100,6 +100,9 @@ class ArgumentParser(argparse.ArgumentParser):
         for name in ('eval_only', 'export'):
             if getattr(args, name) and not args.pretrained:
                 self.error(f'argument --{name}: give the network with --pretrained=PATH of a best_model.pdparams')
+        if args.export and (args.export.endswith(('/', os.sep)) or os.path.isdir(args.export)):
+            self.error(f'argument --export: {args.export} is a folder; give the beginning of the file names, such as '
+                       f'{os.path.join(args.export, "model")}')
         try:
             get_genotype(args.arch)
         except ValueError as error:
@@ -117,6 +120,17 @@ class ArgumentParser(argparse.ArgumentParser):
 def given_flags(argv):
     """The names of the flags on a command line, to tell a given value from a default."""
     return {word[2:].split('=')[0] for word in argv if word.startswith('--')}
+
+
+def checked_value(table, name, value):
+    """The value of a flag that comes from a file, checked as on the command line. Raises ValueError that names the flag."""
+    kind = next(kind for row, kind, _, _ in table if row == name)
+    try:
+        if type(value) not in (str, int, float, bool):
+            raise argparse.ArgumentTypeError(f'{value!r:.80} is not allowed')
+        return (_one_of(kind) if isinstance(kind, list) else kind)(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f'{name}: {error}')
 
 
 def genotype_of(arch):
@@ -164,8 +178,8 @@ def reader_flags(num_workers):
 def network_flags(init_channels, layers, class_num, drop_path_prob):
     """The flags of a network made of a genotype, with a script's own defaults."""
     return [
-        ('arch', path, 'DARTS_V2', 'genotype: a name of genotypes.py, a genotype.json, a search output directory, or the printed '
-                                   "text 'Genotype(...)'"),
+        ('arch', path, 'DARTS_V2', 'genotype: a name of genotypes.py or of nas/data/published_genotypes.json, a genotype.json, a '
+                                   "search output directory, or the printed text 'Genotype(...)'"),
         ('init_channels', integer(2, 4096), init_channels, 'channels of the first cell'),
         ('layers', integer(1, 1000), layers, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction cells'),
         ('class_num', integer(2, 10**6), class_num, 'number of classes'),

@@ -1,11 +1,23 @@
 """Genotypes: the named cells, genotype.json, and what is refused."""
 import json
 
+import numpy as np
 import pytest
 from conftest import shared_file
 
 import genotypes
-from genotypes import DARTS_V2, PRIMITIVES, derive_cell, from_dict, genotype_json, get_genotype, read_genotype, to_dict
+from genotypes import (
+    DARTS_V2,
+    PC_DARTS,
+    PRIMITIVES,
+    connected_states,
+    derive_cell,
+    from_dict,
+    genotype_json,
+    get_genotype,
+    read_genotype,
+    to_dict,
+)
 
 
 @pytest.mark.parametrize('name', ['DARTS_V1', 'DARTS_V2', 'PC_DARTS'])
@@ -96,3 +108,67 @@ def test_derivation_of_a_cell_by_hand():
     strengths[2][6], strengths[3][2], strengths[4][7] = 0.2, 0.1, 0.9
     assert derive_cell(strengths, PRIMITIVES, 2) == [
         ('max_pool_3x3', 1), ('sep_conv_3x3', 0), ('dil_conv_5x5', 2), ('dil_conv_3x3', 0)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other ways to give a genotype
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_published_cell_has_a_name():
+    """All 50 cells of the reference file, edge by edge; FairDARTS's explicit edges [op, to, from] become pairs with `none`."""
+    with open(shared_file('reference', 'genotypes.json')) as f:
+        published = json.load(f)['genotypes']
+    assert len(published) == 50
+    for name, cell in published.items():
+        found = get_genotype(name + '_paper' if name in ('DARTS_V1', 'DARTS_V2') else name)
+        for kind in ('normal', 'reduce'):
+            edges = [(operation, 2 + i // 2, state) for i, (operation, state) in enumerate(getattr(found, kind))]
+            if cell['format'].startswith('edges'):
+                assert [list(edge) for edge in edges if edge[0] != 'none'] == cell[kind], name
+            else:
+                assert [[operation, state] for operation, _, state in edges] == cell[kind], name
+            assert list(getattr(found, kind + '_concat')) == cell[kind + '_concat'], name
+
+
+def test_the_names_of_the_example_keep_their_meaning():
+    assert get_genotype('DARTS_V2') == DARTS_V2 == get_genotype('PaddleSlim_DARTS_V2') != get_genotype('DARTS_V2_paper')
+    with pytest.raises(ValueError, match='did you mean PDARTS'):
+        get_genotype('P-DARTS')
+
+
+def test_the_printed_text_and_a_folder_are_read(tmp_path):
+    assert get_genotype(repr(DARTS_V2)) == DARTS_V2
+    assert get_genotype(f' {DARTS_V2} \n'.replace('range(2, 6)', '[2, 3, 4, 5]')) == DARTS_V2
+    (tmp_path / 'genotype.json').write_text(genotype_json(PC_DARTS))
+    assert get_genotype(str(tmp_path)) == PC_DARTS
+
+
+@pytest.mark.parametrize('text', [
+    'Genotype(normal=__import__("os").getcwd(), normal_concat=[2], reduce=[], reduce_concat=[2])',
+    'Genotype(normal=[].append(1))', 'Genotype(1)', 'Genotype(**{})', 'Genotype(', 'Genotype()', 'Genotype(normal=[])()',
+    'Genotype(normal=' + '(' * 100000 + ')', 'Genotype(normal=' + '-' * 100000 + '1)',
+    repr(DARTS_V2).replace('range(2, 6)', 'range(0, 10**9)'), repr(DARTS_V2).replace('range(2, 6)', 'range(2, 1000000000)'),
+    repr(DARTS_V2).replace('range(2, 6)', 'range(2, 6, 0)'), repr(DARTS_V2).replace('range(2, 6)', 'range()')])
+def test_a_wrong_text_is_refused_and_never_evaluated(text):
+    with pytest.raises(ValueError, match='not a genotype'):
+        get_genotype(text)
+
+
+def test_genotypes_written_in_code():
+    """Numpy integers and nodes as nested pairs are accepted; nine edges are not."""
+    edges = [(operation, np.int64(state)) for operation, state in DARTS_V2.normal]
+    nested = [tuple(DARTS_V2.reduce[i:i + 2]) for i in range(0, 8, 2)]
+    given = DARTS_V2._replace(normal=edges, normal_concat=tuple(np.arange(2, 6)), reduce=nested)
+    assert from_dict(given._asdict()) == DARTS_V2
+    for wrong in (edges + edges[:1], nested[:3] + [nested[3][:1]]):
+        with pytest.raises(ValueError, match='two'):
+            from_dict(DARTS_V2._replace(normal=wrong)._asdict())
+
+
+def test_bounds_and_states_without_an_input():
+    with pytest.raises(ValueError, match='2000 nodes; at most 64'):
+        from_dict(changed(normal=[['skip_connect', 0]] * 4000))
+    # State 3 has no input, so an edge that leaves it is none either.
+    edges = [('skip_connect', 0), ('none', 1), ('none', 0), ('none', 1), ('skip_connect', 3), ('none', 0)]
+    assert connected_states(edges) == [0, 1, 2]

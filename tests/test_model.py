@@ -110,3 +110,34 @@ def test_counting_leaves_the_network_as_it_is():
     assert count_macs(model, [3, 8, 8]) > 0 and model.training
     for name, value in model.state_dict().items():
         assert (value.numpy() == before[name]).all()
+
+
+def test_none_edges_are_left_out():
+    """A node is the sum of its remaining edges; a node without any is left out of the concatenation."""
+    genotype = DARTS_V2._replace(
+        normal=[('skip_connect', 0), ('none', 1), ('none', 0), ('none', 1), ('sep_conv_3x3', 3), ('skip_connect', 2),
+                ('skip_connect', 3), ('none', 0)])
+    model = NetworkCIFAR(4, 10, 3, False, genotype)
+    cell = model.cells[0]
+    assert cell.multiplier == 2 and not list(cell._ops[4].parameters())  # its source, state 3, has no input
+    model.eval()
+    image = paddle.randn([2, 12, 8, 8])
+    node = cell.preprocess0(image)  # states 2 and 4: both are identities of state 0
+    assert np.allclose(cell(image, image, 0.0).numpy(), paddle.concat([node, node], axis=1).numpy())
+    assert model(paddle.randn([2, 3, 32, 32]))[0].shape == [2, 10]
+
+
+@pytest.mark.parametrize('name', ['FairDARTS_c', 'FairDARTS_g', 'ASHA200_random_search', 'SETN', 'NASNet'])
+def test_published_cells_with_none_edges_and_other_operations_train(name):
+    model = NetworkCIFAR(4, 10, 3, False, get_genotype(name))
+    model.set_drop_path_prob(0.2)
+    model(paddle.randn([2, 3, 16, 16]))[0].square().sum().backward()
+    used = [parameter for parameter in model.parameters() if parameter.trainable and parameter.grad is not None]
+    assert used and all(np.isfinite(parameter.grad.numpy()).all() for parameter in used)
+
+
+def test_genotypes_in_code_are_checked():
+    with pytest.raises(ValueError, match='two for each node'):
+        NetworkCIFAR(4, 10, 3, False, DARTS_V2._replace(normal=DARTS_V2.normal + DARTS_V2.normal[:1]))
+    with pytest.raises(UserError, match='normal cell of the genotype has no edges'):
+        NetworkCIFAR(4, 10, 3, False, DARTS_V2._replace(normal=[('none', 0)] * 8))

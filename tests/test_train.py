@@ -15,6 +15,7 @@ from test_bad_input import check_refusal
 from test_reader import Hostile
 
 from genotypes import PC_DARTS, genotype_json
+from runtime.errors import UserError
 from runtime.run import Run
 from training.engine import Precision, fit
 
@@ -123,6 +124,84 @@ def test_a_network_trained_on_with_other_data_is_scored_on_that(trained, tmp_pat
     assert result.stdout.startswith('valid_acc {:.6f}, '.format(best['valid_acc'])) and result.stdout.endswith(', 10 images\n'), result.stderr
 
 
+def test_training_goes_on_with_another_number_of_classes(trained, tmp_path):
+    """The classifier starts untrained, everything else is kept."""
+    folder, _ = trained
+    for i in range(24):
+        path = tmp_path / 'images' / str(i % 3)
+        path.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (12, 12), (10 * i, 0, 0)).save(str(path / f'{i}.png'))
+    result = run(tmp_path, 'train.py', f'--pretrained={folder}/eval_cifar/best_model.pdparams', '--dataset=folder', '--data=images',
+                 '--image_size=12', '--epochs=1', '--batch_size=4', '--learning_rate=1e-30', '--weight_decay=0')
+    assert result.returncode == 0, result.stderr
+    assert 'trained for 10 classes, now there are 3: the classifier starts untrained' in result.stderr
+    before, after = [paddle.load(str(place / 'eval_cifar' / 'best_model.pdparams')) for place in (folder, tmp_path)]
+    changed = [name for name, value in after.items() if '_mean' not in name and '_variance' not in name and (
+        value.shape != before[name].shape or not np.array_equal(value.numpy(), before[name].numpy()))]
+    assert sorted(changed) == ['classifier.bias', 'classifier.weight'] and after['classifier.bias'].shape == [3]
+    check_refusal(run(tmp_path, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--class_num=4'),
+                  '--class_num: eval_cifar/best_model.pdparams was made with another value')
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(layers=100000), 'it holds 2 cells, and the network has 100000 layers'),
+    (dict(init_channels=4000), 'its init_channels is 4, not 4000'),
+    (dict(class_num=10**9), 'its class_num is 10, not 1000000000'),
+    (dict(layers='2'), "it holds 2 cells, and the network has '2' layers"),
+    (dict(auxiliary='no'), 'auxiliary must be true or false'),
+    (dict(init_channels=None), 'init_channels must be a whole number from 1 to 4096, it is None'),
+    (dict(genotype=None), 'a genotype is an object with the keys'),
+    (dict(genotype={}), 'the key normal and normal_concat and reduce and reduce_concat is missing'),
+    (dict(image_shape='huge'), 'image_shape must be [3, height, width]'),
+    (dict(image_shape=[3, 10**9, 8]), 'image_shape must be [3, height, width]'),
+    (dict(data=[]), 'data must be an object'),
+    (dict(data={'seed': [1]}), 'seed: [1] is not allowed'),
+    (dict(data={'seed': -1}), "seed: '-1' is not allowed: give a whole number from 0"),
+    (dict(data={'image_size': 'x'}), "image_size: 'x' is not allowed"),
+    (dict(data={'dataset': 'mnist'}), "dataset: 'mnist' is not allowed: give one of"),
+])
+def test_a_wrong_description_is_refused_before_anything_is_built(trained, tmp_path, monkeypatch, changes, message):
+    import train
+    folder, _ = trained
+    for name in ('best_model.pdparams', 'best_model.json'):
+        (tmp_path / name).write_bytes((folder / 'eval_cifar' / name).read_bytes())
+    description = dict(json.loads((tmp_path / 'best_model.json').read_text()), **changes)
+    (tmp_path / 'best_model.json').write_text(json.dumps(description))
+    monkeypatch.setattr(sys, 'argv', ['train.py', f'--pretrained={tmp_path}/best_model.pdparams', f'--export={tmp_path}/out/model'])
+    with pytest.raises(UserError) as error:
+        train.main()
+    assert message in str(error.value) and not (tmp_path / 'out').exists()
+
+
+def test_an_export_never_overwrites_a_trained_network(trained):
+    folder, _ = trained
+    best = folder / 'eval_cifar' / 'best_model.json'
+    before = best.read_bytes()
+    check_refusal(run(folder, 'train.py', '--export=eval_cifar/best_model', '--pretrained=eval_cifar/best_model.pdparams'),
+                  '--export: eval_cifar/best_model.pdparams is a trained network')
+    check_refusal(run(folder, 'train.py', '--export=eval_cifar', '--pretrained=eval_cifar/best_model.pdparams'),
+                  'eval_cifar is a folder; give the beginning of the file names')
+    assert best.read_bytes() == before
+
+
+@pytest.mark.parametrize('name', ['DARTS_V1', 'DARTS_V2', 'PC_DARTS'])
+def test_exported_networks_load_with_the_default_configuration(name, tmp_path):
+    """Eight cells, mixed with activations, are what Paddle's inference passes failed on."""
+    from genotypes import get_genotype
+    from model import NetworkCIFAR
+    from training import evaluation
+    paddle.seed(0)
+    model = NetworkCIFAR(8, 10, 8, False, get_genotype(name))
+    evaluation.export(model, str(tmp_path / 'inference' / 'model'), [3, 32, 32])
+    image = np.random.default_rng(0).normal(size=[2, 3, 32, 32]).astype('float32')
+    np.save(str(tmp_path / 'image.npy'), image)
+    output = subprocess.run([sys.executable, '-W', 'ignore', '-c', READ_BACK, 'inference'], cwd=str(tmp_path), text=True,
+                            capture_output=True)
+    assert output.returncode == 0, output.stderr
+    expected = model(paddle.to_tensor(image))[0].numpy()
+    assert np.abs(np.asarray(json.loads(output.stdout.splitlines()[-1])) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
 def test_checkpoints_that_cannot_be_loaded(script, tmp_path):
     (tmp_path / 'hostile.pdparams').write_bytes(pickle.dumps({'w': Hostile(str(tmp_path / 'made'))}))
     check_refusal(script('train.py', '--eval_only', '--pretrained=hostile.pdparams'), 'mkdir, which no file of this kind needs')
@@ -132,7 +211,7 @@ def test_checkpoints_that_cannot_be_loaded(script, tmp_path):
     check_refusal(script('train.py', '--eval_only', '--pretrained=absent.pdparams'), 'absent.pdparams cannot be loaded: No such')
     paddle.save({'stem.0.weight': paddle.zeros([1, 2])}, str(tmp_path / 'other.pdparams'))
     check_refusal(script('train.py', '--eval_only', '--pretrained=other.pdparams', '--layers=1'),
-                  'other.pdparams does not fit this network: stem.1.weight is missing')
+                  'other.pdparams does not fit this network: it holds 0 cells, and the network has 1 layers')
     for flag in ('--eval_only', '--export=x'):
         check_refusal(script('train.py', flag), 'give the network with --pretrained')
 
@@ -181,6 +260,7 @@ def test_imagenet_on_real_photos(script, tmp_path):
                  ', best_valid_top1 ', 'Train Epoch 1, Step 2, loss '):
         assert line in result.stderr, line
     best = json.loads((tmp_path / 'eval_imagenet' / 'best_model.json').read_text())
+    assert best['image_shape'] == [3, 224, 224]
     again = script('train_imagenet.py', data, '--eval_only', '--pretrained=eval_imagenet/best_model.pdparams')
     assert again.stdout.startswith('valid_acc {valid_acc:.6f}, valid_acc5 {valid_acc5:.6f}, '.format(**best)), again.stderr
     assert again.stdout.endswith(', 25 images\n')

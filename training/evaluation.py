@@ -5,6 +5,7 @@ further or exported without repeating any argument. Its keys: network (the class
 class_num, auxiliary; image_shape and data (dataset, image_size, seed) of the images it was trained on; figures of its epoch.
 """
 import os
+import re
 
 import paddle
 
@@ -19,6 +20,9 @@ from training.summary import count_macs, count_parameters
 
 # The values that decide the shape of a network, as flags and best_model.json name them.
 SHAPE = ('init_channels', 'layers', 'class_num', 'auxiliary')
+MAXIMUM = {'init_channels': 4096, 'layers': 1000, 'class_num': 10**6}
+
+CLASSIFIERS = ('classifier.', 'auxiliary_head.classifier.')  # the layers whose size follows from the number of classes
 
 
 def describe(network_class, genotype, **shape):
@@ -31,9 +35,14 @@ def build(network_class, description, **options):
     try:
         genotype = genotypes.from_dict(description['genotype'])
         init_channels, layers, class_num, auxiliary = [description[name] for name in SHAPE]
-        if not all(type(n) is int and 1 <= n <= 10**5 for n in (init_channels, layers, class_num)):
-            raise ValueError('init_channels, layers and class_num must be whole numbers of at least 1')
-    except (KeyError, ValueError, TypeError) as error:
+        for name, maximum in MAXIMUM.items():
+            if type(description[name]) is not int or not 1 <= description[name] <= maximum:
+                raise ValueError(f'{name} must be a whole number from 1 to {maximum}, it is {description[name]!r:.80}')
+        if auxiliary not in (True, False):
+            raise ValueError(f'auxiliary must be true or false, it is {auxiliary!r:.80}')
+    except KeyError as error:
+        raise UserError(f'--pretrained: its .json does not describe a network: the key {error} is missing')
+    except (ValueError, TypeError) as error:
         raise UserError(f'--pretrained: its .json does not describe a network: {error}')
     return network_class(init_channels, class_num, layers, bool(auxiliary), genotype, **options)
 
@@ -46,19 +55,68 @@ def load(path, network_class, wanted, given, **options):
     Returns (network, description). Raises UserError.
     """
     state, description = load_model(path)
+    state = {name.removeprefix('_layers.'): value for name, value in state.items()}  # of a paddle.DataParallel
     if description is None:
         logger.info('%s has no .json beside it: genotype and shape are those of the flags', path)
-        description = wanted
-    else:
-        if description.get('network') != network_class.__name__:
-            raise UserError(f'--pretrained: {path} holds a {description.get("network")}, this script takes a {network_class.__name__}')
-        for flag, name in [('arch', 'genotype')] + [(name, name) for name in SHAPE]:
-            if flag in given and wanted[name] != description.get(name):
-                raise UserError(f'--{flag}: {path} was made with another value; leave the flag out')
+        bias = state.get('classifier.bias')
+        description = wanted if bias is None or bias.ndim != 1 else dict(wanted, class_num=len(bias))
+    elif description.get('network') != network_class.__name__:
+        raise UserError(f'--pretrained: {path} holds a {str(description.get("network")):.80}, this script takes a '
+                        f'{network_class.__name__}')
+    for flag, name in [('arch', 'genotype')] + [(name, name) for name in SHAPE]:
+        if flag in given and wanted[name] != description.get(name):
+            raise UserError(f'--{flag}: {path} was made with another value; leave the flag out')
+    _check_size(path, state, description)
     model = build(network_class, description, **options)
     set_state(model, state, '--pretrained: ' + path)
     logger.info('loaded %s', path)
     return model, description
+
+
+def _check_size(path, state, description):
+    """Compare a description with the arrays that are there, so that a wrong one does not make a network larger than its file.
+
+    Raises UserError.
+    """
+    cells = {int(match.group(1)) for match in (re.match(r'cells\.(\d{1,6})\.', name) for name in state) if match}
+    if len(cells) != description.get('layers'):
+        raise UserError(f'--pretrained: {path} does not fit this network: it holds {len(cells)} cells, and the network has '
+                        f'{description.get("layers")!r:.80} layers')
+    for name, array, length in (('class_num', 'classifier.bias', description.get('class_num')),
+                                ('init_channels', 'cells.0.preprocess1.op.2.bias', description.get('init_channels'))):
+        if array in state and isinstance(length, int):
+            found = state[array].size // (2 if name == 'init_channels' and len(cells) < 3 else 1)  # cell 0 may reduce
+            if found != length:
+                raise UserError(f'--pretrained: {path} does not fit this network: its {name} is {found}, not {length}')
+
+
+def with_classes(network_class, model, description, class_num, **options):
+    """A trained network for another number of classes: its classifiers start untrained, all other weights are kept.
+
+    options: as of `build`. Returns (network, description); the given ones where the number of classes is the same.
+    """
+    if class_num == description['class_num']:
+        return model, description
+    logger.info('--pretrained: the network was trained for %d classes, now there are %d: the classifier%s untrained',
+                description['class_num'], class_num,
+                ' and the auxiliary classifier start' if description['auxiliary'] else ' starts')
+    description = dict(description, class_num=class_num)
+    adapted = build(network_class, description, **options)
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith(CLASSIFIERS)}
+    adapted.set_state_dict(dict(adapted.state_dict(), **kept))
+    return adapted, description
+
+
+def image_shape_of(description, default):
+    """The shape [3, H, W] of the images that a network was trained on; default: for a description that does not say it.
+
+    Raises UserError for anything else in the description.
+    """
+    shape = description.get('image_shape', default)
+    if not (isinstance(shape, list) and len(shape) == 3 and shape[0] == 3
+            and all(type(side) is int and 1 <= side <= 4096 for side in shape)):
+        raise UserError(f'--pretrained: its .json is wrong: image_shape must be [3, height, width], it is {shape!r:.80}')
+    return shape
 
 
 def log_size(model, image_shape):
@@ -82,10 +140,10 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
                                           weight_decay=optimizer_options['weight_decay'],
                                           grad_clip=paddle.nn.ClipGradByGlobalNorm(optimizer_options['grad_clip']))
     precision = Precision(model=model, optimizer=optimizer, **precision_options)
-    resume = run_options.pop('resume')
+    run_keywords = {name: value for name, value in run_options.items() if name != 'resume'}
     run = Run(save_dir, model=model, optimizers=[(optimizer, parameters)], schedule=schedule, loaders=[train_loader],
-              scaler=precision.scaler, same_on_all_ranks=False, **run_options)  # each rank drops paths of its own images
-    run.start(resume)
+              scaler=precision.scaler, same_on_all_ranks=False, **run_keywords)  # each rank drops paths of its own images
+    run.start(run_options['resume'])
 
     def report(metrics):
         best = run.results.get('best', -1.0)
@@ -123,14 +181,25 @@ class _LogitsOnly(paddle.nn.Layer):
 def export(model, path, image_shape):
     """Write an inference model, images [N, 3, H, W] in, logits [N, classes] out, that paddle.jit.load and paddle.inference read.
 
-    path: the common beginning of the files' names, as in paddle.jit.save.
+    path: the common beginning of the files' names, as in paddle.jit.save. Raises UserError for one that belongs to a trained network,
+    whose description Paddle would overwrite, and (status 1) for a path that cannot be written.
     """
+    if os.path.exists(path + '.pdparams'):
+        raise UserError(f'--export: {path}.pdparams is a trained network, whose files would be overwritten: give another name, such '
+                        f'as {path}_inference')
     model.eval()
     inference = _LogitsOnly(model)
     inference.eval()
+    # Without an operation between the concatenation that ends a cell and the ReLU that begins the next one, a pass of Paddle
+    # 3.3's inference engine (conv_concat_activation_mkldnn_fuse_pass) fails: "drr attr [fuse_activation] is not found".
+    hooks = [cell.register_forward_post_hook(lambda cell, inputs, output: paddle.assign(output)) for cell in model.cells]
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         paddle.jit.save(inference, path, input_spec=[paddle.static.InputSpec([None] + list(image_shape), name='image')])
-    except OSError as error:
-        raise UserError(f'--export: cannot write {path}: {error.strerror or error}', status=1)
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, 'strerror', None) or str(error)).splitlines()[0]
+        raise UserError(f'--export: cannot write {path}: {reason}', status=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
     print(f'exported to {path}.*')
