@@ -387,6 +387,8 @@ class TestDrNAS:
                 search.architect.gradient = gradients
                 for kind, gradient in zip(KINDS, found):
                     assert relative_error(gradient, at['arch_grad/alphas_' + kind]) < 2e-3
+                    moved = getattr(model, 'alphas_' + kind).numpy()
+                    assert np.abs(moved - at['arch/alphas_' + kind]).max() < 0.05 * 6e-4
                 set_alphas(model, {kind: at['arch/alphas_' + kind] for kind in KINDS})
             search.architect.step = checked
         check_trajectory(arrays, model, weights, search, before_step)
