@@ -30,6 +30,7 @@ class MixedOp(nn.Layer):
     def __init__(self, c, stride, method):
         super().__init__()
         self.method = method
+        self.c, self.stride = c, stride
         c //= method.partial
         self.auxiliary_op = OPS['skip_connect'](c, stride, False) if method.auxiliary_skip else None
         self.mp = nn.MaxPool2D(2, 2, ceil_mode=True) if stride == 2 else None
@@ -124,10 +125,10 @@ class Network(nn.Layer):
         if isinstance(method, str) and method not in METHODS:
             raise UserError(f"--method: '{method}' is not allowed: give one of {', '.join(METHODS)}")
         self.method = METHODS[method]() if isinstance(method, str) else method
-        if c_in % self.method.partial:
-            raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes '
-                            f'1/{self.method.partial} of the '
-                            f'channels through an edge, give a multiple of {self.method.partial}')
+        for partial in [self.method.partial] + [partial for partial, _ in self.method.later_stages]:
+            if c_in % partial:
+                raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes 1/{partial} of the channels '
+                                f'through an edge, give a multiple of {partial}')
         self._steps = steps
         self._multiplier = multiplier
         self._init_arch_parameters()
@@ -171,15 +172,19 @@ class Network(nn.Layer):
         self.betas_normal = parameter(edges) if self.method.with_betas else None
         self.betas_reduce = parameter(edges) if self.method.with_betas else None
 
+        # 1 for the operations that an edge keeps, 0 for those that a stage of the search has removed
+        for kind, alphas in (('normal', self.alphas_normal), ('reduce', self.alphas_reduce)):
+            self.register_buffer('mask_' + kind, paddle.ones_like(alphas) if self.method.later_stages else None)
+
     def arch_parameters(self):
         """The architecture parameters: alphas [edges, operations], normal and reduce, then betas [edges] if the method
         has them."""
         alphas = [self.alphas_normal, self.alphas_reduce]
         return alphas + ([self.betas_normal, self.betas_reduce] if self.method.with_betas else [])
 
-    def _weights(self, alphas, betas):
+    def _weights(self, alphas, betas, mask):
         """The arguments of Cell.forward for one kind of cell: weights, edge weights, columns of active operations."""
-        weights = self.method.operation_weights(alphas)
+        weights = _masked(self.method.operation_weights(alphas), mask)
         return weights, self.method.edge_weights(betas, self._steps), self.method.active_operations(weights)
 
     def set_epoch(self, epoch, epochs):
@@ -188,8 +193,8 @@ class Network(nn.Layer):
 
     def forward(self, image):
         """image [N, 3, H, W] -> logits [N, num_classes]."""
-        normal = self._weights(self.alphas_normal, self.betas_normal)
-        reduce = self._weights(self.alphas_reduce, self.betas_reduce)
+        normal = self._weights(self.alphas_normal, self.betas_normal, self.mask_normal)
+        reduce = self._weights(self.alphas_reduce, self.betas_reduce, self.mask_reduce)
         if hasattr(self, 'stem0'):
             s0 = self.stem0(image)
             s1 = self.stem1(s0)
@@ -206,12 +211,32 @@ class Network(nn.Layer):
         return F.cross_entropy(self(image), label) + self.method.regularizer([self.alphas_normal, self.alphas_reduce])
 
     @paddle.no_grad()
+    def keep_strongest(self, count):
+        """Remove all but the `count` largest alphas of each edge: the others become 0 and are masked."""
+        for alphas, mask in ((self.alphas_normal, self.mask_normal), (self.alphas_reduce, self.mask_reduce)):
+            kept = F.one_hot(alphas.topk(count, axis=-1)[1], alphas.shape[-1]).sum(1).astype(mask.dtype)
+            mask.set_value(kept)
+            alphas.set_value(alphas * kept)
+
+    def rebuild_edges(self, partial):
+        """New mixed operations for another share of channels. Returns (name, parameter before, parameter now) for all of theirs."""
+        self.method.partial = partial
+        replaced = []
+        for number, cell in enumerate(self.cells):
+            for edge, old in enumerate(list(cell._ops)):
+                cell._ops[edge] = MixedOp(old.c, old.stride, self.method)
+                replaced += [(f'cells.{number}._ops.{edge}.{name}', before, now) for (name, before), now
+                             in zip(old.named_parameters(), cell._ops[edge].parameters())]
+        return replaced
+
+    @paddle.no_grad()
     def strengths(self):
         """The scores that rank operations, for the normal and the reduction cell: two tensors [edges, operations]."""
         strengths = []
-        for alphas, betas in ((self.alphas_normal, self.betas_normal), (self.alphas_reduce, self.betas_reduce)):
+        for alphas, betas, mask in ((self.alphas_normal, self.betas_normal, self.mask_normal),
+                                    (self.alphas_reduce, self.betas_reduce, self.mask_reduce)):
             edges = self.method.edge_weights(betas, self._steps)
-            scores = self.method.strengths(alphas)
+            scores = _masked(self.method.strengths(alphas), mask)
             strengths.append(scores if edges is None else scores * edges.unsqueeze(-1))
         return strengths
 
@@ -224,3 +249,11 @@ class Network(nn.Layer):
             empty = {2 + node for node in range(self._steps) if all(name == 'none' for name, _ in cell[2 * node:2 * node + 2])}
             concats.append([state for state in last if state not in empty] if empty else last)
         return Genotype(normal=cells[0], normal_concat=concats[0], reduce=cells[1], reduce_concat=concats[1])
+
+
+def _masked(weights, mask):
+    """Weights without the operations that an edge no longer has, normalised; mask None: as they are."""
+    if mask is None:
+        return weights
+    weights = weights * mask
+    return weights / weights.sum(-1, keepdim=True)

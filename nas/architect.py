@@ -51,6 +51,12 @@ class Architect:
             arch_learning_rate, beta1=method_of(model).arch_beta1, beta2=0.999, parameters=self.arch_parameters,
             weight_decay=paddle.regularizer.L2Decay(arch_weight_decay))
 
+    def replace_weights(self, optimizer):
+        """Take the model's present weights and their new optimizer, after a change of the network."""
+        self.weight_optimizer = optimizer
+        self.weights = weight_parameters(self.model)
+        self.statistics = [p for p in self.model.parameters() if not p.trainable] + list(self.model.buffers())
+
     def step(self, input_train, target_train, input_valid, target_valid):
         """Move the architecture parameters by one step of Adam. Only second order looks at the training batch."""
         if self.unrolled:

@@ -41,15 +41,21 @@ class DARTS:
     clip_arch_gradient = False  # whether the clipped norm includes the gradient of the architecture parameters
     undrawn_weights_move = True  # whether weights that once had a gradient move by momentum and decay in steps that do not draw them
     second_order = True  # whether --unrolled has a meaning
+    later_stages = ()  # of the search, as (partial, operations that each edge keeps), in equal shares of the epochs
     epoch, epochs = 0, 1  # set by the searcher before each epoch
 
     def __init__(self, *, partial=None):
         if partial is not None:
             self.partial = partial
+            self.later_stages = tuple((partial, kept) for _, kept in self.later_stages)
 
     def set_epoch(self, epoch, epochs):
         """Set the epoch of the search, counted from 0, and the number of all epochs, for what changes during the search."""
         self.epoch, self.epochs = epoch, epochs
+
+    def stage_at(self, epoch, epochs):
+        """The number of the stage, from 1, that an epoch belongs to."""
+        return 1 + epoch * (1 + len(self.later_stages)) // epochs
 
     def operation_weights(self, alphas):
         """alphas [edges, operations] -> the weights of the operations in the supernet, [edges, operations]."""
@@ -139,41 +145,69 @@ class GDAS(DARTS):
 
 
 class DrNAS(DARTS):
-    """Weights drawn from a Dirichlet distribution (Chen et al.: DrNAS: Dirichlet Neural Architecture Search, ICLR 2021, section 3.1).
+    """Weights drawn from a Dirichlet distribution (DrNAS, section 3.1): theta ~ Dir(c), c = elu(alpha) + 1, a draw for each edge.
 
-    theta ~ Dir(beta), beta = elu(alpha) + 1. A draw is g / sum(g) with g_k ~ Gamma(beta_k), taken as the inverse of Gamma's distribution function at
-    a uniform number, so that its derivative by beta at that number is the pathwise gradient. Added to the loss: 0.001 times the Kullback-Leibler
-    divergence from Dir(1), summed over the edges, mean over the cells.
+    The gradient of a draw is the implicit one through its Beta marginals, see `dirichlet_jacobian`. The search has two stages
+    (section 3.3): 1/6 of the channels and all operations, then 1/4 and the four strongest operations of each edge. By default Adam's
+    weight decay is the only regularizer; kl_weight = 1e-3 adds the Kullback-Leibler divergence of Dir(c) from Dir(1) instead, to be
+    used without that weight decay.
     """
 
     name = 'DrNAS'
-    regularization = 1e-3
+    primitives = PRIMITIVES[1:]  # without `none`
+    partial = 6
+    later_stages = ((4, 4),)
+    kl_weight = 0.0
 
     def concentration(self, alphas):
         return F.elu(alphas) + 1
 
-    def operation_weights(self, alphas):
-        from scipy.special import gammaincinv  # scipy comes with scikit-learn
-        beta = self.concentration(alphas)
-        b = np.maximum(beta.numpy().astype('float64'), 1e-3)
-        u = paddle.uniform(alphas.shape, alphas.dtype, 1e-6, 1 - 1e-6).numpy().astype('float64')
-        h = 1e-4 * b
-        value, slope = gammaincinv(b, u) + 1e-12, (gammaincinv(b + h, u) - gammaincinv(b - h, u)) / (2 * h)
-        draw = paddle.to_tensor(value, alphas.dtype) + paddle.to_tensor(slope, alphas.dtype) * (beta - beta.detach())
-        return draw / draw.sum(-1, keepdim=True)
+    def draw_theta(self, concentration):
+        """numpy [edges, operations] -> draws of the Dirichlet distribution; the seed comes from Paddle's generator."""
+        generator = np.random.default_rng(int(paddle.randint(0, 2**31 - 1, [1])))
+        gamma = np.maximum(generator.standard_gamma(concentration), 1e-30)
+        return gamma / gamma.sum(-1, keepdims=True)
 
-    def strengths(self, alphas):
-        beta = self.concentration(alphas)
-        return beta / beta.sum(-1, keepdim=True)
+    def operation_weights(self, alphas):
+        concentration = self.concentration(alphas)
+        values = np.maximum(concentration.numpy().astype('float64'), 1e-6)
+        theta = np.clip(self.draw_theta(values), 1e-30, 1 - 1e-12)
+        jacobian = paddle.to_tensor(dirichlet_jacobian(theta, values), alphas.dtype)
+        theta = paddle.to_tensor(theta, alphas.dtype)
+        change = jacobian * (concentration - concentration.detach())  # zero; its gradient is what counts
+        return theta + change - theta * change.sum(-1, keepdim=True)
 
     def regularizer(self, alphas):
-        """KL(Dir(beta) || Dir(1)) = lgamma(B) - sum lgamma(beta_k) - lgamma(K) + sum (beta_k - 1) (digamma(beta_k) - digamma(B))."""
-        divergences = []
-        for beta in map(self.concentration, alphas):
-            total = beta.sum(-1, keepdim=True)
-            divergences.append((paddle.lgamma(total).squeeze(-1) - paddle.lgamma(beta).sum(-1) - math.lgamma(beta.shape[-1])
-                                + ((beta - 1) * (paddle.digamma(beta) - paddle.digamma(total))).sum(-1)).sum())
-        return self.regularization * sum(divergences) / len(divergences)
+        """kl_weight times the sum over all edges of KL(Dir(c) || Dir(1)), where C = sum c_k of K operations:
+        lgamma(C) - sum lgamma(c_k) - lgamma(K) + sum (c_k - 1) (digamma(c_k) - digamma(C))."""
+        if not self.kl_weight:
+            return 0.0
+        divergence = 0.0
+        for concentration in map(self.concentration, alphas):
+            total = concentration.sum(-1, keepdim=True)
+            score = (concentration - 1) * (paddle.digamma(concentration) - paddle.digamma(total))
+            divergence += (paddle.lgamma(total).squeeze(-1) - paddle.lgamma(concentration).sum(-1)
+                           - math.lgamma(concentration.shape[-1]) + score.sum(-1)).sum()
+        return self.kl_weight * divergence
+
+
+def dirichlet_jacobian(theta, concentration):
+    """The implicit derivative J_j = -(dF/da)(theta_j) / f(theta_j) / (1 - theta_j) of Dirichlet draws, numpy float64 [edges, operations].
+
+    F and f are the distribution function and the density of Beta(a, b), a = c_j and b = sum c - c_j held fixed. The gradient of theta_i
+    by c_j is J_j (delta_ij - theta_i) (Figurnov et al.: Implicit Reparameterization Gradients, NeurIPS 2018).
+    """
+    from scipy.special import betainc, betaln  # SciPy comes with scikit-learn
+    a, b = concentration, concentration.sum(-1, keepdims=True) - concentration
+    upper = betainc(a, b, theta) > 0.5  # the smaller tail keeps its digits
+
+    def tail(a):
+        return np.where(upper, -betainc(b, a, 1 - theta), betainc(a, b, theta))
+
+    step = 1e-3 * a
+    slope = (8 * (tail(a + step) - tail(a - step)) - tail(a + 2 * step) + tail(a - 2 * step)) / (12 * step)
+    log_density = (a - 1) * np.log(theta) + (b - 1) * np.log1p(-theta) - betaln(a, b)
+    return -slope * np.exp(-log_density) / (1 - theta)
 
 
 class FairDARTS(DARTS):

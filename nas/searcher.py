@@ -11,6 +11,7 @@ Each step updates the architecture on a validation batch (architect.py) and then
 import dataclasses
 import os
 
+import numpy as np
 import paddle
 import paddleslim.nas
 from paddle.io import DataLoader, Dataset, IterableDataset
@@ -21,14 +22,17 @@ from nas.acceleration import accelerate
 from nas.architect import Architect, frozen, weight_parameters
 from nas.methods import method_of, softmax_by_node
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
+from nas.stages import begin_stage
 from pipeline.loader import TRAIN, VALID, BatchLoader
 from pipeline.sources import DatasetImages
 from runtime.errors import UserError
 from runtime.files import remove_numbered, save_params, write_text
 from runtime.log import logger, peak_memory_mb
 from runtime.parallel import average_over_ranks, broadcast, check_agreement, rank
-from runtime.run import Run, set_epoch
+from runtime.run import Run, optimizer_state, set_epoch, set_optimizer_state
 from training.engine import evaluate, run_epoch, sync_ranks, to_batch
+
+STAGES = 3  # the stream of random numbers of the change between stages; pipeline/loader.py has the first ones
 
 
 class DARTSearch(paddleslim.nas.DARTSearch):
@@ -71,15 +75,13 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         accelerate(model)
         self.weights = weight_parameters(model)
         self.method, self.grad_clip = method_of(model), weight.grad_clip
+        self.staged = bool(self.method.later_stages) and hasattr(model, 'rebuild_edges')
         if unrolled and not self.method.second_order:
             raise UserError(f'--unrolled: {self.method.name} has no second-order gradient; give --unrolled=False')
         # Stepped once an epoch: epoch e has the learning rate min + (lr - min) * (1 + cos(pi * e / epochs)) / 2.
         self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, num_epochs, weight.learning_rate_min)
-        self.optimizer = paddle.optimizer.Momentum(
-            self.schedule, weight.momentum, parameters=self.weights, weight_decay=weight.weight_decay,
-            grad_clip=paddle.nn.ClipGradByGlobalNorm(weight.grad_clip)
-            if weight.grad_clip and not self.method.clip_arch_gradient else None,
-            use_nesterov=self.method.nesterov)
+        self.weight_options = weight
+        self.optimizer = self._new_optimizer()
         self.architect = Architect(model, self.optimizer, arch_learning_rate=arch_learning_rate,
                                    arch_weight_decay=arch.weight_decay,
                                    unrolled=unrolled, momentum=weight.momentum, weight_decay=weight.weight_decay)
@@ -95,7 +97,63 @@ class DARTSearch(paddleslim.nas.DARTSearch):
                        seed=seed,
                        loaders=[self.train_loader, self.valid_loader], save_freq=checkpoint.save_freq,
                        keep=checkpoint.keep,
-                       on_epoch=monitor.on_epoch)
+                       on_epoch=monitor.on_epoch, prepare=self._restore_stage)
+
+    def _new_optimizer(self):
+        options = self.weight_options
+        clip = options.grad_clip and not self.method.clip_arch_gradient  # else weight_step clips
+        return paddle.optimizer.Momentum(
+            self.schedule, options.momentum, parameters=self.weights, weight_decay=options.weight_decay,
+            grad_clip=paddle.nn.ClipGradByGlobalNorm(options.grad_clip) if clip else None, use_nesterov=self.method.nesterov)
+
+    def _begin_stage(self, stage, epoch):
+        """Bring the network, the weights' optimizer and its momentum into a later stage of the method, which begins with an epoch."""
+        partial, kept = self.method.later_stages[stage - 2]
+        generator = np.random.default_rng([self.run.seed[0], STAGES, stage])
+        velocities = optimizer_state(self.optimizer, self.weights)
+        widenings = begin_stage(self.model, partial, kept, lambda name, axis, size, count: generator.integers(0, size, count))
+        widened = [widenings.get(id(weight)) for weight in self.weights]
+        velocities = {name: value if widened[int(name.split('/')[0])] is None else widened[int(name.split('/')[0])].apply(value)
+                      for name, value in velocities.items()}
+        self.weights = [weight if new is None else new.parameter for weight, new in zip(self.weights, widened)]
+        self.optimizer = self._new_optimizer()
+        if velocities:
+            self._give_momentum(velocities)
+        self.architect.replace_weights(self.optimizer)
+        self.run.replace_optimizer(0, self.optimizer, self.weights)
+        accelerate(self.model)
+        self.run.results['stage'] = {'number': stage, 'epoch': epoch}
+        logger.info('stage %d begins with epoch %d: 1/%d of the channels, %d operations on each edge', stage, epoch, partial, kept)
+
+    @paddle.no_grad()
+    def _give_momentum(self, velocities):
+        """Set the momentum of a new optimizer, among whose weights are some of an earlier optimizer.
+
+        Paddle would count up the names of their buffers, which a checkpoint goes by; a first step with gradients of zeros, taken
+        back afterwards, creates them under the usual names.
+        """
+        values = [weight.clone() for weight in self.weights]
+        set_optimizer_state(self.optimizer, self.weights, velocities)
+        reached = [weight.grad is not None for weight in self.weights]
+        for weight in self.weights:
+            weight.grad = paddle.zeros_like(weight)
+        with paddle.utils.unique_name.guard():
+            self.optimizer.step()
+        for weight, value, keep in zip(self.weights, values, reached):
+            paddle.assign(value, weight)
+            if not keep:
+                weight.clear_gradient(False)
+        set_optimizer_state(self.optimizer, self.weights, velocities)
+
+    def _restore_stage(self, results):
+        """Give the network the shapes that a checkpoint was written with; its values are loaded afterwards."""
+        reached = results.get('stage')
+        for stage in range(2, reached['number'] + 1 if reached else 2):
+            self._begin_stage(stage, reached['epoch'])
+
+    def _architecture_rests(self, epoch):
+        """Whether an epoch is one of the first epochs_no_archopt of its stage, in which only the weights are updated."""
+        return epoch - self.run.results.get('stage', {'epoch': 0})['epoch'] < self.epochs_no_archopt
 
     def train(self):
         """Run the search. Writes the parameters and the genotype of every epoch and the final genotype to save_dir.
@@ -118,6 +176,9 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     def _epoch(self, epoch):
         if hasattr(self.model, 'set_epoch'):
             self.model.set_epoch(epoch, self.num_epochs)
+        stage = self.method.stage_at(epoch, self.num_epochs)
+        if self.staged and stage > self.run.results.get('stage', {'number': 1})['number']:
+            self._begin_stage(stage, epoch)
         logger.info('Epoch %d, lr %.6f', epoch, self.optimizer.get_lr())
         logger.info('genotype = %s', self.genotype())
         metrics = self.train_one_epoch(epoch)
@@ -126,6 +187,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.run.check_finite()
         logger.info('Epoch %d, train_acc %.6f', epoch, metrics['train_acc'])
         if self.monitor.validate:
+            self.run.begin_step(epoch, self.run.step)  # methods that draw: the same draws after a resume
             metrics.update(self.valid_one_epoch())
             best = self.run.results['best_valid_acc'] = max(self.run.results.get('best_valid_acc', 0.0),
                                                             metrics['valid_acc'])
@@ -133,6 +195,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         metrics.update(self._collapse_indicators(epoch), peak_memory_mb=peak_memory_mb(),
                        genotype=genotypes.to_json(self.genotype()),
                        alphas=[parameter.tolist() for parameter in self.model.arch_parameters()], **self._strengths())
+        if self.staged:
+            metrics['stage'] = self.run.results.get('stage', {'number': 1})['number']
         self.schedule.step()
         good = self._check_early_stop(epoch, metrics)
         if rank() == 0:
@@ -182,7 +246,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """One pass over the training data. Returns the figures of the epoch for metrics.jsonl."""
         def train_step(batch):
             image, label = to_batch(batch[0])
-            loss, logits = self.train_step(image, label, *to_batch(batch[1]), arch_step=epoch >= self.epochs_no_archopt)
+            loss, logits = self.train_step(image, label, *to_batch(batch[1]), arch_step=not self._architecture_rests(epoch))
             return loss, logits, label
 
         self.model.train()
@@ -263,6 +327,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         for place, genotype, line in ((folder, self._current_genotype(), metrics),
                                       (self.save_dir, self.genotype(), result)):
             search = dict(self.monitor.search_info, epoch=line['epoch'], valid_acc=line.get('valid_acc'))
+            if 'stage' in line:
+                search['stage'] = line['stage']
             write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(genotype, search))
 
 

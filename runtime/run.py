@@ -35,12 +35,13 @@ class Run:
     schedule: the learning rate's. loaders: those whose batches the steps take. arguments: {name: value}, what made the run.
     save_freq: steps between two checkpoints within an epoch; 0 writes at the ends of epochs alone. keep: how many stay.
     scaler: a paddle.amp.GradScaler or None. same_on_all_ranks: whether the ranks draw the same random numbers in a step.
+    prepare: called with the `results` of a checkpoint before its values are loaded, to give the network the shapes of then.
     on_epoch: called on rank 0 with each epoch's line of metrics.jsonl.
     Used as a context, it turns SIGTERM and SIGINT into a checkpoint and a UserError of status 143 or 130.
     """
 
     def __init__(self, folder, *, model, optimizers, schedule, loaders, arguments, seed, save_freq=0, keep=2, scaler=None,
-                 same_on_all_ranks=True, on_epoch=None):
+                 same_on_all_ranks=True, on_epoch=None, prepare=None):
         self.folder, self.model, self.optimizers, self.schedule = folder, model, optimizers, schedule
         self.loaders, self.save_freq, self.scaler = loaders, save_freq, scaler
         self.metrics_path = os.path.join(folder, 'metrics.jsonl')
@@ -50,7 +51,7 @@ class Run:
         self.seed = [seed, 0 if same_on_all_ranks else rank()]
         self.epoch, self.step, self.meters, self.results = 0, 0, None, {}
         self.metrics, self.random, self.loader_states = [], random_states(), None
-        self.signal, self.on_epoch = None, on_epoch
+        self.signal, self.on_epoch, self.prepare = None, on_epoch, prepare
 
     # -----------------------------------------------------------------------------------------------------------------
     # Going on
@@ -81,6 +82,11 @@ class Run:
         if info is not None or not os.path.exists(self.metrics_path):  # an earlier run's stay until an epoch is done
             self._write_metrics()
 
+    def replace_optimizer(self, number, optimizer, parameters):
+        """Take a new optimizer in the place of one, after a change of the network's parameters."""
+        self.optimizers[number] = optimizer, parameters
+        self.statistics = [p for p in self.model.parameters() if not p.trainable] + list(self.model.buffers())
+
     def _check_arguments(self, saved):
         other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME and saved[name] != self.arguments.get(name, saved[name])]
         if other:
@@ -91,6 +97,8 @@ class Run:
     def _restore(self, arrays, info):
         if info['paddle'] != paddle.__version__:
             logger.info('the checkpoint was made with Paddle %s, this is %s: the bits may differ', info['paddle'], paddle.__version__)
+        if self.prepare is not None:
+            self.prepare(info['results'])
         set_state(self.model, _part(arrays, 'model/'), '--resume: the checkpoint')
         for i, value in enumerate(self.statistics):
             value.set_value(arrays[f'rank{rank()}/{i}'])

@@ -9,9 +9,10 @@ from conftest import as_paddle, eval_logits, ordered, relative_error
 
 from model_search import Network
 from nas.architect import weight_parameters
-from nas.methods import METHODS
+from nas.methods import METHODS, dirichlet_jacobian
 from nas.options import ArchOptions, WeightOptions
 from nas.searcher import DARTSearch
+from nas.stages import begin_stage
 
 TOLERANCE = 1e-6
 KINDS = 'normal', 'reduce'
@@ -297,3 +298,142 @@ class TestGDAS:
         for epoch, tau in enumerate(schedule['tau_by_epoch']):
             method.set_epoch(epoch, schedule['epochs'])
             assert method.tau == pytest.approx(tau, abs=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DrNAS
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def drnas(partial):
+    return METHODS['DrNAS'](partial=int(partial))
+
+
+def give_theta(model, arrays, *prefixes):
+    """Let the next passes of a DrNAS network use the draws of a file: of each prefix, normal and reduce."""
+    draws = [arrays[f'{prefix}theta_{kind}'] for prefix in prefixes for kind in KINDS]
+    model.method.draw_theta = lambda concentration: draws.pop(0)
+
+
+def set_masks(model, masks):
+    for kind in KINDS:
+        getattr(model, 'mask_' + kind).set_value(np.asarray(masks[kind], 'float64'))
+
+
+class TestDrNAS:
+
+    @pytest.mark.parametrize('name', ['drnas_supernet', 'drnas_full_channels_supernet', 'drnas_second_stage_supernet'])
+    def test_supernet(self, parity, name):
+        arrays = parity.load(name + '.npz')
+
+        def network():
+            model, weights = supernet(arrays, drnas(arrays['partial']))
+            if 'mask/normal' in arrays:
+                set_masks(model, {kind: arrays['mask/' + kind] for kind in KINDS})
+            return model, weights
+        model, weights = network()
+        check_supernet(arrays, model, weights, 'grad_exact/', lambda: give_theta(model, arrays, ''))
+        give_theta(model, arrays, '')
+        for kind, gradient in zip(KINDS, paddle.grad(model._loss(*tensors(arrays, 'input', 'label')),
+                                                     model.arch_parameters())):
+            assert relative_error(gradient, arrays['grad/alphas_' + kind]) < 2e-3  # PyTorch's Jacobian is an approximation
+        expected, ours = json.loads(str(arrays['genotype'])), model.genotype()
+        assert [ours.normal, ours.reduce] == [list(map(tuple, expected[kind])) for kind in KINDS]
+        model, _ = network()
+
+        def call(model, image):
+            give_theta(model, arrays, '' if model.training else 'eval_')
+            return model(image)
+        check_eval(arrays, model, call)
+        if 'kl/regularizer' in arrays:
+            model.method.kl_weight = 1e-3
+            term = model.method.regularizer(model.arch_parameters())
+            assert relative_error(term, arrays['kl/regularizer']) < TOLERANCE
+            for kind, gradient in zip(KINDS, paddle.grad(term, model.arch_parameters())):
+                assert relative_error(gradient, arrays['kl/grad_regularizer/alphas_' + kind]) < TOLERANCE
+
+    def test_draws(self, parity):
+        arrays = parity.load('drnas_draws.npz')
+        cases = sorted({key.split('/')[0] for key in arrays})
+        assert cases
+        for case in cases:
+            at = {key.split('/', 1)[1]: value for key, value in arrays.items() if key.startswith(case + '/')}
+            method = drnas(1)
+            concentration = np.where(at['alphas'] > 0, at['alphas'] + 1, np.exp(at['alphas']))
+            assert relative_error(dirichlet_jacobian(at['theta'], concentration), at['jacobian_exact']) < TOLERANCE
+            method.draw_theta = lambda concentration, at=at: at['theta']
+            alphas = paddle.to_tensor(at['alphas'], stop_gradient=False)
+            weights = method.operation_weights(alphas)
+            assert np.abs(weights.numpy() - at['theta']).max() < TOLERANCE
+            gradient, = paddle.grad(weights, [alphas], paddle.to_tensor(at['upstream']))
+            assert relative_error(gradient, at['grad_exact_alphas']) < TOLERANCE
+
+    def test_trajectory(self, parity, tmp_path):
+        """Adam's steps depend on gradients whose Jacobian PyTorch approximates: alphas within 2e-3 of the learning rate's steps."""
+        arrays = parity.load('drnas_trajectory.npz')
+        model, weights = supernet(arrays, drnas(arrays['partial']), parity.load('drnas_supernet.npz'))
+        search = searcher_for(model, tmp_path, 0.1, 6e-4)
+
+        def before_step(at):
+            give_theta(model, at, 'valid_', 'train_')
+            step = search.architect.step
+
+            def checked(*batches):
+                search.architect.step = step
+                gradients = search.architect.gradient
+                found = []
+                search.architect.gradient = lambda *options: found.extend(gradients(*options)) or found
+                step(*batches)
+                search.architect.gradient = gradients
+                for kind, gradient in zip(KINDS, found):
+                    assert relative_error(gradient, at['arch_grad/alphas_' + kind]) < 2e-3
+                    moved = getattr(model, 'alphas_' + kind).numpy()
+                    assert np.abs(moved - at['arch/alphas_' + kind]).max() < 0.05 * 6e-4
+                set_alphas(model, {kind: at['arch/alphas_' + kind] for kind in KINDS})
+            search.architect.step = checked
+        check_trajectory(arrays, model, weights, search, before_step)
+
+    def test_widening(self, parity):
+        arrays = parity.load('drnas_widening.npz')
+        model, weights = supernet(arrays, drnas(arrays['partial']), parity.load('drnas_supernet.npz'))
+
+        def choose(name, axis, size, count):
+            key = f'{"in" if axis else "out"}_index/{name}'
+            return arrays[key] if key in arrays else np.zeros(count, 'int64')  # running statistics of batch norms
+        widenings = begin_stage(model, int(arrays['partial_after']), int(arrays['num_keep']), choose)
+        for kind in KINDS:
+            assert (getattr(model, 'alphas_' + kind).numpy() == arrays['arch_after/alphas_' + kind]).all()
+            assert (getattr(model, 'mask_' + kind).numpy() == arrays['mask/' + kind]).all()
+        parameters = dict(model.named_parameters())
+        for name, value in zip(weight_names(arrays), ordered(arrays, 'w_after/')):
+            assert (parameters[name].numpy() == as_paddle(value)).all(), name
+        velocities = [key.split('/')[1] for key in arrays if key.startswith('velocity/')]
+        assert velocities and weights
+        for number in velocities:
+            widening, velocity = widenings.get(id(weights[int(number)])), arrays['velocity/' + number]
+            velocity = widening.apply(velocity) if widening else velocity
+            assert (velocity == arrays['velocity_after/' + number]).all(), number
+        expected, ours = json.loads(str(arrays['genotype_after'])), model.genotype()
+        assert [ours.normal, ours.reduce] == [list(map(tuple, expected[kind])) for kind in KINDS]
+
+    def test_genotypes(self, parity):
+        data = parity.load('drnas_genotypes.json')
+        model = Network(12, 10, 1, 'DrNAS')
+        assert data['cases'] and list(model.method.primitives) == data['primitives']
+        ones = {kind: np.ones([14, 7]) for kind in KINDS}
+        for case in data['cases']:
+            if case.get('before_pruning'):
+                set_alphas(model, {kind: case['before_pruning']['alphas_' + kind] for kind in KINDS})
+                model.keep_strongest(4)
+                for kind in KINDS:
+                    assert (getattr(model, 'mask_' + kind).numpy() == case['mask'][kind]).all()
+            set_masks(model, case.get('mask') or ones)
+            set_alphas(model, {kind: case['arch']['alphas_' + kind] for kind in KINDS})
+            ours = model.genotype()
+            assert [ours.normal, ours.reduce] == [list(map(tuple, case['genotype'][kind])) for kind in KINDS]
+
+    def test_schedule(self, parity):
+        schedule, method = parity.load('drnas_schedule.json'), METHODS['DrNAS']()
+        stages = [(method.partial, len(method.primitives)), *method.later_stages]
+        for epoch, expected in enumerate(zip(schedule['partial_by_epoch'], schedule['operations_by_epoch'])):
+            assert stages[method.stage_at(epoch, schedule['epochs']) - 1] == expected

@@ -11,7 +11,8 @@ from conftest import shared_file
 
 from genotypes import get_genotype, read_genotype
 from model_search import Network
-from nas.searcher import DARTSearch, as_loader, forever
+from nas.options import MonitorOptions, WeightOptions
+from nas.searcher import DARTSearch, as_loader, endless
 from runtime.errors import UserError
 
 
@@ -111,7 +112,8 @@ def test_an_early_stop_of_a_users_network_gives_back_its_operations(tmp_path):
 
     model = UsersNetwork()
     model.alphas_normal.set_value(np.array([[0, 0, 5.], [0, 0, 4]], 'float32'))
-    genotype = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), num_epochs=5, save_dir=str(tmp_path), early_stop=Stop()).train()
+    genotype = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), num_epochs=5, save_dir=str(tmp_path),
+                          monitor=MonitorOptions(early_stop=Stop())).train()
     assert genotype.normal == [('double', 0), ('double', 1)] and genotype.normal_concat == range(2, 3)
 
 
@@ -127,8 +129,8 @@ def test_weight_decay_momentum_and_clip_are_those_asked_for(tmp_path):
     """Two weight steps against the formulas in numpy: clip, add the decay, momentum, learning rate."""
     paddle.seed(0)
     model = UsersNetwork()
-    search = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), learning_rate=0.2, num_epochs=1,
-                        momentum=0.5, weight_decay=0.1, grad_clip=0.01, save_dir=str(tmp_path))
+    search = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), learning_rate=0.2, num_epochs=1, save_dir=str(tmp_path),
+                        weight=WeightOptions(momentum=0.5, weight_decay=0.1, grad_clip=0.01))
     w = [weight.numpy() for weight in search.weights]
     v = [np.zeros_like(value) for value in w]
     image, label = next(iter(ready_batches()))
@@ -145,14 +147,14 @@ def test_weight_decay_momentum_and_clip_are_those_asked_for(tmp_path):
 
 
 def test_the_validation_half_starts_anew_and_an_empty_one_is_refused():
-    batches = forever(as_loader(lambda: iter([1, 2]), 1))
+    batches = endless(as_loader(lambda: iter([1, 2]), batch_size=1))
     assert [next(batches) for _ in range(5)] == [1, 2, 1, 2, 1]
     with pytest.raises(UserError, match='no batch'):
-        next(forever(as_loader(lambda: [], 1)))
+        next(endless(as_loader(lambda: [], batch_size=1)))
     with pytest.raises(UserError, match='a reader must be'):
-        as_loader(3, 1)
+        as_loader(3, batch_size=1)
     with pytest.raises(UserError, match='a reader must be'):
-        as_loader(iter([]), 1)  # would be over after one epoch
+        as_loader(iter([]), batch_size=1)  # would be over after one epoch
 
 
 def test_a_loss_that_is_not_finite_stops_the_search(tmp_path):

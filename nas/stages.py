@@ -1,0 +1,36 @@
+"""The change between two stages of a search (DrNAS, section 3.3): edges lose operations, and operations get more channels.
+
+Convolutions are widened by copies of their channels, without rescaling; momentum buffers are widened by the same copies.
+"""
+import numpy as np
+
+
+class Widening:
+    """The copied channels of one parameter. indices: {axis: channels that are copied and appended on that axis}."""
+
+    def __init__(self, parameter, indices):
+        self.parameter, self.indices = parameter, indices
+
+    def apply(self, value):
+        """The widened numpy array of the parameter or of its momentum."""
+        for axis, index in self.indices.items():
+            value = np.concatenate([value, value.take(index, axis)], axis)
+        return value
+
+
+def begin_stage(model, partial, kept, choose):
+    """Bring a supernet into a stage: `kept` operations per edge, 1/partial of the channels through them.
+
+    choose: called with (name of a parameter, axis, present size, number) -> the channels to copy.
+    Returns {id of a parameter before: Widening with the parameter now} of all that were replaced.
+    """
+    model.keep_strongest(kept)
+    if partial == model.method.partial:
+        return {}
+    widenings = {}
+    for name, before, now in model.rebuild_edges(partial):
+        indices = {axis: choose(name, axis, old, new - old) for axis, (old, new) in enumerate(zip(before.shape, now.shape))
+                   if new > old}
+        widenings[id(before)] = Widening(now, indices)
+        now.set_value(widenings[id(before)].apply(before.numpy()))
+    return widenings
