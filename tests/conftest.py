@@ -1,8 +1,10 @@
-"""What several tests share: the parity numbers, float64, running the scripts as a user does."""
-import json
+"""What several tests share: running the scripts as a user does, small data, the quick and the slow tests."""
+import glob
 import os
+import re
 import subprocess
 import sys
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -10,73 +12,142 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), 'shared')
+PROGRAMS = os.path.join(ROOT, 'tests', 'programs')  # started by tests as processes of their own
 sys.path.insert(0, ROOT)
 
-from kernels import compiled  # noqa: E402, F401  before Paddle, as the scripts do
+from kernels import compiled  # noqa: E402  before Paddle, as the scripts do
 from runtime.log import quiet_warnings  # noqa: E402
 
 quiet_warnings()
 
-WAIT = 600  # seconds that a test waits for a process at most; generous, for busy machines
-PROGRAMS = os.path.join(ROOT, 'tests', 'programs')  # started by tests as processes of their own
+# Seconds after which a test gives up on another process. No test measures time: a busy machine may need most of this.
+WAIT = 600 * float(os.environ.get('TEST_WAIT_SCALE', '1'))
+
+# The flags of a run of seconds: 4 steps an epoch, 3 cells. Later flags override earlier ones.
+SMALL = ['--dataset=digits', '--init_channels=4', '--layers=3', '--trainset_num=64', '--batch_size=16', '--log_freq=1']
+
 needs_numba = pytest.mark.skipif(compiled.numba is None, reason='numba is not installed')
 
 
-class Parity:
-    """The folder of numbers that the authors' PyTorch code computed (environment variable PARITY_DIR)."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Quick and slow tests
+# ---------------------------------------------------------------------------------------------------------------------
 
-    def __init__(self, folder):
-        self.folder = folder
-        with open(os.path.join(folder, 'config.json')) as f:
-            self.config = json.load(f)
-
-    def load(self, name):
-        """The arrays of a .npz, or the object of a .json; skips where the file is absent."""
-        path = os.path.join(self.folder, name)
-        if not os.path.exists(path):
-            pytest.skip(f'{path} is not there')
-        if name.endswith('.json'):
-            with open(path) as f:
-                return json.load(f)
-        with np.load(path) as arrays:
-            return dict(arrays)
-
-    def method(self, name):
-        return 'PC-DARTS' if name.startswith('pcdarts') else 'DARTS'
-
-    def supernet(self, name, arrays):
-        """A float64 supernet with the weights and the architecture of a file."""
-        from model_search import Network
-        from nas.architect import weight_parameters
-        method = self.method(name)
-        model = Network(self.config['init_channels'][method], self.config['num_classes'], self.config['layers'], method)
-        set_values(weight_parameters(model), ordered(arrays, 'w/'))
-        for key, parameter in arch_parameters(model).items():
-            parameter.set_value(arrays['arch/' + key])
-        return model
+# The tests that `make test-fast` leaves out, by the beginning of their names; @pytest.mark.slow does the same.
+SLOW = ()
 
 
-def arch_parameters(model):
-    names = ['alphas_normal', 'alphas_reduce', 'betas_normal', 'betas_reduce']
-    return dict(zip(names, model.arch_parameters()))
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.split('/')[-1].startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
-def ordered(arrays, prefix):
-    """The arrays whose keys begin with prefix, in the order of their numbers."""
-    return [arrays[key] for key in sorted(key for key in arrays if key.startswith(prefix))]
+# ---------------------------------------------------------------------------------------------------------------------
+# Other processes
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def as_paddle(array):
-    """PyTorch's layout of a weight in Paddle's: linear weights are transposed."""
-    return array.T if array.ndim == 2 else array
+def command(name, *arguments):
+    """The words that run a script of the project, a program of tests/programs/ or any other Python file."""
+    folder = next((folder for folder in (ROOT, PROGRAMS) if os.path.exists(os.path.join(folder, name))), '')
+    return [sys.executable, os.path.join(folder, name), *arguments]
 
 
-def set_values(parameters, values):
-    parameters = list(parameters)
-    assert len(parameters) == len(values)
-    for parameter, value in zip(parameters, values):
-        assert tuple(parameter.shape) == as_paddle(value).shape, parameter.name
-        parameter.set_value(as_paddle(value).astype(str(parameter.dtype).split('.')[-1]))
+def run(folder, name, *arguments, timeout=WAIT, **options):
+    """Run a script or a program in a folder to its end -> CompletedProcess with text."""
+    return subprocess.run(command(name, *arguments), cwd=str(folder), text=True, stdin=subprocess.DEVNULL,
+                          capture_output=True, timeout=timeout, **options)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run a script in an empty folder: script('search.py', '--epochs=1') -> CompletedProcess with text."""
+    return lambda name, *arguments, **options: run(tmp_path, name, *arguments, **options)
+
+
+def start(folder, name, *arguments, log='log', **options):
+    """Start a script or a program in a folder; its output goes to the file `log` in it -> Popen."""
+    with open(os.path.join(str(folder), log), 'w') as file:
+        return subprocess.Popen(command(name, *arguments), cwd=str(folder), stdin=subprocess.DEVNULL, stdout=file,
+                                stderr=subprocess.STDOUT, **options)
+
+
+def wait_for(condition, process=None):
+    """Wait until condition() holds or a process has ended. Returns what condition() gives in the end."""
+    deadline = time.monotonic() + WAIT
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    return condition()
+
+
+def has_line(path, text):
+    """A condition for wait_for: whether the file exists and contains text."""
+    def condition():
+        try:
+            with open(str(path), errors='replace') as file:
+                return text in file.read()
+        except FileNotFoundError:
+            return False
+    return condition
+
+
+def start_ranks(folder, name, *arguments, launcher=('--nproc_per_node', '2', '--log_dir', 'log')):
+    """Start a script under paddle.distributed.launch -> Popen."""
+    words = [sys.executable, '-m', 'paddle.distributed.launch', *launcher, *command(name, *arguments)[1:]]
+    return subprocess.Popen(words, cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+def run_ranks(folder, name, *arguments, **options):
+    """Run a script as two processes, or as options['launcher'] says -> (status, the logs of all ranks)."""
+    process = start_ranks(folder, name, *arguments, **options)
+    try:
+        output, _ = process.communicate(timeout=WAIT)
+    finally:
+        process.kill()
+    logs = []
+    for path in sorted(glob.glob(os.path.join(str(folder), 'log*', 'workerlog.*'))):
+        with open(path, errors='replace') as log:
+            logs.append(log.read())
+    return process.returncode, logs or [output]
+
+
+def check_refusal(result, message, status=2):
+    """One line, the right status, no traceback. What a run logged before it failed stands above the line."""
+    assert result.returncode == status, result.stderr
+    assert 'Traceback' not in result.stderr and result.stdout == ''
+    last = result.stderr.splitlines()[-1]
+    assert re.search(r'\w+\.py: error: ', last) and message in last, result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data and numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shared_file(*parts):
+    """A path under ../shared/, which is not part of the project; skips where it is absent."""
+    path = os.path.join(SHARED, *parts)
+    if not os.path.exists(path):
+        pytest.skip(f'{path} is not there')
+    return path
+
+
+def arguments(**changes):
+    """What the readers ask of a script's arguments."""
+    return Namespace(**dict(dict(dataset='digits', data=None, seed=0, class_num=10, trainset_num=50000, cutout=False,
+                                 cutout_length=16, use_multiprocess=False, num_workers=1, max_bad_images=0,
+                                 image_size=None), **changes))
+
+
+def read(loader):
+    """All images and labels of one pass over a loader."""
+    images, labels = zip(*[(image.numpy(), label.numpy()) for image, label in loader])
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def relative_error(value, expected):
@@ -84,37 +155,6 @@ def relative_error(value, expected):
     value, expected = np.asarray(value, 'float64'), np.asarray(expected, 'float64')
     assert value.shape == expected.shape
     return np.abs(value - expected).max() / max(np.abs(expected).max(), 1e-30)
-
-
-def eval_logits(model, image, call=lambda model, image: model(image)):
-    """The logits in eval mode after one train-mode pass over a batch, with Paddle's running variance and with
-    PyTorch's.
-
-    Paddle keeps the biased variance of a batch, PyTorch the unbiased one, n / (n - 1) times as large.
-    """
-    import paddle
-    counts = []
-    norms = [layer for layer in model.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
-    hooks = [layer.register_forward_pre_hook(
-        lambda layer, x: counts.append((layer, x[0].size // x[0].shape[1]))) for layer in norms]
-    model.train()
-    call(model, image)
-    for hook in hooks:
-        hook.remove()
-    model.eval()
-    biased = call(model, image).numpy()
-    assert counts and len(counts) <= len(norms)
-    for layer, n in counts:
-        layer._variance.set_value(0.9 + (layer._variance - 0.9) * (n / (n - 1)))
-    return biased, call(model, image).numpy()
-
-
-@pytest.fixture(scope='session')
-def parity():
-    folder = os.environ.get('PARITY_DIR', os.path.join(SHARED, 'parity'))
-    if not os.path.isdir(folder):
-        pytest.skip(f'the parity numbers are not there: {folder} (set PARITY_DIR)')
-    return Parity(folder)
 
 
 @pytest.fixture
@@ -126,35 +166,8 @@ def float64():
     paddle.set_default_dtype('float32')
 
 
-def arguments(**changes):
-    """What the readers ask of a script's arguments."""
-    return Namespace(**dict(dict(dataset='digits', data=None, seed=0, class_num=10, trainset_num=50000, cutout=False,
-                                 cutout_length=16, use_multiprocess=False, num_workers=1, max_bad_images=0,
-                                 image_size=None),
-                            **changes))
-
-
-def read(loader):
-    """All images and labels of one pass over a loader."""
-    images, labels = zip(*[(image.numpy(), label.numpy()) for image, label in loader])
-    return np.concatenate(images), np.concatenate(labels)
-
-
-def shared_file(*parts):
-    """A path under shared/, which is not part of the project; skips where it is absent."""
-    path = os.path.join(SHARED, *parts)
-    if not os.path.exists(path):
-        pytest.skip(f'{path} is not there')
-    return path
-
-
-@pytest.fixture
-def script(tmp_path):
-    """Run a script of the project in an empty folder: script('search.py', '--epochs=1') -> CompletedProcess with
-    text."""
-    def run(name, *arguments, timeout=300, **options):
-        return subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(arguments), cwd=str(tmp_path),
-                              text=True,
-                              stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
-                              **options)
-    return run
+@pytest.fixture(scope='session')
+def parity(request):
+    """The full set of parity numbers; with parity.in_sets, that or the extract."""
+    from parity import parity_set
+    return parity_set(getattr(request, 'param', 'full'))

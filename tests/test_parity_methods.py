@@ -5,7 +5,8 @@ import re
 import numpy as np
 import paddle
 import pytest
-from conftest import as_paddle, eval_logits, ordered, relative_error
+from conftest import relative_error
+from parity import as_paddle, eval_logits, ordered
 
 from model_search import Network
 from nas.architect import weight_parameters

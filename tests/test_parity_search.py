@@ -1,14 +1,19 @@
 """The search against the authors' PyTorch code: the same weights and inputs must give the same numbers, in float64."""
+import glob
 import json
+import os
 
 import numpy as np
 import paddle
 import pytest
-from conftest import arch_parameters, as_paddle, eval_logits, ordered, relative_error, set_values
+from conftest import relative_error
+from parity import EXTRACT, arch_parameters, as_paddle, eval_logits, in_sets, ordered, parity_set, set_values
 
 from genotypes import from_dict
 from model_search import Network
+from nas import accelerate
 from nas.architect import Architect, weight_parameters
+from nas.options import WeightOptions
 from nas.searcher import DARTSearch
 from operations import OPS
 
@@ -28,19 +33,20 @@ def momentum_optimizer(model, learning_rate):
 
 
 @pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('name', sorted(OPS))
-def test_operation(parity, name, stride):
-    arrays = parity.load('ops.npz')
-    prefix = f'{name}/stride{stride}/'
+@pytest.mark.parametrize('operation', sorted(OPS))
+@in_sets('ops.npz')
+def test_operation(parity, name, operation, stride):
+    arrays = parity.load(name)
+    prefix = f'{operation}/stride{stride}/'
     case = {key[len(prefix):]: value for key, value in arrays.items() if key.startswith(prefix)}
     assert case, f'ops.npz has no {prefix}'
-    op = OPS[name](case['input'].shape[1], stride, False)
+    op = OPS[operation](case['input'].shape[1], stride, False)
     weights = [p for p in op.parameters() if p.trainable]
     set_values(weights, ordered(case, 'w/'))
     x = paddle.to_tensor(case['input'], stop_gradient=False)
     output = op(x)
     assert relative_error(output, case['output']) < TOLERANCE
-    if name == 'none':  # Paddle sees that the output does not depend on the input
+    if operation == 'none':  # Paddle sees that the output does not depend on the input
         assert output.stop_gradient and not case['input_grad'].any()
         return
     gradients = paddle.grad(output, [x] + weights, paddle.to_tensor(case['output_grad']))
@@ -50,12 +56,20 @@ def test_operation(parity, name, stride):
         assert relative_error(gradient, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize('name', ['darts_supernet', 'pcdarts_supernet'])
+@in_sets('darts_supernet.npz', 'pcdarts_supernet.npz')
 class TestSupernet:
 
-    def test_logits_loss_and_gradients(self, parity, name):
-        arrays = parity.load(name + '.npz')
-        model = parity.supernet(name, arrays)
+    @pytest.fixture(params=[False, True], ids=['plain', 'accelerated'])
+    def build(self, request):
+        """A function that builds the supernet of a file, as it is defined or accelerated."""
+        def build(parity, name, arrays):
+            model = parity.supernet(name, arrays)
+            return accelerate(model) if request.param else model
+        return build
+
+    def test_logits_loss_and_gradients(self, parity, name, build):
+        arrays = parity.load(name)
+        model = build(parity, name, arrays)
         image, label = tensors(arrays, 'input', 'label')
         assert relative_error(model(image), arrays['logits']) < TOLERANCE
 
@@ -73,23 +87,25 @@ class TestSupernet:
         for i in numbers:
             assert relative_error(as_paddle(wgrad[i]), arrays[f'wgrad/{i:04d}']) < TOLERANCE, i
 
-    def test_eval_logits(self, parity, name):
-        """With PyTorch's unbiased running variance the logits agree; with Paddle's they are 6e-5 (DARTS) and 8e-6 (PC-DARTS)
-        away."""
-        arrays = parity.load(name + '.npz')
-        biased, unbiased = eval_logits(parity.supernet(name, arrays), *tensors(arrays, 'input'))
+    def test_eval_logits(self, parity, name, build):
+        """They agree with PyTorch's unbiased running variance; with Paddle's they are 6e-5 and 8e-6 away."""
+        arrays = parity.load(name)
+        biased, unbiased = eval_logits(build(parity, name, arrays), *tensors(arrays, 'input'))
         expected = arrays['logits_eval_after_one_train_forward']
         assert relative_error(unbiased, expected) < TOLERANCE < relative_error(biased, expected)
 
     def test_genotype(self, parity, name):
-        arrays = parity.load(name + '.npz')
+        arrays = parity.load(name)
         assert parity.supernet(name, arrays).genotype() == from_dict(json.loads(str(arrays['genotype'])))
 
 
 @pytest.mark.parametrize('velocity', ['zero_velocity', 'velocity'])
-@pytest.mark.parametrize('name', ['darts_second_order', 'pcdarts_second_order'])
+@in_sets('darts_second_order.npz', 'pcdarts_second_order.npz')
 def test_second_order_gradient(parity, name, velocity):
-    arrays = parity.load(name + '.npz')
+    """At the start of a search, where momentum is zero, and later; the extract has the former only."""
+    arrays = parity.load(name)
+    if not any(key.startswith(velocity + '/') for key in arrays):
+        pytest.skip(f'{name} of the extract has no {velocity}')
     model = parity.supernet(name, arrays)
     optimizer = momentum_optimizer(model, float(arrays['eta']))
     if velocity == 'velocity':
@@ -104,12 +120,12 @@ def test_second_order_gradient(parity, name, velocity):
         expected = arrays[f'{velocity}/arch_grad/{key}']
         assert relative_error(gradient, expected) < SECOND_ORDER_TOLERANCE, key
     for weight, value in zip(weight_parameters(model), before):
-        assert (weight.numpy() == value).all()  # back to the last bit
+        assert (weight.numpy() == value).all()  # restored to the last bit
         assert weight.grad is None  # nothing that the weight step could take up
 
 
 def give_velocity(optimizer, weights, buffers):
-    """Let a new Momentum optimizer have these velocities: a step with zero gradients makes its state, then it is loaded."""
+    """Give a new Momentum optimizer these velocities: a step with zero gradients makes its state to write to."""
     values = [weight.numpy() for weight in weights]
     for weight in weights:
         weight.grad = paddle.zeros_like(weight)
@@ -122,15 +138,15 @@ def give_velocity(optimizer, weights, buffers):
         state[weight.name + '_velocity_0'].set_value(as_paddle(buffer))
 
 
-@pytest.mark.parametrize('name', ['darts_first_order_trajectory', 'darts_second_order_trajectory',
-                                  'pcdarts_first_order_trajectory'])
+@in_sets('darts_first_order_trajectory.npz', 'darts_second_order_trajectory.npz', 'pcdarts_first_order_trajectory.npz')
 def test_trajectory(parity, name, tmp_path):
-    """Some steps of the searcher itself: loss, architecture and weights after each."""
-    arrays = parity.load(name + '.npz')
+    """Several steps of the searcher itself: loss, architecture parameters and weights after each."""
+    arrays = parity.load(name)
     model = parity.supernet(name, arrays)
     tolerance = SECOND_ORDER_TOLERANCE if 'second' in name else TOLERANCE
-    searcher = DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), learning_rate=0.025, learning_rate_min=0.025,
-                          unrolled='second' in name, num_epochs=1, save_dir=str(tmp_path))
+    searcher = DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), learning_rate=0.025,
+                          weight=WeightOptions(learning_rate_min=0.025), unrolled='second' in name, num_epochs=1,
+                          save_dir=str(tmp_path))
     steps = sorted({int(key.split('/')[0][4:]) for key in arrays if key.startswith('step')})
     assert steps
     for step in steps:
@@ -150,11 +166,26 @@ def test_trajectory(parity, name, tmp_path):
         assert relative_error(as_paddle(weights[int(key.split('/')[1])]), arrays[key]) < tolerance, key
 
 
-def test_genotypes(parity):
-    cases = parity.load('genotypes.json')
+@in_sets('genotypes.json')
+def test_genotypes(parity, name):
+    cases = parity.load(name)
     assert cases
+    models = {method: Network(4, 10, 1, method) for method in {case['method'] for case in cases}}
     for number, case in enumerate(cases):
-        model = Network(4, 10, 1, case['method'])
+        model = models[case['method']]
         for key, parameter in arch_parameters(model).items():
             parameter.set_value(np.asarray(case['arch'][key]))
         assert model.genotype() == from_dict(case['genotype']), number
+
+
+@pytest.mark.parametrize('name', sorted({os.path.basename(path) for path in glob.glob(os.path.join(EXTRACT, '*.npz'))}
+                                        - {'shared.npz'}))
+def test_the_extract_is_part_of_the_full_set(name):
+    """Also the weights that the extract stores as the seed of PyTorch's initialization."""
+    extract, full = parity_set('extract').load(name), parity_set('full').load(name)
+    assert len(extract) > 100
+    for key, value in extract.items():
+        if value.dtype.kind == 'f':
+            np.testing.assert_allclose(value, full[key], rtol=0, atol=2**-53 * key.startswith('w/'), err_msg=key)
+        else:
+            assert (value == full[key]).all(), key
