@@ -157,7 +157,10 @@ class DrNAS(DARTS):
     primitives = PRIMITIVES[1:]  # without `none`
     partial = 6
     later_stages = ((4, 4),)
-    kl_weight = 0.0
+
+    def __init__(self, *, kl_weight=0.0, **options):
+        super().__init__(**options)
+        self.kl_weight = kl_weight
 
     def concentration(self, alphas):
         return F.elu(alphas) + 1
