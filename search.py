@@ -2,11 +2,13 @@
 
     python search.py                                          first-order DARTS, 50 epochs, on CIFAR-10
     python search.py --unrolled=True                          second-order DARTS
-    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 --arch_learning_rate=6e-4 --epochs_no_archopt=15
+    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 --arch_learning_rate=6e-4
+    --epochs_no_archopt=15
     python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
-Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams and
+Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams
+and
 <epoch>/genotype.json. At the end it prints the genotype and the command that trains it.
 """
 import argparse
@@ -175,7 +177,15 @@ def main():
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
     if args.summary:
-        print(summary(Network(args.init_channels, args.class_num, args.layers, make_method(args)), image_shape(args), args.batch_size))
+        print(
+    summary(
+        Network(
+            args.init_channels,
+            args.class_num,
+            args.layers,
+            make_method(args)),
+            image_shape(args),
+             args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
@@ -200,7 +210,8 @@ def main():
                                      arguments=dict(vars(args), class_num=class_num)),
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=args.validate,
                                search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
-                               eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(*args.early_stop),
+                               eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(
+                                   *args.early_stop),
                                on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None))
     genotype = searcher.train()
     if rank() == 0:
@@ -217,7 +228,8 @@ def draw(args, given):
         return
     remove_numbered(args.model_save_dir, 0, ['sample'])
     for sample, genotype in enumerate(genotypes):
-        text = genotype_json(genotype, {'method': 'random', 'seed': args.seed, 'sample': sample, 'dataset': args.dataset})
+        text = genotype_json(genotype, {'method': 'random', 'seed': args.seed,
+                             'sample': sample, 'dataset': args.dataset})
         for folder in [os.path.join(args.model_save_dir, str(sample))] + [args.model_save_dir] * (sample == 0):
             write_text(os.path.join(folder, 'genotype.json'), text)
     report(genotypes[0], args, given, image_shape(args))

@@ -1,8 +1,10 @@
-"""The names of the search methods and the flags of their authors' recipes. No Paddle import: `--help` answers at once."""
+"""The names of the search methods and the flags of their authors' recipes. No Paddle import: `--help` answers at
+once."""
 
 METHOD_NAMES = ['DARTS', 'PC-DARTS', 'GDAS', 'DrNAS', 'FairDARTS', 'DARTS-']  # the keys of nas.methods.METHODS
 
-# What the authors' scripts use for a search on CIFAR-10 where it differs from the defaults of search.py, which are those of DARTS.
+# What the authors' scripts use for a search on CIFAR-10 where it differs from the defaults of search.py, which are
+# those of DARTS.
 # DrNAS: the epochs are those of both stages together, half of them each; epochs_no_archopt counts in each stage.
 RECIPES = {
     'DARTS': {},
@@ -19,7 +21,8 @@ TWO_STAGES = ('DrNAS',)
 
 
 def recipe(method, epochs=None):
-    """{flag: value} of a method's recipe. epochs: a number that was given; the share of epochs in which the architecture rests stays."""
+    """{flag: value} of a method's recipe. epochs: a number that was given; the share of epochs in which the
+    architecture rests stays."""
     flags = dict(RECIPES.get(method, {}))
     if epochs is not None and 'epochs_no_archopt' in flags:
         flags['epochs_no_archopt'] = flags['epochs_no_archopt'] * epochs // flags.get('epochs', EPOCHS)
@@ -27,7 +30,8 @@ def recipe(method, epochs=None):
 
 
 def final_learning_rate(method, learning_rate):
-    """Where the cosine schedule of the weights ends: 0 for PC-DARTS and DrNAS, 1e-3 for the others, as in the authors' code."""
+    """Where the cosine schedule of the weights ends: 0 for PC-DARTS and DrNAS, 1e-3 for the others, as in the
+    authors' code."""
     return 0.0 if method in ENDS_AT_ZERO else min(1e-3, learning_rate)
 
 
@@ -40,5 +44,7 @@ def recipe_line(method, given, arguments):
     """The line of the log that says which values come from the method's recipe and which were given."""
     own = [name for name in RECIPES.get(method, {}) if name not in given]
     instead = [name for name in RECIPES.get(method, {}) if name in given]
-    text = f'--method={method}: ' + (', '.join(f'{name} {arguments[name]:g}' for name in own) or 'nothing') + ' from its recipe'
-    return text + ('; given instead: ' + ', '.join(f'{name} {arguments[name]:g}' for name in instead) if instead else '')
+    text = f'--method={method}: ' + \
+        (', '.join(f'{name} {arguments[name]:g}' for name in own) or 'nothing') + ' from its recipe'
+    return text + ('; given instead: ' + \
+                   ', '.join(f'{name} {arguments[name]:g}' for name in instead) if instead else '')

@@ -1,6 +1,8 @@
-"""The change between two stages of a search (DrNAS, section 3.3): edges lose operations, and operations get more channels.
+"""The change between two stages of a search (DrNAS, section 3.3): edges lose operations, and operations get more
+channels.
 
-Convolutions are widened by copies of their channels, without rescaling; momentum buffers are widened by the same copies.
+Convolutions are widened by copies of their channels, without rescaling; momentum buffers are widened by the same
+copies.
 """
 import numpy as np
 
