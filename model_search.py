@@ -127,8 +127,8 @@ class Network(nn.Layer):
         self.method = METHODS[method]() if isinstance(method, str) else method
         for partial in [self.method.partial] + [partial for partial, _ in self.method.later_stages]:
             if c_in % partial:
-                raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes 1/{partial} of the channels '
-                                f'through an edge, give a multiple of {partial}')
+                raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes 1/{partial} of the '
+                                f'channels through an edge, give a multiple of {partial}')
         self._steps = steps
         self._multiplier = multiplier
         self._init_arch_parameters()

@@ -199,7 +199,8 @@ def _norm(tensors):
 @contextlib.contextmanager
 def frozen(parameters):
     """Take parameters out of the gradient's way: what a pass is not for is not computed."""
-    trainable = [parameter for parameter in parameters if not parameter.stop_gradient]  # the others were frozen by the user
+    # The others were frozen by the user.
+    trainable = [parameter for parameter in parameters if not parameter.stop_gradient]
     for parameter in trainable:
         parameter.stop_gradient = True
     try:

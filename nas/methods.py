@@ -41,7 +41,8 @@ class DARTS:
     nesterov = False  # of the weights' SGD
     weights_first = False  # whether a search step updates the weights before the architecture
     clip_arch_gradient = False  # whether the clipped norm includes the gradient of the architecture parameters
-    undrawn_weights_move = True  # whether weights that once had a gradient move by momentum and decay in steps that do not draw them
+    # Whether weights that once had a gradient move by momentum and decay in steps that do not draw them.
+    undrawn_weights_move = True
     second_order = True  # whether --unrolled has a meaning
     later_stages = ()  # of the search, as (partial, operations that each edge keeps), in equal shares of the epochs
     epoch, epochs = 0, 1  # set by the searcher before each epoch
@@ -110,8 +111,8 @@ class GDAS(DARTS):
     """
 
     name = 'GDAS'
-    primitives = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5', 'avg_pool_3x3',
-                  'max_pool_3x3']
+    primitives = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5',
+                  'avg_pool_3x3', 'max_pool_3x3']
     pool_norm = False
     final_norm = True
     pointwise_bias = True
@@ -143,7 +144,8 @@ class GDAS(DARTS):
     def derive(self, strengths, steps):
         cell, start = [], 0
         for node in range(steps):
-            pairs = [(score, self.primitives[column], state) for state, row in enumerate(strengths[start:start + node + 2])
+            rows = strengths[start:start + node + 2]
+            pairs = [(score, self.primitives[column], state) for state, row in enumerate(rows)
                      for column, score in enumerate(row) if self.primitives[column] != 'none']
             start += node + 2
             cell += [(operation, state) for _, operation, state in sorted(pairs, key=lambda pair: -pair[0])[:2]]

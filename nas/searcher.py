@@ -104,7 +104,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         clip = options.grad_clip and not self.method.clip_arch_gradient  # else weight_step clips
         return paddle.optimizer.Momentum(
             self.schedule, options.momentum, parameters=self.weights, weight_decay=options.weight_decay,
-            grad_clip=paddle.nn.ClipGradByGlobalNorm(options.grad_clip) if clip else None, use_nesterov=self.method.nesterov)
+            grad_clip=paddle.nn.ClipGradByGlobalNorm(options.grad_clip) if clip else None,
+            use_nesterov=self.method.nesterov)
 
     def _begin_stage(self, stage, epoch):
         """Bring the network, the weights' optimizer and its momentum into a later stage of the method, which begins
@@ -115,8 +116,9 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         widenings = begin_stage(self.model, partial, kept, lambda name, axis,
                                 size, count: generator.integers(0, size, count))
         widened = [widenings.get(id(weight)) for weight in self.weights]
-        velocities = {name: value if widened[int(name.split('/')[0])] is None else widened[int(name.split('/')[0])].apply(value)
-                      for name, value in velocities.items()}
+        for name, value in velocities.items():
+            new = widened[int(name.split('/')[0])]
+            velocities[name] = value if new is None else new.apply(value)
         self.weights = [weight if new is None else new.parameter for weight, new in zip(self.weights, widened)]
         self.optimizer = self._new_optimizer()
         if velocities:
@@ -305,7 +307,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         between."""
         previous = self.run.results.get('arch_gradient') or [0.0] * len(arch_gradients)
         arch_gradients = [(0.0 if gradient is None else gradient) + paddle.to_tensor(before, parameter.dtype)
-                          for gradient, before, parameter in zip(arch_gradients, previous, self.architect.arch_parameters)]
+                          for gradient, before, parameter
+                          in zip(arch_gradients, previous, self.architect.arch_parameters)]
         present = [gradient for gradient in gradients if gradient is not None]
         self.clip_norm = float(sum(gradient.square().sum() for gradient in present + arch_gradients).sqrt())
         scale = min(1.0, self.grad_clip / max(self.clip_norm, 1e-12))

@@ -31,8 +31,8 @@ def begin_stage(model, partial, kept, choose):
         return {}
     widenings = {}
     for name, before, now in model.rebuild_edges(partial):
-        indices = {axis: choose(name, axis, old, new - old) for axis, (old, new) in enumerate(zip(before.shape, now.shape))
-                   if new > old}
+        sizes = enumerate(zip(before.shape, now.shape))
+        indices = {axis: choose(name, axis, old, new - old) for axis, (old, new) in sizes if new > old}
         widenings[id(before)] = Widening(now, indices)
         now.set_value(widenings[id(before)].apply(before.numpy()))
     return widenings

@@ -95,7 +95,8 @@ def check_eval(arrays, model, call=lambda model, image: model(image)):
 
 def searcher_for(model, tmp_path, learning_rate, arch_learning_rate, weight_decay=3e-4):
     return DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), learning_rate=learning_rate, num_epochs=1,
-                      arch_learning_rate=arch_learning_rate, save_dir=str(tmp_path), arch=ArchOptions(weight_decay=1e-3),
+                      arch_learning_rate=arch_learning_rate, save_dir=str(tmp_path),
+                      arch=ArchOptions(weight_decay=1e-3),
                       weight=WeightOptions(weight_decay=weight_decay, learning_rate_min=learning_rate))
 
 
