@@ -127,8 +127,8 @@ class Network(nn.Layer):
         self.method = METHODS[method]() if isinstance(method, str) else method
         for partial in [self.method.partial] + [partial for partial, _ in self.method.later_stages]:
             if c_in % partial:
-                raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes 1/{partial} of the channels '
-                                f'through an edge, give a multiple of {partial}')
+                raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes 1/{partial} of the '
+                                f'channels through an edge, give a multiple of {partial}')
         self._steps = steps
         self._multiplier = multiplier
         self._init_arch_parameters()
@@ -157,7 +157,8 @@ class Network(nn.Layer):
             for layer in self.cells.sublayers():
                 if isinstance(layer, nn.Conv2D) and list(layer.weight.shape[2:]) == [1, 1]:
                     bound = layer.weight.shape[1] ** -0.5  # as the weights are drawn, see operations.conv2d
-                    layer.bias = layer.create_parameter([layer.weight.shape[0]], default_initializer=Uniform(-bound, bound))
+                    layer.bias = layer.create_parameter(
+                        [layer.weight.shape[0]], default_initializer=Uniform(-bound, bound))
 
     def _init_arch_parameters(self):
         edges = sum(2 + node for node in range(self._steps))
@@ -165,7 +166,8 @@ class Network(nn.Layer):
         deviation = self.method.alpha_deviation
 
         def parameter(*shape):
-            return self.create_parameter(list(shape), default_initializer=Normal(0.0, deviation) if deviation else Constant(0.0))
+            return self.create_parameter(list(shape), default_initializer=Normal(
+                0.0, deviation) if deviation else Constant(0.0))
 
         self.alphas_normal = parameter(edges, len(self.method.primitives))
         self.alphas_reduce = parameter(edges, len(self.method.primitives))
@@ -219,7 +221,8 @@ class Network(nn.Layer):
             alphas.set_value(alphas * kept)
 
     def rebuild_edges(self, partial):
-        """New mixed operations for another share of channels. Returns (name, parameter before, parameter now) for all of theirs."""
+        """New mixed operations for another share of channels. Returns (name, parameter before, parameter now) for all
+        of theirs."""
         self.method.partial = partial
         replaced = []
         for number, cell in enumerate(self.cells):
@@ -241,12 +244,14 @@ class Network(nn.Layer):
         return strengths
 
     def genotype(self):
-        """The Genotype that the architecture parameters stand for at present. Nodes without an edge are not concatenated."""
+        """The Genotype that the architecture parameters stand for at present. Nodes without an edge are not
+        concatenated."""
         cells = [self.method.derive(strengths.tolist(), self._steps) for strengths in self.strengths()]
         concats = []
         for cell in cells:
             last = range(2 + self._steps - self._multiplier, 2 + self._steps)
-            empty = {2 + node for node in range(self._steps) if all(name == 'none' for name, _ in cell[2 * node:2 * node + 2])}
+            empty = {2 + node for node in range(self._steps) if all(name ==
+                                                'none' for name, _ in cell[2 * node:2 * node + 2])}
             concats.append([state for state in last if state not in empty] if empty else last)
         return Genotype(normal=cells[0], normal_concat=concats[0], reduce=cells[1], reduce_concat=concats[1])
 

@@ -2,11 +2,13 @@
 
     python search.py                                          first-order DARTS, 50 epochs, on CIFAR-10
     python search.py --unrolled=True                          second-order DARTS
-    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 --arch_learning_rate=6e-4 --epochs_no_archopt=15
+    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 --arch_learning_rate=6e-4
+    --epochs_no_archopt=15
     python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
-Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams and
+Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams
+and
 <epoch>/genotype.json. At the end it prints the genotype and the command that trains it.
 """
 import argparse
@@ -16,7 +18,14 @@ import shlex
 import sys
 
 from genotypes import genotype_json, random_genotype
-from nas.recipes import METHOD_NAMES, final_learning_rate
+from nas.recipes import (
+    FIRST_ORDER_ONLY,
+    METHOD_NAMES,
+    final_learning_rate,
+    recipe,
+    recipe_line,
+    shortest_stage,
+)
 from runtime.flags import (
     DATA_FLAGS,
     DEVICE_FLAGS,
@@ -52,6 +61,12 @@ SEARCH_FLAGS = [
     ('unrolled', boolean, False, 'use the second-order approximation of the architecture gradient'),
     ('epochs', integer(1), 50, 'number of search epochs'),
     ('epochs_no_archopt', integer(0), 0, 'number of first epochs in which only the weights are updated; less than --epochs'),
+    ('partial_channels', integer(1, 4096), None,
+     'pass 1/N of the channels through the operations (default: 4 for PC-DARTS; 6, then 4 for DrNAS; 1 for the others)'),
+    ('auxiliary_decay', ['linear', 'cosine', 'slow_cosine', 'constant'], None,
+     "DARTS-: how the weight of the auxiliary skip connection decreases (default: linear)"),
+    ('reg_type', ['l2', 'kl'], None,
+     "DrNAS: regularise by Adam's weight decay or by the Kullback-Leibler divergence (default: l2)"),
     ('init_channels', integer(1, 4096), 16, 'channels of the first cell; a multiple of 4 for PC-DARTS'),
     ('layers', integer(1, 1000), 8, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction cells'),
 ]
@@ -100,13 +115,17 @@ def parse_arguments(argv=None):
                          ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
+    given = given_flags(sys.argv[1:] if argv is None else argv)
+    first = parser.parse_args(argv)
+    parser.set_defaults(**recipe(first.method, first.epochs if 'epochs' in given else None))
     args = parser.parse_data(argv)
+    check_method_flags(parser, args)
     if args.learning_rate_min is None:  # a default that depends on other flags
         args.learning_rate_min = final_learning_rate(args.method, args.learning_rate)
     if args.learning_rate_min > args.learning_rate:
         parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most --learning_rate, '
                      f'{args.learning_rate:g}')
-    if args.epochs <= args.epochs_no_archopt and args.method != 'random':
+    if shortest_stage(args.method, args.epochs) <= args.epochs_no_archopt and args.method != 'random':
         parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the first '
                      f'{args.epochs_no_archopt} epochs (--epochs_no_archopt)')
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
@@ -114,6 +133,28 @@ def parse_arguments(argv=None):
     if args.summary and args.method == 'random':
         parser.error('argument --summary: --method=random has no supernet to summarise; give another --method')
     return args
+
+
+def check_method_flags(parser, args):
+    """Refuse flags that have no meaning with the method."""
+    if args.unrolled and args.method in FIRST_ORDER_ONLY:
+        parser.error(f'argument --unrolled: {args.method} has no second-order gradient; give --unrolled=False')
+    for name, method in (('auxiliary_decay', 'DARTS-'), ('reg_type', 'DrNAS')):
+        if getattr(args, name) is not None and args.method != method:
+            parser.error(f'argument --{name}: goes with --method={method}, not with {args.method}')
+    if args.partial_channels is not None and args.method == 'random':
+        parser.error('argument --partial_channels: --method=random has no supernet')
+
+
+def make_method(args):
+    """The method object that the flags describe."""
+    from nas.methods import METHODS
+    options = {'partial': args.partial_channels}
+    if args.auxiliary_decay is not None:
+        options['decay'] = args.auxiliary_decay
+    if args.reg_type == 'kl':
+        options['kl_weight'] = 1e-3
+    return METHODS[args.method](**options)
 
 
 def main():
@@ -134,13 +175,22 @@ def main():
     from reader import class_count, image_shape, train_search
     from training.summary import summary
 
+    logger.info('%s', recipe_line(args.method, given, vars(args)))
     if args.summary:
-        print(summary(Network(args.init_channels, args.class_num, args.layers, args.method), image_shape(args), args.batch_size))
+        print(
+    summary(
+        Network(
+            args.init_channels,
+            args.class_num,
+            args.layers,
+            make_method(args)),
+            image_shape(args),
+             args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     searcher = DARTSearch(
-        Network(args.init_channels, class_num, args.layers, args.method),
+        Network(args.init_channels, class_num, args.layers, make_method(args)),
         train_loader,
         valid_loader,
         place,
@@ -155,12 +205,13 @@ def main():
         seed=args.seed,
         weight=WeightOptions(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip,
                              learning_rate_min=args.learning_rate_min),
-        arch=ArchOptions(weight_decay=args.arch_weight_decay),
+        arch=ArchOptions(weight_decay=0.0 if args.reg_type == 'kl' else args.arch_weight_decay),
         checkpoint=CheckpointOptions(resume=args.resume, save_freq=args.save_freq, keep=args.keep, save_params=args.save_params,
                                      arguments=dict(vars(args), class_num=class_num)),
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=args.validate,
                                search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
-                               eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(*args.early_stop),
+                               eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(
+                                   *args.early_stop),
                                on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None))
     genotype = searcher.train()
     if rank() == 0:
@@ -177,7 +228,8 @@ def draw(args, given):
         return
     remove_numbered(args.model_save_dir, 0, ['sample'])
     for sample, genotype in enumerate(genotypes):
-        text = genotype_json(genotype, {'method': 'random', 'seed': args.seed, 'sample': sample, 'dataset': args.dataset})
+        text = genotype_json(genotype, {'method': 'random', 'seed': args.seed,
+                             'sample': sample, 'dataset': args.dataset})
         for folder in [os.path.join(args.model_save_dir, str(sample))] + [args.model_save_dir] * (sample == 0):
             write_text(os.path.join(folder, 'genotype.json'), text)
     report(genotypes[0], args, given, image_shape(args))

@@ -2,7 +2,8 @@
 
     skip connections in the normal cell   Liang et al.: DARTS+, 2019: stop when there are two
     entropy of the architecture weights   how undecided the search still is
-    dominant eigenvalue of the Hessian    Zela et al.: Understanding and Robustifying Differentiable Architecture Search, ICLR 2020
+    dominant eigenvalue of the Hessian    Zela et al.: Understanding and Robustifying Differentiable Architecture
+    Search, ICLR 2020
 """
 import math
 
@@ -26,10 +27,12 @@ def indicators(genotype, strengths):
 
 
 class EarlyStop:
-    """When to stop: 'skip:2' at so many skip connections in the normal cell, 'eigenvalue:1.3' when the mean of the last five dominant
+    """When to stop: 'skip:2' at so many skip connections in the normal cell, 'eigenvalue:1.3' when the mean of the
+    last five dominant
     eigenvalues is so many times that of the five before.
 
-    The criterion is armed once an epoch has been good; the genotype that counts is that of the last good one. Epochs in which the
+    The criterion is armed once an epoch has been good; the genotype that counts is that of the last good one. Epochs
+    in which the
     architecture rests don't count.
     """
 
@@ -37,7 +40,8 @@ class EarlyStop:
         self.kind, self.limit = kind, limit
 
     def verdict(self, history, first=0):
-        """history: the lines of metrics.jsonl so far, first: the first epoch that moves the architecture -> None to go on, or the line
+        """history: the lines of metrics.jsonl so far, first: the first epoch that moves the architecture -> None to
+        go on, or the line
         of the last good epoch."""
         history = [line for line in history if line['epoch'] >= first]
         if self.kind == 'skip':

@@ -1,4 +1,5 @@
-"""How differentiable search methods differ: how architecture parameters become weights, what is added to the loss, the derived cell.
+"""How differentiable search methods differ: how architecture parameters become weights, what is added to the loss,
+the derived cell.
 
     DARTS      Liu, Simonyan, Yang: DARTS: Differentiable Architecture Search, ICLR 2019
     PC-DARTS   Xu et al.: PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search, ICLR 2020
@@ -26,7 +27,8 @@ class DARTS:
     """
 
     name = 'DARTS'
-    primitives = PRIMITIVES  # the candidate operations, keys of operations.OPS; column k of alphas belongs to primitives[k]
+    # the candidate operations, keys of operations.OPS; column k of alphas belongs to primitives[k]
+    primitives = PRIMITIVES
     partial = 1
     with_betas = False  # whether edges have architecture parameters too
     alpha_deviation = 1e-3  # standard deviation of the initial architecture parameters
@@ -39,7 +41,8 @@ class DARTS:
     nesterov = False  # of the weights' SGD
     weights_first = False  # whether a search step updates the weights before the architecture
     clip_arch_gradient = False  # whether the clipped norm includes the gradient of the architecture parameters
-    undrawn_weights_move = True  # whether weights that once had a gradient move by momentum and decay in steps that do not draw them
+    # Whether weights that once had a gradient move by momentum and decay in steps that do not draw them.
+    undrawn_weights_move = True
     second_order = True  # whether --unrolled has a meaning
     later_stages = ()  # of the search, as (partial, operations that each edge keeps), in equal shares of the epochs
     epoch, epochs = 0, 1  # set by the searcher before each epoch
@@ -50,7 +53,8 @@ class DARTS:
             self.later_stages = tuple((partial, kept) for _, kept in self.later_stages)
 
     def set_epoch(self, epoch, epochs):
-        """Set the epoch of the search, counted from 0, and the number of all epochs, for what changes during the search."""
+        """Set the epoch of the search, counted from 0, and the number of all epochs, for what changes during the
+        search."""
         self.epoch, self.epochs = epoch, epochs
 
     def stage_at(self, epoch, epochs):
@@ -62,7 +66,8 @@ class DARTS:
         return F.softmax(alphas, axis=-1)
 
     def active_operations(self, weights):
-        """weights [edges, operations] -> for each edge the columns of the operations that are computed; None: all of them."""
+        """weights [edges, operations] -> for each edge the columns of the operations that are computed; None: all of
+        them."""
         return None
 
     def strengths(self, alphas):
@@ -78,7 +83,8 @@ class DARTS:
         return 0.0
 
     def derive(self, strengths, steps):
-        """strengths [edges, operations], nested lists -> a cell as a list of (operation, source state), two per node."""
+        """strengths [edges, operations], nested lists -> a cell as a list of (operation, source state), two per
+        node."""
         return derive_cell(strengths, self.primitives, steps)
 
 
@@ -97,15 +103,16 @@ class PCDARTS(DARTS):
 class GDAS(DARTS):
     """Gumbel-softmax with a hard sample (GDAS, equations 3 to 6).
 
-    h = softmax((log softmax(alpha) + o) / tau), o Gumbel noise. Only the operation with the largest h of an edge is computed; its
+    h = softmax((log softmax(alpha) + o) / tau), o Gumbel noise. Only the operation with the largest h of an edge is
+    computed; its
     weight is 1 with the gradient of h (straight-through). tau decreases linearly from 10 to 0.1 (section 4.1).
     A node keeps its two strongest (operation, state) pairs, `none` excluded; both may lie on one edge.
     Order of the steps, batch norms, biases and clipping are those of the authors' code (AutoDL-Projects).
     """
 
     name = 'GDAS'
-    primitives = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5', 'avg_pool_3x3',
-                  'max_pool_3x3']
+    primitives = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5',
+                  'avg_pool_3x3', 'max_pool_3x3']
     pool_norm = False
     final_norm = True
     pointwise_bias = True
@@ -137,7 +144,8 @@ class GDAS(DARTS):
     def derive(self, strengths, steps):
         cell, start = [], 0
         for node in range(steps):
-            pairs = [(score, self.primitives[column], state) for state, row in enumerate(strengths[start:start + node + 2])
+            rows = strengths[start:start + node + 2]
+            pairs = [(score, self.primitives[column], state) for state, row in enumerate(rows)
                      for column, score in enumerate(row) if self.primitives[column] != 'none']
             start += node + 2
             cell += [(operation, state) for _, operation, state in sorted(pairs, key=lambda pair: -pair[0])[:2]]
@@ -145,11 +153,15 @@ class GDAS(DARTS):
 
 
 class DrNAS(DARTS):
-    """Weights drawn from a Dirichlet distribution (DrNAS, section 3.1): theta ~ Dir(c), c = elu(alpha) + 1, a draw for each edge.
+    """Weights drawn from a Dirichlet distribution (DrNAS, section 3.1): theta ~ Dir(c), c = elu(alpha) + 1, a draw
+    for each edge.
 
-    The gradient of a draw is the implicit one through its Beta marginals, see `dirichlet_jacobian`. The search has two stages
-    (section 3.3): 1/6 of the channels and all operations, then 1/4 and the four strongest operations of each edge. By default Adam's
-    weight decay is the only regularizer; kl_weight = 1e-3 adds the Kullback-Leibler divergence of Dir(c) from Dir(1) instead, to be
+    The gradient of a draw is the implicit one through its Beta marginals, see `dirichlet_jacobian`. The search has
+    two stages
+    (section 3.3): 1/6 of the channels and all operations, then 1/4 and the four strongest operations of each edge. By
+    default Adam's
+    weight decay is the only regularizer; kl_weight = 1e-3 adds the Kullback-Leibler divergence of Dir(c) from Dir(1)
+    instead, to be
     used without that weight decay.
     """
 
@@ -157,7 +169,10 @@ class DrNAS(DARTS):
     primitives = PRIMITIVES[1:]  # without `none`
     partial = 6
     later_stages = ((4, 4),)
-    kl_weight = 0.0
+
+    def __init__(self, *, kl_weight=0.0, **options):
+        super().__init__(**options)
+        self.kl_weight = kl_weight
 
     def concentration(self, alphas):
         return F.elu(alphas) + 1
@@ -192,9 +207,11 @@ class DrNAS(DARTS):
 
 
 def dirichlet_jacobian(theta, concentration):
-    """The implicit derivative J_j = -(dF/da)(theta_j) / f(theta_j) / (1 - theta_j) of Dirichlet draws, numpy float64 [edges, operations].
+    """The implicit derivative J_j = -(dF/da)(theta_j) / f(theta_j) / (1 - theta_j) of Dirichlet draws, numpy float64
+    [edges, operations].
 
-    F and f are the distribution function and the density of Beta(a, b), a = c_j and b = sum c - c_j held fixed. The gradient of theta_i
+    F and f are the distribution function and the density of Beta(a, b), a = c_j and b = sum c - c_j held fixed. The
+    gradient of theta_i
     by c_j is J_j (delta_ij - theta_i) (Figurnov et al.: Implicit Reparameterization Gradients, NeurIPS 2018).
     """
     from scipy.special import betainc, betaln  # SciPy comes with scikit-learn
@@ -211,10 +228,12 @@ def dirichlet_jacobian(theta, concentration):
 
 
 class FairDARTS(DARTS):
-    """Independent operations (Fair DARTS, equation 2): sigmoid(alpha) in place of the softmax. The loss has the additional term
+    """Independent operations (Fair DARTS, equation 2): sigmoid(alpha) in place of the softmax. The loss has the
+    additional term
     -10 / N * sum (sigmoid(alpha) - 0.5)^2 over all N alphas, which drives weights to 0 or 1 (equation 3, section 4.1).
 
-    A node keeps its two strongest edges, of which those below the threshold 0.85 become `none` (section 3.3): a node may have two
+    A node keeps its two strongest edges, of which those below the threshold 0.85 become `none` (section 3.3): a node
+    may have two
     edges, one or none.
     """
 
@@ -243,7 +262,8 @@ class FairDARTS(DARTS):
 
 
 class DARTSMinus(DARTS):
-    """An auxiliary skip connection beside every mixed operation (DARTS-, equation 5): beta * x + sum p_o o(x). The genotype
+    """An auxiliary skip connection beside every mixed operation (DARTS-, equation 5): beta * x + sum p_o o(x). The
+    genotype
     ignores it.
 
     decay: how beta depends on the epoch, see skip_weight; 'linear' is the authors' default.

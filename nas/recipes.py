@@ -1,8 +1,50 @@
-"""The names of the search methods and the defaults in which they differ. No Paddle import: `--help` answers at once."""
+"""The names of the search methods and the flags of their authors' recipes. No Paddle import: `--help` answers at
+once."""
 
 METHOD_NAMES = ['DARTS', 'PC-DARTS', 'GDAS', 'DrNAS', 'FairDARTS', 'DARTS-']  # the keys of nas.methods.METHODS
 
+# What the authors' scripts use for a search on CIFAR-10 where it differs from the defaults of search.py, which are
+# those of DARTS.
+# DrNAS: the epochs are those of both stages together, half of them each; epochs_no_archopt counts in each stage.
+RECIPES = {
+    'DARTS': {},
+    'PC-DARTS': dict(batch_size=256, learning_rate=0.1, arch_learning_rate=6e-4, epochs_no_archopt=15),
+    'GDAS': dict(batch_size=256, weight_decay=5e-4, layers=6, epochs=250),
+    'DrNAS': dict(learning_rate=0.1, arch_learning_rate=6e-4, init_channels=36, layers=20, epochs_no_archopt=10),
+    'FairDARTS': dict(batch_size=128, learning_rate=0.005, arch_learning_rate=3e-3),
+    'DARTS-': {},
+}
+EPOCHS = 50  # of the recipes without a number of their own
+ENDS_AT_ZERO = ('PC-DARTS', 'DrNAS')
+FIRST_ORDER_ONLY = ('GDAS',)
+TWO_STAGES = ('DrNAS',)
+
+
+def recipe(method, epochs=None):
+    """{flag: value} of a method's recipe. epochs: a number that was given; the share of epochs in which the
+    architecture rests stays."""
+    flags = dict(RECIPES.get(method, {}))
+    if epochs is not None and 'epochs_no_archopt' in flags:
+        flags['epochs_no_archopt'] = flags['epochs_no_archopt'] * epochs // flags.get('epochs', EPOCHS)
+    return flags
+
 
 def final_learning_rate(method, learning_rate):
-    """Where the cosine schedule of the weights ends: 0 for PC-DARTS, 1e-3 for the others, as in the authors' code."""
-    return 0.0 if method == 'PC-DARTS' else min(1e-3, learning_rate)
+    """Where the cosine schedule of the weights ends: 0 for PC-DARTS and DrNAS, 1e-3 for the others, as in the
+    authors' code."""
+    return 0.0 if method in ENDS_AT_ZERO else min(1e-3, learning_rate)
+
+
+def shortest_stage(method, epochs):
+    """The epochs of the shortest stage of a search."""
+    return epochs // 2 if method in TWO_STAGES and epochs > 1 else epochs
+
+
+def recipe_line(method, given, arguments):
+    """The line of the log that says which values come from the method's recipe and which were given."""
+    own = [name for name in RECIPES.get(method, {}) if name not in given]
+    instead = [name for name in RECIPES.get(method, {}) if name in given]
+    text = f'--method={method}: ' + \
+        (', '.join(f'{name} {arguments[name]:g}' for name in own) or 'nothing') + ' from its recipe'
+    return text + ('; given instead: ' + \
+                   ', '.join(f'{name} {arguments[name]:g}' for name in instead) if instead else '')

@@ -104,17 +104,21 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         clip = options.grad_clip and not self.method.clip_arch_gradient  # else weight_step clips
         return paddle.optimizer.Momentum(
             self.schedule, options.momentum, parameters=self.weights, weight_decay=options.weight_decay,
-            grad_clip=paddle.nn.ClipGradByGlobalNorm(options.grad_clip) if clip else None, use_nesterov=self.method.nesterov)
+            grad_clip=paddle.nn.ClipGradByGlobalNorm(options.grad_clip) if clip else None,
+            use_nesterov=self.method.nesterov)
 
     def _begin_stage(self, stage, epoch):
-        """Bring the network, the weights' optimizer and its momentum into a later stage of the method, which begins with an epoch."""
+        """Bring the network, the weights' optimizer and its momentum into a later stage of the method, which begins
+        with an epoch."""
         partial, kept = self.method.later_stages[stage - 2]
         generator = np.random.default_rng([self.run.seed[0], STAGES, stage])
         velocities = optimizer_state(self.optimizer, self.weights)
-        widenings = begin_stage(self.model, partial, kept, lambda name, axis, size, count: generator.integers(0, size, count))
+        widenings = begin_stage(self.model, partial, kept, lambda name, axis,
+                                size, count: generator.integers(0, size, count))
         widened = [widenings.get(id(weight)) for weight in self.weights]
-        velocities = {name: value if widened[int(name.split('/')[0])] is None else widened[int(name.split('/')[0])].apply(value)
-                      for name, value in velocities.items()}
+        for name, value in velocities.items():
+            new = widened[int(name.split('/')[0])]
+            velocities[name] = value if new is None else new.apply(value)
         self.weights = [weight if new is None else new.parameter for weight, new in zip(self.weights, widened)]
         self.optimizer = self._new_optimizer()
         if velocities:
@@ -123,13 +127,19 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.run.replace_optimizer(0, self.optimizer, self.weights)
         accelerate(self.model)
         self.run.results['stage'] = {'number': stage, 'epoch': epoch}
-        logger.info('stage %d begins with epoch %d: 1/%d of the channels, %d operations on each edge', stage, epoch, partial, kept)
+        logger.info(
+    'stage %d begins with epoch %d: 1/%d of the channels, %d operations on each edge',
+    stage,
+    epoch,
+    partial,
+     kept)
 
     @paddle.no_grad()
     def _give_momentum(self, velocities):
         """Set the momentum of a new optimizer, among whose weights are some of an earlier optimizer.
 
-        Paddle would count up the names of their buffers, which a checkpoint goes by; a first step with gradients of zeros, taken
+        Paddle would count up the names of their buffers, which a checkpoint goes by; a first step with gradients of
+        zeros, taken
         back afterwards, creates them under the usual names.
         """
         values = [weight.clone() for weight in self.weights]
@@ -152,7 +162,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             self._begin_stage(stage, reached['epoch'])
 
     def _architecture_rests(self, epoch):
-        """Whether an epoch is one of the first epochs_no_archopt of its stage, in which only the weights are updated."""
+        """Whether an epoch is one of the first epochs_no_archopt of its stage, in which only the weights are
+        updated."""
         return epoch - self.run.results.get('stage', {'epoch': 0})['epoch'] < self.epochs_no_archopt
 
     def train(self):
@@ -246,7 +257,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """One pass over the training data. Returns the figures of the epoch for metrics.jsonl."""
         def train_step(batch):
             image, label = to_batch(batch[0])
-            loss, logits = self.train_step(image, label, *to_batch(batch[1]), arch_step=not self._architecture_rests(epoch))
+            loss, logits = self.train_step(image, label, *
+    to_batch(batch[1]), arch_step=not self._architecture_rests(epoch))
             return loss, logits, label
 
         self.model.train()
@@ -289,11 +301,14 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return float(loss), logits.detach()
 
     def _clip_with_arch(self, gradients, arch_gradients):
-        """Clip the weights' gradients by the global norm of weights and architecture parameters. The latter's part is the gradient of
-        this step plus that of the previous architecture step, which the authors' code of GDAS does not clear in between."""
+        """Clip the weights' gradients by the global norm of weights and architecture parameters. The latter's part is
+        the gradient of
+        this step plus that of the previous architecture step, which the authors' code of GDAS does not clear in
+        between."""
         previous = self.run.results.get('arch_gradient') or [0.0] * len(arch_gradients)
         arch_gradients = [(0.0 if gradient is None else gradient) + paddle.to_tensor(before, parameter.dtype)
-                          for gradient, before, parameter in zip(arch_gradients, previous, self.architect.arch_parameters)]
+                          for gradient, before, parameter
+                          in zip(arch_gradients, previous, self.architect.arch_parameters)]
         present = [gradient for gradient in gradients if gradient is not None]
         self.clip_norm = float(sum(gradient.square().sum() for gradient in present + arch_gradients).sqrt())
         scale = min(1.0, self.grad_clip / max(self.clip_norm, 1e-12))

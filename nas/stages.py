@@ -1,6 +1,8 @@
-"""The change between two stages of a search (DrNAS, section 3.3): edges lose operations, and operations get more channels.
+"""The change between two stages of a search (DrNAS, section 3.3): edges lose operations, and operations get more
+channels.
 
-Convolutions are widened by copies of their channels, without rescaling; momentum buffers are widened by the same copies.
+Convolutions are widened by copies of their channels, without rescaling; momentum buffers are widened by the same
+copies.
 """
 import numpy as np
 
@@ -29,8 +31,8 @@ def begin_stage(model, partial, kept, choose):
         return {}
     widenings = {}
     for name, before, now in model.rebuild_edges(partial):
-        indices = {axis: choose(name, axis, old, new - old) for axis, (old, new) in enumerate(zip(before.shape, now.shape))
-                   if new > old}
+        sizes = enumerate(zip(before.shape, now.shape))
+        indices = {axis: choose(name, axis, old, new - old) for axis, (old, new) in sizes if new > old}
         widenings[id(before)] = Widening(now, indices)
         now.set_value(widenings[id(before)].apply(before.numpy()))
     return widenings

@@ -84,7 +84,8 @@ def test_second_order_is_the_gradient_of_the_unrolled_loss(float64, weight_steps
     architect = Architect(model, optimizer, unrolled=True, momentum=MOMENTUM, weight_decay=DECAY)
     gradient, = architect.unrolled_gradient(*[paddle.to_tensor(value) for value in (x, y, xv, yv)])
     expected = difference(unrolled_loss, alpha, 1e-4)
-    assert relative_error(gradient, expected) < 1e-4  # the Hessian-vector product is a difference of finite width itself
+    # the Hessian-vector product is a difference of finite width itself
+    assert relative_error(gradient, expected) < 1e-4
     first_order = difference(lambda a: numpy_loss(w, a, xv, yv), alpha, 1e-5)
     assert relative_error(first_order, expected) > 0.01  # the test would tell one from the other
 
@@ -172,7 +173,8 @@ def test_the_architecture_step_leaves_the_weights_alone(unrolled):
 
 
 def test_the_validation_batch_does_not_reach_the_running_statistics_in_second_order(monkeypatch):
-    """As in the authors' code, where it passes a copy of the network. Without the Hessian-vector product's two passes, one
+    """As in the authors' code, where it passes a copy of the network. Without the Hessian-vector product's two
+    passes, one
     pass of the training batch remains."""
     model, architect, batches = small_step(True)
     monkeypatch.setattr(Architect, '_central_difference',

@@ -52,7 +52,8 @@ def test_a_search_with_each_method(script, tmp_path, method, unrolled):
 
 
 def test_drnas_draws_from_a_dirichlet_with_the_pathwise_gradient(float64):
-    """Means and their derivatives of 40,000 draws: E theta_i = b_i / B, dE theta_i / db_j = (1[i = j] B - b_i) / B^2."""
+    """Means and their derivatives of 40,000 draws: E theta_i = b_i / B, dE theta_i / db_j = (1[i = j] B - b_i) /
+    B^2."""
     paddle.seed(0)
     method = METHODS['DrNAS']()
     row = np.array([-0.5, 0.0, 0.7, 1.5])
@@ -100,7 +101,8 @@ def test_fairdarts_writes_none_for_edges_below_the_threshold():
 
 
 def test_the_dominant_eigenvalue_against_the_whole_hessian(float64):
-    """The Hessian of a tiny network's loss, column by column from gradients a small step apart, and its largest eigenvalue."""
+    """The Hessian of a tiny network's loss, column by column from gradients a small step apart, and its largest
+    eigenvalue."""
     paddle.seed(3)
     model = Network(4, 3, 1, 'DARTS', steps=1, multiplier=1)
     rng = np.random.default_rng(0)
@@ -119,7 +121,8 @@ def test_the_dominant_eigenvalue_against_the_whole_hessian(float64):
         return np.concatenate([g.numpy().ravel() for g in architect.gradient(image, label, model.arch_parameters())])
 
     step = 1e-5
-    hessian = np.stack([(gradient(flat + step * e) - gradient(flat - step * e)) / (2 * step) for e in np.eye(len(flat))])
+    hessian = np.stack([(gradient(flat + step * e) - gradient(flat - step * e)) / (2 * step)
+                       for e in np.eye(len(flat))])
     gradient(flat)
     values = np.linalg.eigvalsh((hessian + hessian.T) / 2)
     dominant = values[np.abs(values).argmax()]
@@ -135,7 +138,8 @@ def test_indicators_by_hand():
                           'normal_concat': [2, 3], 'reduce': [['skip_connect', 0], ['skip_connect', 1]], 'reduce_concat': [2]})
     found = indicators(genotype, [[[1.0, 1.0], [3.0, 1.0]], [[1.0, 0.0], [2.0, 2.0]]])
     assert found['skip_connects'] == 3
-    assert found['alpha_entropy'] == pytest.approx((2 * math.log(2) + (0.75 * math.log(4 / 3) + 0.25 * math.log(4))) / 4)
+    assert found['alpha_entropy'] == pytest.approx(
+        (2 * math.log(2) + (0.75 * math.log(4 / 3) + 0.25 * math.log(4))) / 4)
     assert indicators('|op~0|', []) == {}
 
 
@@ -147,7 +151,8 @@ def test_when_to_stop():
     assert skip.verdict(lines(skip_connects=[3, 2])) is None  # never good so far: not armed
     assert skip.verdict(lines(skip_connects=[3, 1, 0, 1])) is None
     assert skip.verdict(lines(skip_connects=[3, 1, 0, 2]))['epoch'] == 2
-    assert skip.verdict(lines(skip_connects=[0, 0, 2]), first=2) is None  # while the architecture rests no epoch is good
+    # while the architecture rests no epoch is good
+    assert skip.verdict(lines(skip_connects=[0, 0, 2]), first=2) is None
     assert skip.verdict(lines(skip_connects=[0, 0, 2, 1, 2]), first=2)['epoch'] == 3
     assert skip.verdict(lines(skip_connects=[2, 0, 2]), first=3) is None
     growth = EarlyStop('eigenvalue', 1.3)
@@ -196,7 +201,8 @@ def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch
     assert caplog.messages.count('nothing to do: --early_stop ended this search after epoch 2') == 1
 
 
-@pytest.mark.parametrize('text', ['skip', 'skip:0', 'skip:x', 'eigenvalue:', 'eigenvalue:-1', 'hessian:2', 'eigenvalue:1.3'])
+@pytest.mark.parametrize('text', ['skip', 'skip:0', 'skip:x', 'eigenvalue:',
+                         'eigenvalue:-1', 'hessian:2', 'eigenvalue:1.3'])
 def test_wrong_early_stops_are_refused(script, text):
     result = script('search.py', '--early_stop=' + text)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and 'argument --early_stop' in result.stderr
@@ -227,7 +233,14 @@ def test_the_cell_of_nas_bench_201_is_searched_by_the_same_searcher(tmp_path):
     rng = np.random.default_rng(0)
     model = NASBench201(4, 3, 1)
     batch = (rng.normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4) % 3)
-    result = DARTSearch(model, lambda: [batch] * 2, lambda: [batch], paddle.CPUPlace(), num_epochs=1, save_dir=str(tmp_path), unrolled=True).train()
+    result = DARTSearch(
+    model,
+    lambda: [batch] * 2,
+    lambda: [batch],
+    paddle.CPUPlace(),
+    num_epochs=1,
+    save_dir=str(tmp_path),
+     unrolled=True).train()
     for node, part in enumerate(result.split('+'), 1):
         operations = part.strip('|').split('|')
         assert [op.split('~')[1] for op in operations] == [str(source) for source in range(node)]
@@ -239,7 +252,8 @@ def test_the_cell_of_nas_bench_201_is_searched_by_the_same_searcher(tmp_path):
 
 
 def test_the_supernet_of_nas_bench_201_is_the_papers(float64):
-    """A stage's cell with weight 1 on one operation of every edge is the discrete cell: here computed by hand from its definition."""
+    """A stage's cell with weight 1 on one operation of every edge is the discrete cell: here computed by hand from
+    its definition."""
     paddle.seed(0)
     model = NASBench201(4, 3, 1)
     model.eval()

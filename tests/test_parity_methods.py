@@ -1,4 +1,5 @@
-"""GDAS, DrNAS, FairDARTS and DARTS- against their authors' PyTorch code, in float64: the same weights, inputs and noise."""
+"""GDAS, DrNAS, FairDARTS and DARTS- against their authors' PyTorch code, in float64: the same weights, inputs and
+noise."""
 import json
 import re
 
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 
 def our_name(name):
-    """The name of a weight of the authors' code in our network; GDAS's code has other names for edges and operations."""
+    """The name of a weight of the authors' code in our network; GDAS's code has other names for edges and
+    operations."""
     def edge(match):
         node, source = int(match.group(1)), int(match.group(2))
         return f'_ops.{sum(range(2, 2 + node)) + source}.'
@@ -82,7 +84,8 @@ def check_weight_gradients(arrays, gradients):
     assert numbers
     for i in numbers:
         value = as_paddle(np.broadcast_to(values[i], as_paddle(arrays[f'wgrad/{i:04d}']).shape))
-        assert np.abs(value - arrays[f'wgrad/{i:04d}']).max() < TOLERANCE * max(np.abs(arrays[f'wgrad/{i:04d}']).max(), 1e-8), i
+        assert np.abs(value - arrays[f'wgrad/{i:04d}']).max() < TOLERANCE * \
+                      max(np.abs(arrays[f'wgrad/{i:04d}']).max(), 1e-8), i
 
 
 def check_eval(arrays, model, call=lambda model, image: model(image)):
@@ -92,7 +95,8 @@ def check_eval(arrays, model, call=lambda model, image: model(image)):
 
 def searcher_for(model, tmp_path, learning_rate, arch_learning_rate, weight_decay=3e-4):
     return DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), learning_rate=learning_rate, num_epochs=1,
-                      arch_learning_rate=arch_learning_rate, save_dir=str(tmp_path), arch=ArchOptions(weight_decay=1e-3),
+                      arch_learning_rate=arch_learning_rate, save_dir=str(tmp_path),
+                      arch=ArchOptions(weight_decay=1e-3),
                       weight=WeightOptions(weight_decay=weight_decay, learning_rate_min=learning_rate))
 
 
@@ -337,7 +341,8 @@ class TestDrNAS:
         give_theta(model, arrays, '')
         for kind, gradient in zip(KINDS, paddle.grad(model._loss(*tensors(arrays, 'input', 'label')),
                                                      model.arch_parameters())):
-            assert relative_error(gradient, arrays['grad/alphas_' + kind]) < 2e-3  # PyTorch's Jacobian is an approximation
+            # PyTorch's Jacobian is an approximation
+            assert relative_error(gradient, arrays['grad/alphas_' + kind]) < 2e-3
         expected, ours = json.loads(str(arrays['genotype'])), model.genotype()
         assert [ours.normal, ours.reduce] == [list(map(tuple, expected[kind])) for kind in KINDS]
         model, _ = network()
@@ -370,7 +375,8 @@ class TestDrNAS:
             assert relative_error(gradient, at['grad_exact_alphas']) < TOLERANCE
 
     def test_trajectory(self, parity, tmp_path):
-        """Adam's steps depend on gradients whose Jacobian PyTorch approximates: alphas within 2e-3 of the learning rate's steps."""
+        """Adam's steps depend on gradients whose Jacobian PyTorch approximates: alphas within 2e-3 of the learning
+        rate's steps."""
         arrays = parity.load('drnas_trajectory.npz')
         model, weights = supernet(arrays, drnas(arrays['partial']), parity.load('drnas_supernet.npz'))
         search = searcher_for(model, tmp_path, 0.1, 6e-4)

@@ -25,7 +25,8 @@ class UsersNetwork(paddle.nn.Layer):
         super().__init__()
         self.classifier = paddle.nn.Linear(3, 2)
         for kind in ('normal', 'reduce'):
-            setattr(self, 'alphas_' + kind, self.create_parameter([2, 3], default_initializer=paddle.nn.initializer.Constant(0)))
+            setattr(self, 'alphas_' + kind, self.create_parameter([2, 3],
+                    default_initializer=paddle.nn.initializer.Constant(0)))
 
     def arch_parameters(self):
         return [self.alphas_normal, self.alphas_reduce]
@@ -220,9 +221,17 @@ def test_a_start_in_the_folder_of_an_earlier_run_overwrites_it_with_its_first_ep
     (run / '2' / 'notes.txt').write_text('mine')
     (run / '10').mkdir()
     (run / '10' / 'photo.jpeg').write_text('mine')
-    before = {name: (run / name).read_text() for name in ('metrics.jsonl', 'train.log', '2/genotype.json', 'genotype.json')}
+    before = {
+    name: (
+        run /
+        name).read_text() for name in (
+            'metrics.jsonl',
+            'train.log',
+            '2/genotype.json',
+             'genotype.json')}
 
-    assert script('search.py', *small, '--learning_rate=1e30').returncode == 1  # in its first epoch: nothing to show for
+    # in its first epoch: nothing to show for
+    assert script('search.py', *small, '--learning_rate=1e30').returncode == 1
     assert {name: (run / (name + '.old' if name == 'train.log' else name)).read_text() for name in before} == before
     assert len(list((run / 'checkpoints').iterdir())) == 2
 
@@ -230,9 +239,11 @@ def test_a_start_in_the_folder_of_an_earlier_run_overwrites_it_with_its_first_ep
     assert 'search_cifar holds an earlier run; this one overwrites it from its first checkpoint on (--resume would go on' in result.stderr
     assert (run / 'train.log').read_text() == result.stderr
     assert [json.loads(line)['epoch'] for line in (run / 'metrics.jsonl').read_text().splitlines()] == [0, 1]
-    left = sorted(str(path.relative_to(run)) for path in run.rglob('*') if path.is_file() and path.parent.name.isdecimal())
+    left = sorted(str(path.relative_to(run))
+                  for path in run.rglob('*') if path.is_file() and path.parent.name.isdecimal())
     assert left == ['0/genotype.json', '1/genotype.json', '10/photo.jpeg', '2/notes.txt', '7/genotype.json']
-    for samples, folders in ((1, ['0', '1', '7']), (3, ['0', '1', '2', '7']), (1, ['0', '7'])):  # drawn cells take no epoch of a search away
+    for samples, folders in ((1, ['0', '1', '7']), (3, ['0', '1', '2', '7']),
+                             (1, ['0', '7'])):  # drawn cells take no epoch of a search away
         assert script('search.py', '--method=random', f'--samples={samples}').returncode == 0
         assert sorted(path.parent.name for path in run.glob('*/genotype.json')) == folders
 

@@ -1,4 +1,5 @@
-"""Searches whose methods carry state from step to step: DrNAS with two stages, GDAS with gradients that are kept. A stopped and resumed
+"""Searches whose methods carry state from step to step: DrNAS with two stages, GDAS with gradients that are kept. A
+stopped and resumed
 run must end with the same bits."""
 import json
 
@@ -16,7 +17,8 @@ class Stopped(Exception):
 
 
 def search(folder, method, resume=False, stop_before=None):
-    """A small search of 4 epochs of 2 steps, ended by an exception before the step of that number. Returns the searcher."""
+    """A small search of 4 epochs of 2 steps, ended by an exception before the step of that number. Returns the
+    searcher."""
     paddle.seed(0)
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4)) for _ in range(2)]
