@@ -90,13 +90,10 @@ def get_genotype(arch):
         return from_dict(named[arch]._asdict())
     if arch.lstrip().startswith('Genotype('):
         return parse_genotype(arch)
-    try:
+    if '\0' not in arch:  # no path has a null character
         path = os.path.join(arch, 'genotype.json') if os.path.isdir(arch) else arch
         if os.path.isfile(path):
             return read_genotype(path)
-    except ValueError as error:
-        if 'null' not in str(error):  # a path with a null character is no path
-            raise
     published = published_genotypes()
     if arch in published:
         return from_dict(published[arch])

@@ -8,7 +8,7 @@ import math
 import os
 
 from genotypes import get_genotype
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 
 
 def boolean(text):
@@ -114,7 +114,7 @@ class ArgumentParser(argparse.ArgumentParser):
             word = message.split()[2].split('=')[0]
             near = difflib.get_close_matches(word, self._option_string_actions, 1)
             message = f'there is no flag {word}' + (f'; did you mean {near[0]}?' if near else ', see --help')
-        self.exit(2, '{}: error: {}\n'.format(self.prog, message.replace('\n', ' ')))
+        self.exit(2, printable(f'{self.prog}: error: {message}'.replace('\n', ' ')) + '\n')
 
 
 def given_flags(argv):
