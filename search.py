@@ -1,13 +1,14 @@
-"""Search a cell on CIFAR-10 with DARTS, PC-DARTS or one of their successors.
+r"""Search a cell on CIFAR-10 with DARTS, PC-DARTS or one of their successors.
 
     python search.py                                          first-order DARTS, 50 epochs, on CIFAR-10
     python search.py --unrolled=True                          second-order DARTS
-    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 --arch_learning_rate=6e-4 --epochs_no_archopt=15
+    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 \
+        --arch_learning_rate=6e-4 --epochs_no_archopt=15
     python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
-Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams and
-<epoch>/genotype.json. At the end it prints the genotype and the command that trains it.
+Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams
+and <epoch>/genotype.json. At the end it prints the genotype and the command that trains it.
 """
 import argparse
 import os
@@ -51,18 +52,21 @@ SEARCH_FLAGS = [
     ('samples', integer(1, 100000), 1, 'number of cells that --method=random draws'),
     ('unrolled', boolean, False, 'use the second-order approximation of the architecture gradient'),
     ('epochs', integer(1), 50, 'number of search epochs'),
-    ('epochs_no_archopt', integer(0), 0, 'number of first epochs in which only the weights are updated; less than --epochs'),
+    ('epochs_no_archopt', integer(0), 0, 'number of first epochs in which only the weights are updated; less than '
+                                         '--epochs'),
     ('init_channels', integer(1, 4096), 16, 'channels of the first cell; a multiple of 4 for PC-DARTS'),
     ('layers', integer(1, 1000), 8, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction cells'),
 ]
 COLLAPSE_FLAGS = [
     ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none"),
-    ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the eigenvalue has '
-                                    'increased by that factor; the result is the genotype of the last good epoch'),
+    ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the '
+                                    'eigenvalue has increased by that factor; the result is the genotype of the last '
+                                    'good epoch'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'batch size per GPU'),
-    ('learning_rate', positive(), 0.025, 'initial learning rate of the weights; it decreases along a cosine over all epochs'),
+    ('learning_rate', positive(), 0.025, 'initial learning rate of the weights; it decreases along a cosine over all '
+                                         'epochs'),
     ('learning_rate_min', number(0), None, 'learning rate at the end of the cosine (default: 1e-3; 0 for PC-DARTS)'),
     ('momentum', number(0, 1), 0.9, 'momentum of SGD'),
     ('weight_decay', number(0), 3e-4, 'L2 weight decay'),
@@ -73,10 +77,11 @@ ARCH_FLAGS = [
     ('arch_weight_decay', number(0), 1e-3, 'L2 weight decay of the architecture parameters'),
 ]
 HALVES_FLAGS = [
-    ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, downloaded if '
-                         'necessary); with --dataset=folder, the folder'),
+    ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, '
+                         'downloaded if necessary); with --dataset=folder, the folder'),
     ('class_num', integer(2, 10**6), 10, 'number of classes; without this flag that of the data'),
-    ('train_portion', positive(0, 1), 0.5, 'fraction of the images used for weight training; the others train the architecture'),
+    ('train_portion', positive(0, 1), 0.5, 'fraction of the images used for weight training; the others train the '
+                                           'architecture'),
     ('validate', boolean, True, 'evaluate on the validation half after every epoch'),
     ('cutout', boolean, False, 'mask a random square of every training image'),
 ]
@@ -85,7 +90,8 @@ SAVE_FLAGS = [
 ]
 
 # Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
-DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False',
+DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05',
+                   '--cutout=False',
                    '--drop_path_prob=0']
 AUXILIARY_SIZE = 32  # height and width in pixels of the smallest images that the auxiliary classifier takes
 
@@ -96,7 +102,8 @@ DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
-                         ('collapse', COLLAPSE_FLAGS), ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)),
+                         ('collapse', COLLAPSE_FLAGS),
+                         ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)),
                          ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
@@ -104,11 +111,11 @@ def parse_arguments(argv=None):
     if args.learning_rate_min is None:  # a default that depends on other flags
         args.learning_rate_min = final_learning_rate(args.method, args.learning_rate)
     if args.learning_rate_min > args.learning_rate:
-        parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most --learning_rate, '
-                     f'{args.learning_rate:g}')
+        parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most '
+                     f'--learning_rate, {args.learning_rate:g}')
     if args.epochs <= args.epochs_no_archopt and args.method != 'random':
-        parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the first '
-                     f'{args.epochs_no_archopt} epochs (--epochs_no_archopt)')
+        parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the '
+                     f'first {args.epochs_no_archopt} epochs (--epochs_no_archopt)')
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
         parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
     if args.summary and args.method == 'random':
@@ -120,7 +127,8 @@ def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
     place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
-                         use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume, batch_size=args.batch_size,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume,
+                         batch_size=args.batch_size,
                          default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     if args.method == 'random':
         draw(args, given)
@@ -135,7 +143,8 @@ def main():
     from training.summary import summary
 
     if args.summary:
-        print(summary(Network(args.init_channels, args.class_num, args.layers, args.method), image_shape(args), args.batch_size))
+        print(summary(Network(args.init_channels, args.class_num, args.layers, args.method), image_shape(args),
+                      args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
@@ -156,11 +165,13 @@ def main():
         weight=WeightOptions(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip,
                              learning_rate_min=args.learning_rate_min),
         arch=ArchOptions(weight_decay=args.arch_weight_decay),
-        checkpoint=CheckpointOptions(resume=args.resume, save_freq=args.save_freq, keep=args.keep, save_params=args.save_params,
+        checkpoint=CheckpointOptions(resume=args.resume, save_freq=args.save_freq, keep=args.keep,
+                                     save_params=args.save_params,
                                      arguments=dict(vars(args), class_num=class_num)),
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=args.validate,
                                search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
-                               eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(*args.early_stop),
+                               eigenvalue_freq=args.eigenvalue_freq,
+                               early_stop=args.early_stop and EarlyStop(*args.early_stop),
                                on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None))
     genotype = searcher.train()
     if rank() == 0:
@@ -177,7 +188,8 @@ def draw(args, given):
         return
     remove_numbered(args.model_save_dir, 0, ['sample'])
     for sample, genotype in enumerate(genotypes):
-        text = genotype_json(genotype, {'method': 'random', 'seed': args.seed, 'sample': sample, 'dataset': args.dataset})
+        text = genotype_json(genotype, {'method': 'random', 'seed': args.seed, 'sample': sample,
+                                        'dataset': args.dataset})
         for folder in [os.path.join(args.model_save_dir, str(sample))] + [args.model_save_dir] * (sample == 0):
             write_text(os.path.join(folder, 'genotype.json'), text)
     report(genotypes[0], args, given, image_shape(args))

@@ -1,4 +1,5 @@
-"""Mistyped and hostile command lines and files: each row of data/hostile_inputs.tsv ends in one line and the right status.
+"""Mistyped and hostile command lines and files: each row of data/hostile_inputs.tsv ends in one line and the right
+status.
 
 The scripts run in this process, one row after the other, in a folder of prepared files, of which none may change.
 """
@@ -46,7 +47,8 @@ def folder(tmp_path_factory):
     """The files that the rows name."""
     folder = tmp_path_factory.mktemp('hostile')
     edges = to_dict(DARTS_V2)['normal']
-    texts = {'empty.json': '', 'text.json': 'text', 'deep.json': '[' * 100000, 'list.json': '[]', 'null.json': genotype_file(normal=None),
+    texts = {'empty.json': '', 'text.json': 'text', 'deep.json': '[' * 100000, 'list.json': '[]',
+             'null.json': genotype_file(normal=None),
              'large.json': ' ' * (1 << 20) + '{}', 'nodes.json': genotype_file(normal=[['skip_connect', 0]] * 4000),
              'nine.json': genotype_file(normal=edges + edges[:1]), 'concat.json': genotype_file(normal_concat=[2, 99]),
              'empty_concat.json': genotype_file(normal_concat=[]), 'networks/text.json': '{"network": "os.system"}',
@@ -100,12 +102,14 @@ def run_row(script, words):
 
 def test_the_table_is_large_enough():
     rows = table()
-    assert len(rows) >= 150 and {row[0] for row in rows} == {'search.py', 'train.py', 'train_imagenet.py', 'visualize.py'}
+    assert len(rows) >= 150 and {row[0] for row in rows} == {'search.py', 'train.py', 'train_imagenet.py',
+                                                             'visualize.py'}
 
 
 @pytest.mark.parametrize('script, words, status, message', table(), ids=lambda value: str(value)[:60])
 def test_a_hostile_input_is_one_line(folder, tmp_path, monkeypatch, script, words, status, message):
-    save = [] if script == 'visualize.py' or any('model_save_dir' in word for word in words) else [f'--model_save_dir={tmp_path}/run']
+    save = [] if script == 'visualize.py' or any('model_save_dir' in word
+                                                 for word in words) else [f'--model_save_dir={tmp_path}/run']
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, 'argv', [script] + words + save)
     before = contents(folder)
