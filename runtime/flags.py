@@ -191,8 +191,8 @@ def network_flags(init_channels, layers, class_num, drop_path_prob):
     """The flags of a network made of a genotype, with a script's own defaults."""
     return [
         ('arch', path, 'DARTS_V2', 'genotype: a name of genotypes.py or of nas/data/published_genotypes.json, a '
-                                   'genotype.json, a search output directory, '
-                                   " or the printed text 'Genotype(...)'"),
+                                   'genotype.json, a search output directory, or the '
+                                   "printed text 'Genotype(...)'"),
         ('init_channels', integer(2, 4096), init_channels, 'channels of the first cell'),
         ('layers', integer(1, 1000), layers, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction '
                                              'cells'),
