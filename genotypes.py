@@ -1,12 +1,13 @@
 """What a cell is: `Genotype`, the operations it may name, the cells known by name, and genotype.json.
 
-A genotype describes two cells, a normal and a reduction cell (DARTS, Liu et al. 2019, section 2.1). A cell has two inputs,
-states 0 and 1 (the outputs of the two cells before it), and then its intermediate nodes, states 2, 3, …; each node adds up
-two edges. `normal[2 * i]` and `normal[2 * i + 1]` are the edges of node i, each an (operation, source state) pair, and the
-cell's output is the concatenation of the states in `normal_concat`. An edge whose operation is `none` is no edge: such a node has
-one edge or none at all.
+A genotype describes two cells, a normal and a reduction cell (DARTS, Liu et al. 2019, section 2.1). A cell has two
+inputs, states 0 and 1 (the outputs of the two cells before it), and then its intermediate nodes, states 2, 3, …; each
+node adds up two edges. `normal[2 * i]` and `normal[2 * i + 1]` are the edges of node i, each an (operation, source
+state) pair, and the cell's output is the concatenation of the states in `normal_concat`. An edge whose operation is
+`none` is no edge: such a node has one edge or none at all.
 
-Nothing here imports Paddle or another module of the project. Wrong genotypes raise ValueError with a sentence for the user.
+Nothing here imports Paddle or another module of the project. Wrong genotypes raise ValueError with a sentence for the
+user.
 """
 import ast
 import difflib
@@ -73,7 +74,8 @@ def named_genotypes():
 
 
 def published_genotypes():
-    """Return {name: {normal, normal_concat, reduce, reduce_concat, source}} of the cells in nas/data/published_genotypes.json."""
+    """Return {name: {normal, normal_concat, reduce, reduce_concat, source}} of the cells in
+    nas/data/published_genotypes.json."""
     with open(PUBLISHED, encoding='utf-8') as f:
         return json.load(f)
 
@@ -81,8 +83,8 @@ def published_genotypes():
 def get_genotype(arch):
     """Turn what a user gave as --arch into a Genotype.
 
-    arch: a name of this file or of the published cells, the path of a genotype.json, a folder that holds one (such as the output folder of a search), or the
-    text `Genotype(normal=[...], ...)` as a log or a paper prints it.
+    arch: a name of this file or of the published cells, the path of a genotype.json, a folder that holds one (such as
+    the output folder of a search), or the text `Genotype(normal=[...], ...)` as a log or a paper prints it.
     Raises ValueError when it is none of these, or when the file does not hold a genotype.
     """
     named = named_genotypes()
@@ -90,27 +92,25 @@ def get_genotype(arch):
         return from_dict(named[arch]._asdict())
     if arch.lstrip().startswith('Genotype('):
         return parse_genotype(arch)
-    try:
+    if '\0' not in arch:  # no path has a null character
         path = os.path.join(arch, 'genotype.json') if os.path.isdir(arch) else arch
         if os.path.isfile(path):
             return read_genotype(path)
-    except ValueError as error:
-        if 'null' not in str(error):  # a path with a null character is no path
-            raise
     published = published_genotypes()
     if arch in published:
         return from_dict(published[arch])
     near = difflib.get_close_matches(arch[:100], [*named, *published], 1, cutoff=0.75)
-    raise ValueError(f"'{arch:.200}' is neither a genotype's name ({', '.join(named)}, or one of the {len(published)} in "
-                     f'nas/data/{os.path.basename(PUBLISHED)}), nor a genotype.json or a folder that holds one, nor the text of a '
-                     f'Genotype(...)' + (f'; did you mean {near[0]}?' if near else ''))
+    raise ValueError(f"'{arch:.200}' is neither a genotype's name ({', '.join(named)}, or one of the {len(published)} "
+                     f'in nas/data/{os.path.basename(PUBLISHED)}), nor a genotype.json or a folder that holds one, nor '
+                     'the text of a Genotype(...)' + (f'; did you mean {near[0]}?' if near else ''))
 
 
 def parse_genotype(text):
-    """The Genotype that a printed `Genotype(normal=[...], normal_concat=range(2, 6), ...)` stands for. Only literals and range(...) of
-    literals are read, nothing is evaluated. Raises ValueError."""
+    """The Genotype that a printed `Genotype(normal=[...], normal_concat=range(2, 6), ...)` stands for. Only literals
+    and range(...) of literals are read, nothing is evaluated. Raises ValueError."""
     try:
-        if len(text) > MAX_JSON_BYTES or not re.fullmatch(r"[\w\s()\[\],='\"]*", text):  # nothing else occurs in such a text
+        # nothing else occurs in such a text
+        if len(text) > MAX_JSON_BYTES or not re.fullmatch(r"[\w\s()\[\],='\"]*", text):
             raise ValueError('it is too long or has characters that no genotype has')
         call = ast.parse(text.strip(), mode='eval').body
         if not isinstance(call, ast.Call) or call.args or getattr(call.func, 'id', None) != 'Genotype':
@@ -130,11 +130,12 @@ def _literal(node):
 
 
 def derive_cell(strengths, primitives, steps):
-    """Discretise one cell (DARTS, section 2.4): keep for each node its two strongest edges, on each the strongest operation.
+    """Discretise one cell (DARTS, section 2.4): keep for each node its two strongest edges, on each the strongest
+    operation.
 
-    strengths: [edges, operations], the weight of every operation on every edge, where the edges of node i come before those
-        of node i + 1 and edge j of a node leaves state j. An edge is as strong as its strongest operation; `none` competes
-        for neither.
+    strengths: [edges, operations], the weight of every operation on every edge, where the edges of node i come before
+        those of node i + 1 and edge j of a node leaves state j. An edge is as strong as its strongest operation;
+        `none` competes for neither.
     Returns the list of (operation, source state), two a node, the stronger edge first.
     """
     candidates = [k for k, name in enumerate(primitives) if name != 'none']
@@ -178,7 +179,8 @@ def from_dict(data):
 
 
 def connected_states(edges):
-    """The states of a cell that have a value: the two inputs and every node with an edge other than `none` from such a state."""
+    """The states of a cell that have a value: the two inputs and every node with an edge other than `none` from such
+    a state."""
     connected = [0, 1]
     for position in range(0, len(edges), 2):
         if any(operation != 'none' and state in connected for operation, state in edges[position:position + 2]):
@@ -201,7 +203,8 @@ def _check_edges(key, edges):
             raise ValueError('{}: unknown operation {!r:.80}; known are {}'.format(
                 where, operation, ', '.join(OPERATIONS)))
         if not _is_integer(state) or not 0 <= state < 2 + position // 2:
-            raise ValueError(f'{where}: node {position // 2} can take its input from states 0 to {1 + position // 2}, not from {state!r:.80}')
+            raise ValueError(f'{where}: node {position // 2} can take its input from states 0 to {1 + position // 2}, '
+                             f'not from {state!r:.80}')
     return [(str(operation), int(state)) for operation, state in edges]
 
 
@@ -220,7 +223,8 @@ def _is_integer(value):
 
 
 def _check_concat(key, concat, edges):
-    """Only a cell without any edge, which a search with FairDARTS can write in its first epochs, has nothing to concatenate."""
+    """Only a cell without any edge, which a search with FairDARTS can write in its first epochs, has nothing to
+    concatenate."""
     nodes, has_edges = len(edges) // 2, any(operation != 'none' for operation, _ in edges)
     if (not isinstance(concat, (list, tuple, range)) or not concat and has_edges
             or any(not _is_integer(state) or not 2 <= state < 2 + nodes for state in concat)
@@ -250,8 +254,8 @@ def read_genotype(path):
 
 
 def plain(result):
-    """A search's result with numpy integers and nested lists brought to Python's own types, so that JSON can hold it; the result of
-    another space, such as a string, is returned as it is."""
+    """A search's result with numpy integers and nested lists brought to Python's own types, so that JSON can hold it;
+    the result of another space, such as a string, is returned as it is."""
     if not isinstance(result, Genotype):
         return result
     cells = [[(str(operation), int(state)) for operation, state in cell] for cell in (result.normal, result.reduce)]
@@ -260,12 +264,14 @@ def plain(result):
 
 
 def to_json(result):
-    """What a search found, as JSON keeps it: a Genotype's dict; the result of another space, such as a string, as it is."""
+    """What a search found, as JSON keeps it: a Genotype's dict; the result of another space, such as a string, as it
+    is."""
     return to_dict(result) if isinstance(result, Genotype) else result
 
 
 def from_json(result):
-    """The result that to_json gave the JSON form of. Unchecked: a user's own network may have operations that this file doesn't know."""
+    """The result that to_json gave the JSON form of. Unchecked: a user's own network may have operations that this
+    file doesn't know."""
     if not isinstance(result, dict) or set(result) != set(Genotype._fields):
         return result
     normal, reduce = [[tuple(edge) for edge in result[cell]] for cell in ('normal', 'reduce')]
@@ -273,19 +279,21 @@ def from_json(result):
 
 
 def random_genotype(random, steps=4):
-    """Draw two cells: each node takes two different states before it, on each edge one operation that is not `none`; all are
-    equally likely.
+    """Draw two cells: each node takes two different states before it, on each edge one operation that is not `none`;
+    all are equally likely.
 
     random: a random.Random.
     """
     operations = [name for name in PRIMITIVES if name != 'none']
-    cells = [[(random.choice(operations), state) for node in range(steps) for state in sorted(random.sample(range(2 + node), 2))]
+    cells = [[(random.choice(operations), state) for node in range(steps)
+              for state in sorted(random.sample(range(2 + node), 2))]
              for _ in range(2)]
     return Genotype(cells[0], range(2, 2 + steps), cells[1], range(2, 2 + steps))
 
 
 def genotype_json(genotype, search=None):
-    """The text of a genotype.json; `search` says how the genotype was found (method, seed, epoch, …) and is not read back.
+    """The text of a genotype.json; `search` says how the genotype was found (method, seed, epoch, …) and is not read
+    back.
 
     The result of another space stands there as {"architecture": result}.
     """

@@ -1,8 +1,9 @@
-"""The networks made of a genotype, as trained on CIFAR-10 and ImageNet (DARTS, Liu et al. 2019, section 3.2; after NASNet,
-Zoph et al. 2018).
+"""The networks made of a genotype, as trained on CIFAR-10 and ImageNet (DARTS, Liu et al. 2019, section 3.2; after
+NASNet, Zoph et al. 2018).
 
-Called on images [N, 3, H, W] both give (logits [N, num_classes], logits_aux): logits_aux is the output of the auxiliary head,
-None without one and in evaluation mode. The training loop calls `set_drop_path_prob`, since it increases over the epochs.
+Called on images [N, 3, H, W] both give (logits [N, num_classes], logits_aux): logits_aux is the output of the
+auxiliary head, None without one and in evaluation mode. The training loop calls `set_drop_path_prob`, since it
+increases over the epochs.
 """
 import paddle
 import paddle.nn as nn
@@ -13,18 +14,19 @@ from runtime.errors import UserError
 
 
 def drop_path(x, prob):
-    """Set x [N, C, H, W] to zero for a sample with probability `prob` and divide the others by 1 - prob, which keeps the mean
-    (Larsson et al. 2017)."""
+    """Set x [N, C, H, W] to zero for a sample with probability `prob` and divide the others by 1 - prob, which keeps
+    the mean (Larsson et al. 2017)."""
     keep = paddle.full([x.shape[0], 1, 1, 1], 1 - prob, dtype=x.dtype)
     return x * paddle.bernoulli(keep) / (1 - prob)
 
 
 class Cell(nn.Layer):
-    """A cell of a genotype: node i is the sum of its edges 2 i and 2 i + 1; the output concatenates the genotype's nodes.
+    """A cell of a genotype: node i is the sum of its edges 2 i and 2 i + 1; the output concatenates the genotype's
+    nodes.
 
     An edge whose operation is `none`, or whose source state has no input, is left out, and so is a node without an edge
-    (`genotypes.connected_states`). The output has `multiplier` * c channels, where multiplier is the number of nodes that it
-    concatenates.
+    (`genotypes.connected_states`). The output has `multiplier` * c channels, where multiplier is the number of nodes
+    that it concatenates.
     """
 
     def __init__(self, genotype, c_prev_prev, c_prev, c, reduction, reduction_prev):
@@ -39,8 +41,8 @@ class Cell(nn.Layer):
         self._concat = [state for state in (genotype.reduce_concat if reduction else genotype.normal_concat)
                         if state in connected]
         if not self._concat:
-            raise UserError(f'--arch: the {"reduction" if reduction else "normal"} cell of the genotype has no edges: it was written '
-                            'before the search had found any; take the genotype of a later epoch')
+            raise UserError(f'--arch: the {"reduction" if reduction else "normal"} cell of the genotype has no edges: '
+                            'it was written before the search had found any; take the genotype of a later epoch')
         self.multiplier = len(self._concat)
         self._indices = [state for _, state in edges]
         self._is_edge = [name != 'none' and state in connected for name, state in edges]
@@ -63,7 +65,8 @@ class Cell(nn.Layer):
 
 
 class AuxiliaryHead(nn.Layer):
-    """A small classifier on the features at 2/3 of the cells, which must be at least 5x5 (Szegedy et al. 2015, section 5).
+    """A small classifier on the features at 2/3 of the cells, which must be at least 5x5 (Szegedy et al. 2015, section
+    5).
 
     stride: of its average pooling, 3 on CIFAR and 2 on ImageNet: 8x8 and 7x7 features both become 2x2.
     """
@@ -84,7 +87,8 @@ class AuxiliaryHead(nn.Layer):
 
     def forward(self, x):
         if min(x.shape[2:]) < self.smallest:
-            raise UserError(f'--auxiliary: the auxiliary classifier needs feature maps of at least {self.smallest}x{self.smallest}; '
+            raise UserError(f'--auxiliary: the auxiliary classifier needs feature maps of at least '
+                            f'{self.smallest}x{self.smallest}; '
                             f'these images give {x.shape[2]}x{x.shape[3]}: give --auxiliary=False or larger images')
         return self.classifier(self.features(x).mean([2, 3]))  # 1x1 at the papers' image sizes
 
@@ -92,7 +96,8 @@ class AuxiliaryHead(nn.Layer):
 class _Network(nn.Layer):
     """What both networks have: cells, auxiliary head, classifier. A subclass makes the stem first."""
 
-    def _build(self, c_prev_prev, c_prev, c, num_classes, layers, auxiliary, genotype, reduction_prev, auxiliary_stride):
+    def _build(self, c_prev_prev, c_prev, c, num_classes, layers, auxiliary, genotype, reduction_prev,
+               auxiliary_stride):
         genotype = from_dict(genotype._asdict())  # genotypes written in code are checked too; raises ValueError
         self.drop_path_prob = 0.0
         self._auxiliary_at = 2 * layers // 3
@@ -148,8 +153,8 @@ class NetworkImageNet(_Network):
     def __init__(self, C, num_classes, layers, auxiliary, genotype, dropout=0.0):
         super().__init__()
         if C < 2:
-            raise UserError(f'--init_channels: {C} is not allowed: the first convolution of the ImageNet stem has half as many '
-                            'channels; give at least 2')
+            raise UserError(f'--init_channels: {C} is not allowed: the first convolution of the ImageNet stem has half '
+                            f'as many channels; give at least 2')
         self.stem0 = nn.Sequential(
             conv2d(3, C // 2, 3, stride=2, padding=1), batch_norm(C // 2), nn.ReLU(),
             conv2d(C // 2, C, 3, stride=2, padding=1), batch_norm(C))

@@ -2,14 +2,13 @@
 
     python search.py                                          first-order DARTS, 50 epochs, on CIFAR-10
     python search.py --unrolled=True                          second-order DARTS
-    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 --arch_learning_rate=6e-4
-    --epochs_no_archopt=15
+    python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 \
+        --arch_learning_rate=6e-4 --epochs_no_archopt=15
     python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
 Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams
-and
-<epoch>/genotype.json. At the end it prints the genotype and the command that trains it.
+and <epoch>/genotype.json. At the end it prints the genotype and the command that trains it.
 """
 import argparse
 import os

@@ -2,8 +2,8 @@ r"""Train the network of a genotype on CIFAR-10, from scratch.
 
     python train.py --arch=PC_DARTS                                 the example's cell, 600 epochs on CIFAR-10
     python train.py --arch=search_cifar/genotype.json               the cell that search.py found
-    python train.py --dataset=digits --arch=search_digits/genotype.json --auxiliary=False --init_channels=16 --layers=5 \
-        --epochs=12 --batch_size=32 --learning_rate=0.05 --cutout=False --drop_path_prob=0
+    python train.py --dataset=digits --arch=search_digits/genotype.json --auxiliary=False --init_channels=16 \
+        --layers=5 --epochs=12 --batch_size=32 --learning_rate=0.05 --cutout=False --drop_path_prob=0
     python train.py --eval_only --pretrained=eval_cifar/best_model.pdparams
     python train.py --export=inference/model --pretrained=eval_cifar/best_model.pdparams
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog train.py --use_data_parallel 1
@@ -43,11 +43,13 @@ TRAIN_FLAGS = [
     ('grad_clip', positive(), 5.0, 'maximum global norm of the gradient'),
 ]
 CIFAR_FLAGS = [
-    ('data', path, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; if the default does not exist, or for cifar100, '
-                                      'dataset/ beside this script, downloaded; with --dataset=folder, the folder'),
+    ('data', path, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; if the default does not exist, '
+                                      'or for cifar100, dataset/ beside this script, downloaded; with '
+                                      '--dataset=folder, the folder'),
     ('cutout', boolean, True, 'mask a random square of every training image'),
 ]
-DATA_OF_NETWORK = ('dataset', 'image_size', 'seed')  # flags that best_model.json remembers: the images a network was trained on
+# flags that best_model.json remembers: the images a network was trained on
+DATA_OF_NETWORK = ('dataset', 'image_size', 'seed')
 
 
 def parse_arguments(argv=None):
@@ -65,7 +67,8 @@ def main():
     given = given_flags(sys.argv[1:])
     writes_files = not (args.eval_only or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
-                 use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume, batch_size=args.batch_size,
+                 use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume,
+                 batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     import paddle
@@ -78,7 +81,8 @@ def main():
     from training.summary import summary
 
     def described(class_num):
-        return evaluation.describe(NetworkCIFAR, genotype_of(args.arch), init_channels=args.init_channels, layers=args.layers,
+        return evaluation.describe(NetworkCIFAR, genotype_of(args.arch), init_channels=args.init_channels,
+                                   layers=args.layers,
                                    class_num=class_num, auxiliary=args.auxiliary)
 
     model = description = None
@@ -87,7 +91,8 @@ def main():
         model, description = evaluation.load(args.pretrained, NetworkCIFAR, described(args.class_num), must_match)
         args = with_data_of(description, args, given)
     if args.summary:
-        print(summary(model or evaluation.build(NetworkCIFAR, described(args.class_num)), image_shape(args), args.batch_size))
+        print(summary(model or evaluation.build(NetworkCIFAR, described(args.class_num)), image_shape(args),
+                      args.batch_size))
         return
     if args.export:
         evaluation.export(model, args.export, evaluation.image_shape_of(description, default=image_shape(args)))
@@ -117,7 +122,8 @@ def main():
         optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
         loss_options=dict(auxiliary_weight=args.auxiliary_weight),
         run_options=dict(resume=args.resume, seed=args.seed, save_freq=args.save_freq, keep=args.keep,
-                         arguments=dict(vars(args), class_num=description['class_num'], genotype=description['genotype']),
+                         arguments=dict(vars(args), class_num=description['class_num'],
+                                        genotype=description['genotype']),
                          on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
         precision_options=precision_options,
@@ -144,7 +150,8 @@ def with_data_of(description, args, given):
 
 def log_epoch(metrics, best):
     logger.info('Epoch %d, train_acc %.6f', metrics['epoch'], metrics['train_acc'])
-    logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f, valid_acc5 %.6f', metrics['epoch'], metrics['valid_acc'], best,
+    logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f, valid_acc5 %.6f', metrics['epoch'],
+                metrics['valid_acc'], best,
                 metrics['valid_acc5'])
 
 

@@ -1,9 +1,10 @@
-"""Train the network of a genotype on ImageNet, from scratch.
+r"""Train the network of a genotype on ImageNet, from scratch.
 
     python train_imagenet.py --arch=PC_DARTS --data_dir=dataset/ILSVRC2012
     python train_imagenet.py --eval_only --pretrained=eval_imagenet/best_model.pdparams --data_dir=dataset/ILSVRC2012
     python train_imagenet.py --export=inference/model --pretrained=eval_imagenet/best_model.pdparams
-    python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog train_imagenet.py --use_data_parallel 1
+    python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog \
+        train_imagenet.py --use_data_parallel 1
 
 --data_dir holds the images, train_list.txt and val_list.txt, with a line `relative/path label` for each image.
 Output files in --model_save_dir: best_model.pdparams with best_model.json, train.log and metrics.jsonl.
@@ -44,7 +45,8 @@ TRAIN_FLAGS = [
 DATA_FLAGS = [
     ('data_dir', path, 'dataset/ILSVRC2012', 'the folder with the images, train_list.txt and val_list.txt'),
     ('trainset_num', integer(1), 1281167, 'maximum number of training images'),
-    ('image_size', integer(32, 1024), 224, 'height and width in pixels of the images; without this flag, that of --pretrained'),
+    ('image_size', integer(32, 1024), 224, 'height and width in pixels of the images; without this flag, that of '
+                                           '--pretrained'),
 ]
 
 
@@ -64,7 +66,8 @@ def main():
     given = given_flags(sys.argv[1:])
     writes_files = not (args.eval_only or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
-                 use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume, batch_size=args.batch_size,
+                 use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume,
+                 batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     import paddle
@@ -78,7 +81,8 @@ def main():
     from training.summary import summary
 
     def described(class_num):
-        return evaluation.describe(NetworkImageNet, genotype_of(args.arch), init_channels=args.init_channels, layers=args.layers,
+        return evaluation.describe(NetworkImageNet, genotype_of(args.arch), init_channels=args.init_channels,
+                                   layers=args.layers,
                                    class_num=class_num, auxiliary=args.auxiliary)
 
     model = description = None
@@ -101,7 +105,8 @@ def main():
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
-    loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0, max_bad_images=args.max_bad_images)
+    loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0,
+                          max_bad_images=args.max_bad_images)
     valid_images = imagenet_reader(args.data_dir, 'val', images[1])
     if not args.eval_only:
         train_images = imagenet_reader(args.data_dir, 'train', images[1])
@@ -109,19 +114,22 @@ def main():
             train_images.check_labels(class_num)  # names the line of the list
         class_num = class_count(train_images, class_num)
     valid_images.check_labels(class_num)
-    valid_loader = BatchLoader(valid_images, args.batch_size, shuffle=False, stream=VALID, train=False, **loader_options)
+    valid_loader = BatchLoader(valid_images, args.batch_size, shuffle=False, stream=VALID, train=False,
+                               **loader_options)
     if description is None:
         description = described(class_num)
         model = evaluation.build(NetworkImageNet, description, dropout=args.dropout)
     elif not args.eval_only:
-        model, description = evaluation.with_classes(NetworkImageNet, model, description, class_num, dropout=args.dropout)
+        model, description = evaluation.with_classes(NetworkImageNet, model, description, class_num,
+                                                     dropout=args.dropout)
     description = dict(description, image_shape=images)
     evaluation.log_size(model, images)
     if args.eval_only:
         evaluation.score(accelerate(model), valid_loader, precision_options)
         return
     chosen = first_images(generator(args.seed, ORDER).permutation(len(train_images)), args.trainset_num)
-    train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, shuffle=True, stream=TRAIN, **loader_options)
+    train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, shuffle=True, stream=TRAIN,
+                               **loader_options)
     logger.info('%d training images, %d validation images', len(chosen), len(valid_images))
     evaluation.train(
         accelerate(model), description, train_loader, valid_loader,
@@ -130,7 +138,8 @@ def main():
         optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
         loss_options=dict(auxiliary_weight=args.auxiliary_weight, label_smooth=args.label_smooth),
         run_options=dict(resume=args.resume, seed=args.seed, save_freq=args.save_freq, keep=args.keep,
-                         arguments=dict(vars(args), class_num=description['class_num'], genotype=description['genotype']),
+                         arguments=dict(vars(args), class_num=description['class_num'],
+                                        genotype=description['genotype']),
                          on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
         precision_options=precision_options,
@@ -140,8 +149,10 @@ def main():
 
 
 def log_epoch(metrics, best):
-    logger.info('Epoch %d, train_top1 %.6f, train_top5 %.6f', metrics['epoch'], metrics['train_acc'], metrics['train_acc5'])
-    logger.info('Epoch %d, valid_top1 %.6f, valid_top5 %.6f, best_valid_top1 %.6f', metrics['epoch'], metrics['valid_acc'],
+    logger.info('Epoch %d, train_top1 %.6f, train_top5 %.6f', metrics['epoch'], metrics['train_acc'],
+                metrics['train_acc5'])
+    logger.info('Epoch %d, valid_top1 %.6f, valid_top5 %.6f, best_valid_top1 %.6f', metrics['epoch'],
+                metrics['valid_acc'],
                 metrics['valid_acc5'], best)
 
 

@@ -1,6 +1,8 @@
-"""Command lines: argument types that check a value, a parser with one-line errors, and the flags that several scripts share.
+"""Command lines: argument types that check a value, a parser with one-line errors, and the flags that several scripts
+share.
 
-A flag is a row (name, type, default, help) of a table; a table is an argument group of --help. Defaults are in these tables only.
+A flag is a row (name, type, default, help) of a table; a table is an argument group of --help. Defaults are in these
+tables only.
 """
 import argparse
 import difflib
@@ -8,7 +10,7 @@ import math
 import os
 
 from genotypes import get_genotype
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 
 
 def boolean(text):
@@ -35,7 +37,8 @@ def number(minimum, maximum=None):
 def positive(minimum_excluded=0.0, maximum_excluded=None):
     """An argument type: a finite number above minimum_excluded and, if given, below maximum_excluded."""
     return _bounded(
-        float, 'a number', lambda value: value > minimum_excluded and (maximum_excluded is None or value < maximum_excluded),
+        float, 'a number', lambda value: value > minimum_excluded and (maximum_excluded is None
+                                                                       or value < maximum_excluded),
         f'above {minimum_excluded:g}' + (
             '' if maximum_excluded is None else f' and below {maximum_excluded:g}'))
 
@@ -90,13 +93,16 @@ class ArgumentParser(argparse.ArgumentParser):
         """parse_args for the scripts with DATA_FLAGS, some of which go together."""
         args = self.parse_args(argv)
         if args.image_size and args.dataset != 'folder':
-            self.error(f'argument --image_size: goes with --dataset=folder; the images of {args.dataset} have their own size')
+            self.error(f'argument --image_size: goes with --dataset=folder; the images of {args.dataset} have their '
+                       f'own size')
         if args.dataset == 'folder' and not os.path.isdir(str(args.data)):
-            self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of images a class')
+            self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of '
+                       f'images a class')
         return args
 
     def check_use(self, args):
-        """Check USE_FLAGS, of which eval_only and export need a network, and --arch, before anything is read or downloaded."""
+        """Check USE_FLAGS, of which eval_only and export need a network, and --arch, before anything is read or
+        downloaded."""
         for name in ('eval_only', 'export'):
             if getattr(args, name) and not args.pretrained:
                 self.error(f'argument --{name}: give the network with --pretrained=PATH of a best_model.pdparams')
@@ -114,7 +120,7 @@ class ArgumentParser(argparse.ArgumentParser):
             word = message.split()[2].split('=')[0]
             near = difflib.get_close_matches(word, self._option_string_actions, 1)
             message = f'there is no flag {word}' + (f'; did you mean {near[0]}?' if near else ', see --help')
-        self.exit(2, '{}: error: {}\n'.format(self.prog, message.replace('\n', ' ')))
+        self.exit(2, printable(f'{self.prog}: error: {message}'.replace('\n', ' ')) + '\n')
 
 
 def given_flags(argv):
@@ -123,7 +129,8 @@ def given_flags(argv):
 
 
 def checked_value(table, name, value):
-    """The value of a flag that comes from a file, checked as on the command line. Raises ValueError that names the flag."""
+    """The value of a flag that comes from a file, checked as on the command line. Raises ValueError that names the
+    flag."""
     kind = next(kind for row, kind, _, _ in table if row == name)
     try:
         if type(value) not in (str, int, float, bool):
@@ -149,19 +156,24 @@ DEVICE_FLAGS = [
 ]
 DATA_FLAGS = [
     ('dataset', ['cifar10', 'cifar100', 'digits', 'folder'], 'cifar10',
-     "data set; digits: scikit-learn's handwritten digits, 1,437 training and 360 test images of 8x8 pixels, nothing to download; "
+     "data set; digits: scikit-learn's handwritten digits, 1,437 training and 360 test images of 8x8 pixels, nothing "
+     "to download; "
      'folder: --data is a folder with one subfolder of images per class'),
-    ('image_size', integer(8, 1024), None, 'for --dataset=folder: height and width in pixels that images are resized to (default: 32)'),
+    ('image_size', integer(8, 1024), None, 'for --dataset=folder: height and width in pixels that images are resized '
+                                           'to (default: 32)'),
     ('trainset_num', integer(2), 50000, 'maximum number of training images'),
-    ('cutout_length', integer(0), 16, 'side of the square that cutout masks, in pixels of a 32x32 image; scaled for other sizes'),
+    ('cutout_length', integer(0), 16, 'side of the square that cutout masks, in pixels of a 32x32 image; scaled for '
+                                      'other sizes'),
 ]
 USE_FLAGS = [
-    ('pretrained', path, None, 'a trained best_model.pdparams; the .json beside it gives genotype, channels, layers and classes'),
+    ('pretrained', path, None, 'a trained best_model.pdparams; the .json beside it gives genotype, channels, layers '
+                               'and classes'),
     ('eval_only', boolean, False, 'evaluate the --pretrained network on the test set and exit'),
     ('export', path, None, 'export the --pretrained network as an inference model, PATH.* (paddle.jit.save), and exit'),
 ]
 PRECISION_FLAGS = [
-    ('amp_level', ['O0', 'O1', 'O2'], 'O0', 'mixed precision on a GPU: O0 off, O1 where it is safe, O2 nearly everywhere'),
+    ('amp_level', ['O0', 'O1', 'O2'], 'O0', 'mixed precision on a GPU: O0 off, O1 where it is safe, O2 nearly '
+                                            'everywhere'),
     ('amp_dtype', ['float16', 'bfloat16'], 'float16', '16-bit type of mixed precision; float16 uses loss scaling'),
 ]
 
@@ -178,14 +190,17 @@ def reader_flags(num_workers):
 def network_flags(init_channels, layers, class_num, drop_path_prob):
     """The flags of a network made of a genotype, with a script's own defaults."""
     return [
-        ('arch', path, 'DARTS_V2', 'genotype: a name of genotypes.py or of nas/data/published_genotypes.json, a genotype.json, a '
-                                   "search output directory, or the printed text 'Genotype(...)'"),
+        ('arch', path, 'DARTS_V2', 'genotype: a name of genotypes.py or of nas/data/published_genotypes.json, a '
+                                   'genotype.json, a search output directory, or the '
+                                   "printed text 'Genotype(...)'"),
         ('init_channels', integer(2, 4096), init_channels, 'channels of the first cell'),
-        ('layers', integer(1, 1000), layers, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction cells'),
+        ('layers', integer(1, 1000), layers, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction '
+                                             'cells'),
         ('class_num', integer(2, 10**6), class_num, 'number of classes'),
         ('auxiliary', boolean, True, 'train with an auxiliary classifier at 2/3 of the depth'),
         ('auxiliary_weight', number(0), 0.4, "weight of the auxiliary classifier's loss"),
-        ('drop_path_prob', number(0, 1), drop_path_prob, 'drop path probability in the last epoch; it increases linearly from 0'),
+        ('drop_path_prob', number(0, 1), drop_path_prob, 'drop path probability in the last epoch; it increases '
+                                                         'linearly from 0'),
     ]
 
 
@@ -197,6 +212,7 @@ def run_flags(log_freq, model_save_dir):
         ('resume', boolean, False, 'continue from the newest intact checkpoint in --model_save_dir, if there is one'),
         ('save_freq', integer(0), 0, 'steps between two checkpoints within an epoch; 0: only at the end of each epoch'),
         ('keep', integer(1), 2, 'number of checkpoints to keep'),
-        ('use_vdl', boolean, False, 'log curves, architecture parameters and cells for VisualDL, to vdl/ in --model_save_dir'),
+        ('use_vdl', boolean, False, 'log curves, architecture parameters and cells for VisualDL, to vdl/ in '
+                                    '--model_save_dir'),
         ('summary', boolean, False, "print the network's layers and sizes and exit"),
     ]

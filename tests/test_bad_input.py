@@ -83,7 +83,8 @@ WRONG_ARGUMENTS_OF_TRAINING = {
     ('train_imagenet.py', '--export=model'): 'argument --export: give the network with --pretrained',
 }
 WRONG_TOGETHER = {
-    ('search.py', '--method=random --summary'): 'argument --summary: --method=random has no supernet to summarise; give another --method',
+    ('search.py', '--method=random --summary'): 'argument --summary: --method=random has no supernet to summarise; '
+                                                'give another --method',
 }
 WRONG = {('search.py', argument): message for argument, message in WRONG_ARGUMENTS.items()}
 WRONG.update(WRONG_ARGUMENTS_OF_TRAINING)
@@ -102,13 +103,15 @@ def test_help_names_every_flag_with_its_default_and_takes_no_paddle(script):
     """The defaults of the contract, as users know them."""
     groups = script('search.py', '--help').stdout.split('show this help message')[1]
     defaults = dict(re.findall(r'--(\w+) (?:(?!\n  --).)*?\(default:\s+(\S+?)\)\n', groups, re.DOTALL))
-    for flag, default in dict(log_freq=50, use_multiprocess=True, batch_size=64, learning_rate=0.025, momentum=0.9, use_gpu=True,
+    for flag, default in dict(log_freq=50, use_multiprocess=True, batch_size=64, learning_rate=0.025, momentum=0.9,
+                              use_gpu=True,
                               epochs=50, init_channels=16, layers=8, class_num=10, trainset_num=50000,
                               model_save_dir='search_cifar', grad_clip=5.0, arch_learning_rate=0.0003, method='DARTS',
                               epochs_no_archopt=0, cutout_length=16, cutout=False, unrolled=False,
                               use_data_parallel=False).items():
         assert defaults[flag] == str(default), flag
-    loaded = subprocess.run([sys.executable, '-c', "import sys, search; search.parse_arguments([]); print('paddle' in sys.modules)"],
+    loaded = subprocess.run([sys.executable, '-c', "import sys, search; search.parse_arguments([]); print('paddle' in "
+                                                   "sys.modules)"],
                             cwd=ROOT, text=True, stdout=subprocess.PIPE).stdout
     assert loaded == 'False\n'
 
@@ -137,7 +140,8 @@ def test_a_save_folder_that_cannot_be(script, tmp_path, kind):
 
 def test_channels_that_pc_darts_cannot_divide(script):
     check_refusal(script('search.py', '--dataset=digits', '--method=PC-DARTS', '--init_channels=18'),
-                  '--init_channels: 18 is not allowed: PC-DARTS passes 1/4 of the channels through an edge, give a multiple of 4')
+                  '--init_channels: 18 is not allowed: PC-DARTS passes 1/4 of the channels through an edge, give a '
+                  'multiple of 4')
 
 
 def test_archives_that_are_missing_truncated_or_something_else(script, tmp_path):
@@ -150,7 +154,8 @@ def test_archives_that_are_missing_truncated_or_something_else(script, tmp_path)
     check_refusal(script('search.py', '--data=other.tar.gz'), '--data: other.tar.gz holds no data_batch file')
 
 
-GENOTYPE = {'normal': [['skip_connect', 0], ['skip_connect', 1]], 'normal_concat': [2], 'reduce': [['skip_connect', 0], ['skip_connect', 1]],
+GENOTYPE = {'normal': [['skip_connect', 0], ['skip_connect', 1]], 'normal_concat': [2], 'reduce': [['skip_connect', 0],
+                                                                                                   ['skip_connect', 1]],
             'reduce_concat': [2]}
 
 
@@ -173,7 +178,8 @@ def wrong_files(tmp_path_factory):
     (folder / 'bytes.json').write_bytes(b'\xff\xfe\x00')
     for name, member, content in (
             ('evil.tar.gz', 'cifar/data_batch_1', pickle.dumps({b'data': Hostile('harm'), b'labels': [0]}, protocol=2)),
-            ('shape.tar.gz', 'cifar/data_batch_1', pickle.dumps({b'data': np.zeros((2, 5), 'uint8'), b'labels': [0, 1]}, protocol=2)),
+            ('shape.tar.gz', 'cifar/data_batch_1', pickle.dumps({b'data': np.zeros((2, 5), 'uint8'), b'labels': [0, 1]},
+                                                                protocol=2)),
             ('path.tar.gz', '../../escaped', b'x'), ('absolute.tar.gz', '/tmp/escaped_from_an_archive', b'x')):
         with tarfile.open(str(folder / name), 'w:gz') as archive:
             info = tarfile.TarInfo(member)
@@ -208,11 +214,15 @@ WRONG_INPUTS = [
     (['search.py', '--dataset=folder', '--data=op.json'], 'argument --data: op.json is not a folder', 2),
     (['search.py', '--dataset=folder', '--data=a folder'], 'a folder holds 0 subfolders with images', 2),
     (['search.py', '--dataset=folder', '--data=one class'], 'one class holds 0 subfolders with images', 2),
-    (['search.py', '--dataset=folder', '--data=pictures', '--train_portion=0.5'], 'broken picture.png cannot be read as an image', 1),
-    (['search.py', '--dataset=digits', '--class_num=3'], '--class_num: 3 is not allowed: the labels of the data are 0 to 9', 2),
-    (['search.py', '--dataset=digits', '--trainset_num=2', '--train_portion=0.1'], 'leaves one half of the search empty', 2),
+    (['search.py', '--dataset=folder', '--data=pictures', '--train_portion=0.5'], 'broken picture.png cannot be read '
+                                                                                  'as an image', 1),
+    (['search.py', '--dataset=digits', '--class_num=3'], '--class_num: 3 is not allowed: the labels of the data are 0 '
+                                                         'to 9', 2),
+    (['search.py', '--dataset=digits', '--trainset_num=2', '--train_portion=0.1'], 'leaves one half of the search '
+                                                                                   'empty', 2),
     (['search.py', '--model_save_dir=op.json'], '--model_save_dir: op.json is not a folder that can be written to', 2),
-    (['search.py', '--model_save_dir=/proc/none'], '--model_save_dir: /proc/none is not a folder that can be written to', 2),
+    (['search.py', '--model_save_dir=/proc/none'], '--model_save_dir: /proc/none is not a folder that can be written '
+                                                   'to', 2),
     (['train.py', '--arch=DARTS'], "--arch: 'DARTS' is neither a genotype's name (DARTS_V1, DARTS_V2, PC_DARTS", 2),
     (['train.py', '--arch=a folder'], "--arch: 'a folder' is neither", 2),
     (['train.py', '--arch=call.json'], 'call.json: not a genotype', 2),
@@ -234,16 +244,20 @@ WRONG_INPUTS = [
 ]
 
 
-@pytest.mark.parametrize('words, message, status', WRONG_INPUTS, ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+@pytest.mark.parametrize('words, message, status', WRONG_INPUTS,
+                         ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_a_wrong_input_is_one_line(wrong_files, tmp_path, words, message, status):
     """Files are named as from their own folder, which has spaces and letters of two scripts in its name."""
     words = words + (TINY if words[0] != 'search.py' else TINY[:2] + TINY[3:])
-    save = [] if any(word.startswith('--model_save_dir') for word in words) else ['--model_save_dir=' + str(tmp_path / 'run \u4e2d')]
+    save = [] if any(word.startswith('--model_save_dir')
+                     for word in words) else ['--model_save_dir=' + str(tmp_path / 'run \u4e2d')]
     before = sorted(os.listdir(str(wrong_files)))
-    result = subprocess.run([sys.executable, os.path.join(ROOT, words[0])] + words[1:] + save, cwd=str(wrong_files), text=True,
+    result = subprocess.run([sys.executable, os.path.join(ROOT, words[0])] + words[1:] + save, cwd=str(wrong_files),
+                            text=True,
                             stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
     check_refusal(result, message, status)
     assert sorted(os.listdir(str(wrong_files))) == before, 'it left something, or ran what a file told it to'
     left = [name for _, _, names in os.walk(str(tmp_path)) for name in names]
     assert set(left) <= {'train.log', 'metrics.jsonl'}
-    assert not os.path.exists('/tmp/escaped_from_an_archive') and not os.path.exists(str(wrong_files.parent.parent / 'escaped'))
+    assert not os.path.exists('/tmp/escaped_from_an_archive')
+    assert not os.path.exists(str(wrong_files.parent.parent / 'escaped'))

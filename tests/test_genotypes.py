@@ -63,11 +63,13 @@ REFUSED = [
     (changed(normal=7), 'normal must be a list'),
     (changed(normal=[['conv_9x9', 0]] + EDGES[1:]), "normal[0]: unknown operation 'conv_9x9'; known are none"),
     (changed(normal=[[['a'], 0]] + EDGES[1:]), 'normal[0]: unknown operation'),
-    (changed(normal=[['skip_connect', 2]] + EDGES[1:]), 'normal[0]: node 0 can take its input from states 0 to 1, not from 2'),
+    (changed(normal=[['skip_connect', 2]] + EDGES[1:]), 'normal[0]: node 0 can take its input from states 0 to 1, not '
+                                                        'from 2'),
     (changed(normal=[['skip_connect', -1]] + EDGES[1:]), 'not from -1'),
     (changed(normal=[['skip_connect', True]] + EDGES[1:]), 'not from True'),
     (changed(normal=[['skip_connect', 0.0]] + EDGES[1:]), 'not from 0.0'),
-    (changed(reduce=EDGES[:3] + [['skip_connect', 5]] + EDGES[4:]), 'reduce[3]: node 1 can take its input from states 0 to 2'),
+    (changed(reduce=EDGES[:3] + [['skip_connect', 5]] + EDGES[4:]), 'reduce[3]: node 1 can take its input from states '
+                                                                    '0 to 2'),
     (changed(reduce=[['skip_connect']] + EDGES[1:]), 'reduce[0] must be an [operation, state] pair'),
     (changed(normal_concat=[2, 3, 4, 6]), 'normal_concat must list different nodes of the cell, 2 to 5'),
     (changed(normal_concat=[2, 2]), 'normal_concat must list different nodes'),
@@ -94,7 +96,8 @@ def test_a_file_that_is_no_json_is_refused(tmp_path, content):
         read_genotype(str(path))
 
 
-@pytest.mark.parametrize('arch', ['DARTS_V9', 'PRIMITIVES', '__doc__', 'DARTS_V1.normal', '__import__("os").getcwd()', ''])
+@pytest.mark.parametrize('arch', ['DARTS_V9', 'PRIMITIVES', '__doc__', 'DARTS_V1.normal', '__import__("os").getcwd()',
+                                  ''])
 def test_an_arch_is_a_name_or_a_file_and_never_code(arch):
     with pytest.raises(ValueError, match='neither a genotype.*DARTS_V1, DARTS_V2, PC_DARTS'):
         get_genotype(arch)
@@ -116,7 +119,8 @@ def test_derivation_of_a_cell_by_hand():
 
 
 def test_every_published_cell_has_a_name():
-    """All 50 cells of the reference file, edge by edge; FairDARTS's explicit edges [op, to, from] become pairs with `none`."""
+    """All 50 cells of the reference file, edge by edge; FairDARTS's explicit edges [op, to, from] become pairs with
+    `none`."""
     with open(shared_file('reference', 'genotypes.json')) as f:
         published = json.load(f)['genotypes']
     assert len(published) == 50
@@ -146,9 +150,11 @@ def test_the_printed_text_and_a_folder_are_read(tmp_path):
 
 @pytest.mark.parametrize('text', [
     'Genotype(normal=__import__("os").getcwd(), normal_concat=[2], reduce=[], reduce_concat=[2])',
-    'Genotype(normal=[].append(1))', 'Genotype(1)', 'Genotype(**{})', 'Genotype(', 'Genotype()', 'Genotype(normal=[])()',
+    'Genotype(normal=[].append(1))', 'Genotype(1)', 'Genotype(**{})', 'Genotype(', 'Genotype()',
+    'Genotype(normal=[])()',
     'Genotype(normal=' + '(' * 100000 + ')', 'Genotype(normal=' + '-' * 100000 + '1)',
-    repr(DARTS_V2).replace('range(2, 6)', 'range(0, 10**9)'), repr(DARTS_V2).replace('range(2, 6)', 'range(2, 1000000000)'),
+    repr(DARTS_V2).replace('range(2, 6)', 'range(0, 10**9)'), repr(DARTS_V2).replace('range(2, 6)',
+                                                                                     'range(2, 1000000000)'),
     repr(DARTS_V2).replace('range(2, 6)', 'range(2, 6, 0)'), repr(DARTS_V2).replace('range(2, 6)', 'range()')])
 def test_a_wrong_text_is_refused_and_never_evaluated(text):
     with pytest.raises(ValueError, match='not a genotype'):

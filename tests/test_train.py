@@ -19,7 +19,8 @@ from runtime.errors import UserError
 from runtime.run import Run
 from training.engine import Precision, fit
 
-SMALL = ['--dataset=digits', '--auxiliary=False', '--init_channels=4', '--layers=2', '--trainset_num=256', '--log_freq=2']
+SMALL = ['--dataset=digits', '--auxiliary=False', '--init_channels=4', '--layers=2', '--trainset_num=256',
+         '--log_freq=2']
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +28,8 @@ def trained(tmp_path_factory):
     """A network trained for two epochs on digits, from a genotype.json, and what the run said."""
     folder = tmp_path_factory.mktemp('trained')
     (folder / 'genotype.json').write_text(genotype_json(PC_DARTS))
-    result = run(folder, 'train.py', *SMALL, '--arch=genotype.json', '--epochs=2', '--batch_size=32', '--learning_rate=0.1')
+    result = run(folder, 'train.py', *SMALL, '--arch=genotype.json', '--epochs=2', '--batch_size=32',
+                 '--learning_rate=0.1')
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -49,7 +51,8 @@ def test_a_training_run_leaves_what_it_should(trained):
     best = json.loads((save / 'best_model.json').read_text())
     assert best['valid_acc'] == max(m['valid_acc'] for m in metrics) > 0
     assert (best['init_channels'], best['layers'], best['class_num'], best['auxiliary']) == (4, 2, 10, False)
-    assert sorted(path.name for path in save.iterdir()) == ['best_model.json', 'best_model.pdparams', 'checkpoints', 'metrics.jsonl',
+    assert sorted(path.name for path in save.iterdir()) == ['best_model.json', 'best_model.pdparams', 'checkpoints',
+                                                            'metrics.jsonl',
                                                             'train.log']
 
 
@@ -106,7 +109,8 @@ def test_what_contradicts_the_checkpoint_is_refused(trained):
     for flag in ('--layers=3', '--arch=DARTS_V1', '--class_num=3', '--auxiliary'):
         check_refusal(run(folder, 'train.py', '--eval_only', best, flag),
                       flag.split('=')[0] + ': eval_cifar/best_model.pdparams was made with another value')
-    check_refusal(run(folder, 'train_imagenet.py', '--eval_only', best), 'holds a NetworkCIFAR, this script takes a NetworkImageNet')
+    check_refusal(run(folder, 'train_imagenet.py', '--eval_only', best), 'holds a NetworkCIFAR, this script takes a '
+                                                                         'NetworkImageNet')
 
 
 def test_a_network_trained_on_with_other_data_is_scored_on_that(trained, tmp_path):
@@ -116,12 +120,14 @@ def test_a_network_trained_on_with_other_data_is_scored_on_that(trained, tmp_pat
         path.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (12, 12), (12 * i, 0, 0)).save(str(path / f'{i}.png'))
     pretrained, data = '--pretrained={}'.format(folder / 'eval_cifar' / 'best_model.pdparams'), '--data=images'
-    result = run(tmp_path, 'train.py', pretrained, data, '--dataset=folder', '--image_size=12', '--seed=3', '--epochs=1', '--batch_size=4')
+    result = run(tmp_path, 'train.py', pretrained, data, '--dataset=folder', '--image_size=12', '--seed=3',
+                 '--epochs=1', '--batch_size=4')
     assert result.returncode == 0, result.stderr
     best = json.loads((tmp_path / 'eval_cifar' / 'best_model.json').read_text())
     assert best['data'] == {'dataset': 'folder', 'image_size': 12, 'seed': 3} and best['image_shape'] == [3, 12, 12]
     result = run(tmp_path, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', data)
-    assert result.stdout.startswith('valid_acc {:.6f}, '.format(best['valid_acc'])) and result.stdout.endswith(', 10 images\n'), result.stderr
+    assert result.stdout.startswith('valid_acc {:.6f}, '.format(best['valid_acc'])), result.stderr
+    assert result.stdout.endswith(', 10 images\n')
 
 
 def test_training_goes_on_with_another_number_of_classes(trained, tmp_path):
@@ -131,7 +137,8 @@ def test_training_goes_on_with_another_number_of_classes(trained, tmp_path):
         path = tmp_path / 'images' / str(i % 3)
         path.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (12, 12), (10 * i, 0, 0)).save(str(path / f'{i}.png'))
-    result = run(tmp_path, 'train.py', f'--pretrained={folder}/eval_cifar/best_model.pdparams', '--dataset=folder', '--data=images',
+    result = run(tmp_path, 'train.py', f'--pretrained={folder}/eval_cifar/best_model.pdparams', '--dataset=folder',
+                 '--data=images',
                  '--image_size=12', '--epochs=1', '--batch_size=4', '--learning_rate=1e-30', '--weight_decay=0')
     assert result.returncode == 0, result.stderr
     assert 'trained for 10 classes, now there are 3: the classifier starts untrained' in result.stderr
@@ -139,7 +146,8 @@ def test_training_goes_on_with_another_number_of_classes(trained, tmp_path):
     changed = [name for name, value in after.items() if '_mean' not in name and '_variance' not in name and (
         value.shape != before[name].shape or not np.array_equal(value.numpy(), before[name].numpy()))]
     assert sorted(changed) == ['classifier.bias', 'classifier.weight'] and after['classifier.bias'].shape == [3]
-    check_refusal(run(tmp_path, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--class_num=4'),
+    check_refusal(run(tmp_path, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams',
+                      '--class_num=4'),
                   '--class_num: eval_cifar/best_model.pdparams was made with another value')
 
 
@@ -167,7 +175,8 @@ def test_a_wrong_description_is_refused_before_anything_is_built(trained, tmp_pa
         (tmp_path / name).write_bytes((folder / 'eval_cifar' / name).read_bytes())
     description = dict(json.loads((tmp_path / 'best_model.json').read_text()), **changes)
     (tmp_path / 'best_model.json').write_text(json.dumps(description))
-    monkeypatch.setattr(sys, 'argv', ['train.py', f'--pretrained={tmp_path}/best_model.pdparams', f'--export={tmp_path}/out/model'])
+    monkeypatch.setattr(sys, 'argv', ['train.py', f'--pretrained={tmp_path}/best_model.pdparams',
+                                      f'--export={tmp_path}/out/model'])
     with pytest.raises(UserError) as error:
         train.main()
     assert message in str(error.value) and not (tmp_path / 'out').exists()
@@ -177,7 +186,8 @@ def test_an_export_never_overwrites_a_trained_network(trained):
     folder, _ = trained
     best = folder / 'eval_cifar' / 'best_model.json'
     before = best.read_bytes()
-    check_refusal(run(folder, 'train.py', '--export=eval_cifar/best_model', '--pretrained=eval_cifar/best_model.pdparams'),
+    check_refusal(run(folder, 'train.py', '--export=eval_cifar/best_model',
+                      '--pretrained=eval_cifar/best_model.pdparams'),
                   '--export: eval_cifar/best_model.pdparams is a trained network')
     check_refusal(run(folder, 'train.py', '--export=eval_cifar', '--pretrained=eval_cifar/best_model.pdparams'),
                   'eval_cifar is a folder; give the beginning of the file names')
@@ -195,20 +205,24 @@ def test_exported_networks_load_with_the_default_configuration(name, tmp_path):
     evaluation.export(model, str(tmp_path / 'inference' / 'model'), [3, 32, 32])
     image = np.random.default_rng(0).normal(size=[2, 3, 32, 32]).astype('float32')
     np.save(str(tmp_path / 'image.npy'), image)
-    output = subprocess.run([sys.executable, '-W', 'ignore', '-c', READ_BACK, 'inference'], cwd=str(tmp_path), text=True,
+    output = subprocess.run([sys.executable, '-W', 'ignore', '-c', READ_BACK, 'inference'], cwd=str(tmp_path),
+                            text=True,
                             capture_output=True)
     assert output.returncode == 0, output.stderr
     expected = model(paddle.to_tensor(image))[0].numpy()
-    assert np.abs(np.asarray(json.loads(output.stdout.splitlines()[-1])) - expected).max() < 1e-4 * np.abs(expected).max()
+    logits = np.asarray(json.loads(output.stdout.splitlines()[-1]))
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_checkpoints_that_cannot_be_loaded(script, tmp_path):
     (tmp_path / 'hostile.pdparams').write_bytes(pickle.dumps({'w': Hostile(str(tmp_path / 'made'))}))
-    check_refusal(script('train.py', '--eval_only', '--pretrained=hostile.pdparams'), 'mkdir, which no file of this kind needs')
+    check_refusal(script('train.py', '--eval_only', '--pretrained=hostile.pdparams'),
+                  'mkdir, which no file of this kind needs')
     assert not (tmp_path / 'made').exists()
     (tmp_path / 'text.pdparams').write_bytes(b'text')
     check_refusal(script('train.py', '--eval_only', '--pretrained=text.pdparams'), 'text.pdparams cannot be loaded')
-    check_refusal(script('train.py', '--eval_only', '--pretrained=absent.pdparams'), 'absent.pdparams cannot be loaded: No such')
+    check_refusal(script('train.py', '--eval_only', '--pretrained=absent.pdparams'),
+                  'absent.pdparams cannot be loaded: No such')
     paddle.save({'stem.0.weight': paddle.zeros([1, 2])}, str(tmp_path / 'other.pdparams'))
     check_refusal(script('train.py', '--eval_only', '--pretrained=other.pdparams', '--layers=1'),
                   'other.pdparams does not fit this network: it holds 0 cells, and the network has 1 layers')
@@ -235,10 +249,13 @@ def test_the_defaults_of_the_contract():
     import train_imagenet
     both = dict(use_multiprocess=True, momentum=0.9, use_gpu=True, auxiliary=True, auxiliary_weight=0.4, grad_clip=5,
                 arch='DARTS_V2', use_data_parallel=False)
-    cifar = dict(both, data='dataset/cifar10', batch_size=96, learning_rate=0.025, weight_decay=3e-4, epochs=600, init_channels=36,
-                 layers=20, class_num=10, trainset_num=50000, model_save_dir='eval_cifar', cutout=True, cutout_length=16,
+    cifar = dict(both, data='dataset/cifar10', batch_size=96, learning_rate=0.025, weight_decay=3e-4, epochs=600,
+                 init_channels=36,
+                 layers=20, class_num=10, trainset_num=50000, model_save_dir='eval_cifar', cutout=True,
+                 cutout_length=16,
                  drop_path_prob=0.2, log_freq=50)
-    imagenet = dict(both, num_workers=4, data_dir='dataset/ILSVRC2012', batch_size=128, learning_rate=0.1, decay_rate=0.97,
+    imagenet = dict(both, num_workers=4, data_dir='dataset/ILSVRC2012', batch_size=128, learning_rate=0.1,
+                    decay_rate=0.97,
                     weight_decay=3e-5, epochs=250, init_channels=48, layers=14, class_num=1000, trainset_num=1281167,
                     model_save_dir='eval_imagenet', drop_path_prob=0.0, dropout=0.0, label_smooth=0.1, log_freq=100)
     assert vars(train.parse_arguments([])).items() >= cifar.items()
@@ -253,16 +270,19 @@ def test_the_defaults_of_the_contract():
 def test_imagenet_on_real_photos(script, tmp_path):
     """Two epochs on 75 photos, grey-scale ones among them, and the score of the best network again."""
     data = '--data_dir=' + shared_file('data', 'imagenet-sample')
-    result = script('train_imagenet.py', data, '--class_num=100', '--init_channels=8', '--layers=3', '--epochs=2', '--batch_size=25',
+    result = script('train_imagenet.py', data, '--class_num=100', '--init_channels=8', '--layers=3', '--epochs=2',
+                    '--batch_size=25',
                     '--decay_rate=0.5', '--dropout=0.2', '--drop_path_prob=0.1', '--log_freq=1', '--num_workers=2')
     assert result.returncode == 0, result.stderr
-    for line in ('Epoch 1, lr 0.050000', 'Epoch 1, train_top1 ', ', train_top5 ', 'Epoch 1, valid_top1 ', ', valid_top5 ',
+    for line in ('Epoch 1, lr 0.050000', 'Epoch 1, train_top1 ', ', train_top5 ', 'Epoch 1, valid_top1 ',
+                 ', valid_top5 ',
                  ', best_valid_top1 ', 'Train Epoch 1, Step 2, loss '):
         assert line in result.stderr, line
     best = json.loads((tmp_path / 'eval_imagenet' / 'best_model.json').read_text())
     assert best['image_shape'] == [3, 224, 224]
     again = script('train_imagenet.py', data, '--eval_only', '--pretrained=eval_imagenet/best_model.pdparams')
-    assert again.stdout.startswith('valid_acc {valid_acc:.6f}, valid_acc5 {valid_acc5:.6f}, '.format(**best)), again.stderr
+    expected = 'valid_acc {valid_acc:.6f}, valid_acc5 {valid_acc5:.6f}, '.format(**best)
+    assert again.stdout.startswith(expected), again.stderr
     assert again.stdout.endswith(', 25 images\n')
     check_refusal(script('train_imagenet.py', data, '--class_num=50', '--layers=1', '--init_channels=4'),
                   'train_list.txt, line 38: label 50, 50 classes allow 0 to 49')
@@ -281,7 +301,9 @@ def test_image_lists_that_are_wrong(script, tmp_path):
         (data / name).write_text('a photo.jpg 1\n')
     (data / 'a photo.jpg').write_bytes(b'text')
     result = script(*small, '--auxiliary=False')
-    check_refusal(result, 'train_list.txt, line 1: {} cannot be read as an image'.format(os.path.join('data', 'a photo.jpg')), status=1)
+    check_refusal(result, 'train_list.txt, line 1: {} cannot be read as an image'.format(os.path.join('data',
+                                                                                                      'a photo.jpg')),
+                                                                                                      status=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -318,7 +340,8 @@ def cross_entropy(logits, label, epsilon):
 
 
 def a_run(folder, model, optimizer, schedule, loader):
-    run = Run(str(folder), model=model, optimizers=[(optimizer, model.parameters())], schedule=schedule, loaders=[loader],
+    run = Run(str(folder), model=model, optimizers=[(optimizer, model.parameters())], schedule=schedule,
+              loaders=[loader],
               arguments={}, seed=0)
     run.start(False)
     return run

@@ -1,7 +1,7 @@
 """The loops over an epoch: training steps, and evaluation. The searcher, train.py and train_imagenet.py share them.
 
-A network of model.py gives (logits, logits_aux) for images [N, 3, H, W], with logits_aux None without an auxiliary head and in
-evaluation mode; the supernet gives logits alone. `evaluate` takes both.
+A network of model.py gives (logits, logits_aux) for images [N, 3, H, W], with logits_aux None without an auxiliary head
+and in evaluation mode; the supernet gives logits alone. `evaluate` takes both.
 """
 import contextlib
 import math
@@ -17,8 +17,9 @@ from runtime.parallel import average_over_ranks, check_agreement, sum_over_ranks
 def run_epoch(loader, train_step, *, run, epoch, log_freq, optimizer):
     """One pass over a loader.
 
-    train_step: called with each batch as the loader gives it; it updates the network and returns (loss, logits [N, classes],
-    label [N, 1]). run: a runtime.run.Run, which is told about each step, so that the epoch can be resumed at any of them.
+    train_step: called with each batch as the loader gives it; it updates the network and returns (loss,
+    logits [N, classes], label [N, 1]). run: a runtime.run.Run, which is told about each step, so that the epoch can be
+    resumed at any of them.
     Returns the figures of metrics.jsonl: epoch, learning rate, loss and accuracies over all ranks, timings.
     Raises UserError (status 1) for a loss that is not finite and for a loader without batches.
     """
@@ -38,7 +39,8 @@ def run_epoch(loader, train_step, *, run, epoch, log_freq, optimizer):
     if not loss_meter.count:
         raise UserError('the training data holds no batch')
     train_loss, train_acc, train_acc5 = mean_over_ranks(*meters)
-    return dict(progress.costs(), epoch=epoch, lr=optimizer.get_lr(), train_loss=train_loss, train_acc=train_acc, train_acc5=train_acc5)
+    return dict(progress.costs(), epoch=epoch, lr=optimizer.get_lr(), train_loss=train_loss, train_acc=train_acc,
+                train_acc5=train_acc5)
 
 
 def _length(loader):
@@ -52,7 +54,8 @@ def _length(loader):
 class Precision:
     """Automatic mixed precision on a GPU. On a CPU it logs a line and computes in float32.
 
-    level: 'O0' float32, 'O1' 16 bits where Paddle considers it safe, 'O2' nearly everywhere, with float32 master weights.
+    level: 'O0' float32, 'O1' 16 bits where Paddle considers it safe, 'O2' nearly everywhere, with float32 master
+    weights.
     dtype: 'float16', which needs a gradient scaler, or 'bfloat16', which does not.
     """
 
@@ -72,7 +75,8 @@ class Precision:
         return paddle.amp.auto_cast(level=self.level, dtype=self.dtype)
 
     def step(self, loss, optimizer, parameters, count):
-        """The backward pass, the mean of the gradients over the ranks (this one has `count` images), and the optimizer's step."""
+        """The backward pass, the mean of the gradients over the ranks (this one has `count` images), and the step of
+        the optimizer."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         average_over_ranks([p.grad for p in parameters if p.grad is not None], count)
         if self.scaler is None:
@@ -83,12 +87,13 @@ class Precision:
         optimizer.clear_grad()
 
 
-def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, report, precision, run, loss_options, drop_path_prob=0.0,
+def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, report, precision, run, loss_options,
+        drop_path_prob=0.0,
         log_freq=50):
     """Train a network for a number of epochs and evaluate it after each.
 
-    schedule: the learning rate scheduler of the optimizer, stepped once an epoch. report: called after each epoch with its figures,
-    a dict; it returns the line for metrics.jsonl. loss_options: keywords of `classification_loss`.
+    schedule: the learning rate scheduler of the optimizer, stepped once an epoch. report: called after each epoch with
+    its figures, a dict; it returns the line for metrics.jsonl. loss_options: keywords of `classification_loss`.
     drop_path_prob: the probability in the last epoch; it increases linearly from 0 (DARTS, section 3.2, after NASNet).
     """
     parameters = [p for p in model.parameters() if p.trainable]
@@ -127,8 +132,11 @@ def classification_loss(logits, logits_aux, label, *, auxiliary_weight=0.4, labe
 
 
 def sync_ranks(model):
-    """Synchronise the ranks at the end of an epoch: batch norm's running statistics, which each rank computed from its own images,
-    become their mean; the trained parameters must be equal bit for bit. Raises UserError (status 1) where they are not."""
+    """Synchronise the ranks at the end of an epoch: batch norm's running statistics, which each rank computed from its
+    own images, become their mean; the trained parameters must be equal bit for bit.
+
+    Raises UserError (status 1) where they are not.
+    """
     average_over_ranks([p for p in model.parameters() if not p.trainable])
     check_agreement([p for p in model.parameters() if p.trainable], 'the parameters')
 
@@ -136,8 +144,8 @@ def sync_ranks(model):
 def check_finite(loss, epoch, step, optimizer):
     """Raise UserError (status 1) for a loss that is not finite."""
     if not math.isfinite(loss):
-        raise UserError(f'the loss is {loss} at epoch {epoch}, step {step}, learning rate {optimizer.get_lr():g}: try a lower '
-                        '--learning_rate or --grad_clip', status=1)
+        raise UserError(f'the loss is {loss} at epoch {epoch}, step {step}, learning rate {optimizer.get_lr():g}: try '
+                        'a lower --learning_rate or --grad_clip', status=1)
 
 
 @paddle.no_grad()

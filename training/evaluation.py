@@ -1,8 +1,9 @@
 """What train.py and train_imagenet.py share: load a network, train it and keep the best, evaluate it, export it.
 
-best_model.pdparams is a plain state dict. best_model.json beside it describes the network, so that it can be evaluated, trained
-further or exported without repeating any argument. Its keys: network (the class of model.py), genotype, init_channels, layers,
-class_num, auxiliary; image_shape and data (dataset, image_size, seed) of the images it was trained on; figures of its epoch.
+best_model.pdparams is a plain state dict. best_model.json beside it describes the network, so that it can be
+evaluated, trained further or exported without repeating any argument. Its keys: network (the class of model.py),
+genotype, init_channels, layers, class_num, auxiliary; image_shape and data (dataset, image_size, seed) of the images
+it was trained on; figures of its epoch.
 """
 import os
 import re
@@ -27,11 +28,13 @@ CLASSIFIERS = ('classifier.', 'auxiliary_head.classifier.')  # the layers whose 
 
 def describe(network_class, genotype, **shape):
     """The description of a network. shape: a value for each name of SHAPE."""
-    return dict({name: shape[name] for name in SHAPE}, network=network_class.__name__, genotype=genotypes.to_dict(genotype))
+    return dict({name: shape[name] for name in SHAPE}, network=network_class.__name__,
+                genotype=genotypes.to_dict(genotype))
 
 
 def build(network_class, description, **options):
-    """The network of a description; options: further arguments of the class. Raises UserError for a wrong description."""
+    """The network of a description; options: further arguments of the class. Raises UserError for a wrong
+    description."""
     try:
         genotype = genotypes.from_dict(description['genotype'])
         init_channels, layers, class_num, auxiliary = [description[name] for name in SHAPE]
@@ -50,8 +53,9 @@ def build(network_class, description, **options):
 def load(path, network_class, wanted, given, **options):
     """Load a trained network.
 
-    wanted: the description that the flags stand for; it counts where no best_model.json lies beside the parameters. given: the names
-    of the flags that the user gave; a flag that contradicts best_model.json is an error. options: as of `build`.
+    wanted: the description that the flags stand for; it counts where no best_model.json lies beside the parameters.
+    given: the names of the flags that the user gave; a flag that contradicts best_model.json is an error. options: as
+    of `build`.
     Returns (network, description). Raises UserError.
     """
     state, description = load_model(path)
@@ -74,14 +78,15 @@ def load(path, network_class, wanted, given, **options):
 
 
 def _check_size(path, state, description):
-    """Compare a description with the arrays that are there, so that a wrong one does not make a network larger than its file.
+    """Compare a description with the arrays that are there, so that a wrong one does not make a network larger than
+    its file.
 
     Raises UserError.
     """
     cells = {int(match.group(1)) for match in (re.match(r'cells\.(\d{1,6})\.', name) for name in state) if match}
     if len(cells) != description.get('layers'):
-        raise UserError(f'--pretrained: {path} does not fit this network: it holds {len(cells)} cells, and the network has '
-                        f'{description.get("layers")!r:.80} layers')
+        raise UserError(f'--pretrained: {path} does not fit this network: it holds {len(cells)} cells, and the network '
+                        f'has {description.get("layers")!r:.80} layers')
     for name, array, length in (('class_num', 'classifier.bias', description.get('class_num')),
                                 ('init_channels', 'cells.0.preprocess1.op.2.bias', description.get('init_channels'))):
         if array in state and isinstance(length, int):
@@ -115,7 +120,8 @@ def image_shape_of(description, default):
     shape = description.get('image_shape', default)
     if not (isinstance(shape, list) and len(shape) == 3 and shape[0] == 3
             and all(type(side) is int and 1 <= side <= 4096 for side in shape)):
-        raise UserError(f'--pretrained: its .json is wrong: image_shape must be [3, height, width], it is {shape!r:.80}')
+        raise UserError(f'--pretrained: its .json is wrong: image_shape must be [3, height, width], it is '
+                        f'{shape!r:.80}')
     return shape
 
 
@@ -126,13 +132,15 @@ def log_size(model, image_shape):
                 parameters / 1e6, parameters, count_macs(model, image_shape), 'x'.join(map(str, image_shape[1:])))
 
 
-def train(model, description, train_loader, valid_loader, *, schedule, epochs, optimizer_options, loss_options, run_options,
+def train(model, description, train_loader, valid_loader, *, schedule, epochs, optimizer_options, loss_options,
+          run_options,
           drop_path_prob, precision_options, save_dir, log_freq, log_epoch):
     """Train a network and keep the best one in save_dir as best_model.pdparams. Returns the best top-1 accuracy.
 
-    schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. optimizer_options: momentum, weight_decay, grad_clip.
-    loss_options: of engine.classification_loss. precision_options: level and dtype of engine.Precision. run_options: resume, and
-    keywords of runtime.run.Run. log_epoch: called with the figures of each epoch and the best top-1 so far, to log them.
+    schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. optimizer_options: momentum, weight_decay,
+    grad_clip. loss_options: of engine.classification_loss. precision_options: level and dtype of engine.Precision.
+    run_options: resume, and keywords of runtime.run.Run. log_epoch: called with the figures of each epoch and the
+    best top-1 so far, to log them.
     """
     broadcast(model.parameters())
     parameters = [p for p in model.parameters() if p.trainable]
@@ -142,7 +150,8 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
     precision = Precision(model=model, optimizer=optimizer, **precision_options)
     run_keywords = {name: value for name, value in run_options.items() if name != 'resume'}
     run = Run(save_dir, model=model, optimizers=[(optimizer, parameters)], schedule=schedule, loaders=[train_loader],
-              scaler=precision.scaler, same_on_all_ranks=False, **run_keywords)  # each rank drops paths of its own images
+              # each rank drops paths of its own images
+              scaler=precision.scaler, same_on_all_ranks=False, **run_keywords)
     run.start(run_options['resume'])
 
     def report(metrics):
@@ -155,7 +164,8 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
                 arguments=run_options['arguments']))
         return dict(metrics, genotype=description['genotype'])
 
-    fit(model, train_loader, valid_loader, optimizer=optimizer, schedule=schedule, epochs=epochs, report=report, precision=precision,
+    fit(model, train_loader, valid_loader, optimizer=optimizer, schedule=schedule, epochs=epochs, report=report,
+        precision=precision,
         run=run, loss_options=loss_options, drop_path_prob=drop_path_prob, log_freq=log_freq)
     return run.results['best']
 
@@ -179,20 +189,23 @@ class _LogitsOnly(paddle.nn.Layer):
 
 
 def export(model, path, image_shape):
-    """Write an inference model, images [N, 3, H, W] in, logits [N, classes] out, that paddle.jit.load and paddle.inference read.
+    """Write an inference model, images [N, 3, H, W] in, logits [N, classes] out, that paddle.jit.load and
+    paddle.inference read.
 
-    path: the common beginning of the files' names, as in paddle.jit.save. Raises UserError for one that belongs to a trained network,
-    whose description Paddle would overwrite, and (status 1) for a path that cannot be written.
+    path: the common beginning of the files' names, as in paddle.jit.save. Raises UserError for one that belongs to a
+    trained network, whose description Paddle would overwrite, and (status 1) for a path that cannot be written.
     """
     if os.path.exists(path + '.pdparams'):
-        raise UserError(f'--export: {path}.pdparams is a trained network, whose files would be overwritten: give another name, such '
-                        f'as {path}_inference')
+        raise UserError(f'--export: {path}.pdparams is a trained network, whose files would be overwritten: give '
+                        f'another name, such as {path}_inference')
     model.eval()
     inference = _LogitsOnly(model)
     inference.eval()
-    # Without an operation between the concatenation that ends a cell and the ReLU that begins the next one, a pass of Paddle
-    # 3.3's inference engine (conv_concat_activation_mkldnn_fuse_pass) fails: "drr attr [fuse_activation] is not found".
-    hooks = [cell.register_forward_post_hook(lambda cell, inputs, output: paddle.assign(output)) for cell in model.cells]
+    # Without an operation between the concatenation that ends a cell and the ReLU that begins the next one, a pass of
+    # Paddle 3.3's inference engine (conv_concat_activation_mkldnn_fuse_pass) fails: "drr attr [fuse_activation] is
+    # not found".
+    hooks = [cell.register_forward_post_hook(lambda cell, inputs, output: paddle.assign(output))
+             for cell in model.cells]
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         paddle.jit.save(inference, path, input_spec=[paddle.static.InputSpec([None] + list(image_shape), name='image')])

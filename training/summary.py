@@ -15,7 +15,8 @@ def count_parameters(network, auxiliary=True):
 
 
 def count_macs(network, image_shape):
-    """The multiply-adds of convolutions and linear layers for one image [3, H, W]; the auxiliary head does not count."""
+    """The multiply-adds of convolutions and linear layers for one image [3, H, W]; the auxiliary head does not count.
+    """
     return sum(call.macs for call in trace(network, image_shape))
 
 
@@ -37,7 +38,8 @@ def trace(network, image_shape):
         def record(layer, inputs, output):
             macs = 0
             if isinstance(layer, nn.Conv2D):
-                macs = output.size * layer.weight.size // layer.weight.shape[0]  # [out, in / groups, kernel h, kernel w]
+                # [out, in / groups, kernel h, kernel w]
+                macs = output.size * layer.weight.size // layer.weight.shape[0]
             elif isinstance(layer, nn.Linear):
                 macs = layer.weight.size
             calls.append(Call(name, list(output.shape), macs, 0 if layer.sublayers() else output.size))
@@ -57,10 +59,11 @@ def trace(network, image_shape):
 
 
 def summary(network, image_shape, batch_size):
-    """A table of a network's parts, for --summary: output shape, parameters, multiply-adds for an image, activations of a batch.
+    """A table of a network's parts, for --summary: output shape, parameters, multiply-adds for an image, activations
+    of a batch.
 
-    Activations are the outputs of all layers in float32, what a backward pass keeps at least. Below it, the totals and the memory that
-    this process has needed at most once a batch has passed forward and backward.
+    Activations are the outputs of all layers in float32, what a backward pass keeps at least. Below it, the totals and
+    the memory that this process has needed at most once a batch has passed forward and backward.
     """
     calls = trace(network, image_shape)
     parts = {}  # stem, cells.0, cells.1, ..., classifier
@@ -71,9 +74,11 @@ def summary(network, image_shape, batch_size):
     lines = [row('part', 'output', 'parameters', 'multiply-adds', 'activations')]
     for name, inside in parts.items():
         lines.append(row(name, str([batch_size] + inside[-1].shape[1:]), f'{_parameters(network, name):,}',
-                         f'{sum(call.macs for call in inside):,}', _megabytes(batch_size * sum(call.size for call in inside))))
+                         f'{sum(call.macs for call in inside):,}',
+                         _megabytes(batch_size * sum(call.size for call in inside))))
     if _parameters(network, 'auxiliary_head'):
-        lines.append(row('auxiliary_head', 'in training', '{:,}'.format(_parameters(network, 'auxiliary_head')), '', ''))
+        lines.append(row('auxiliary_head', 'in training', '{:,}'.format(_parameters(network, 'auxiliary_head')), '',
+                         ''))
     architecture = sum(p.size for p in network.arch_parameters()) if hasattr(network, 'arch_parameters') else 0
     parameters = count_parameters(network) - architecture
     lines.append(row('all', '', f'{parameters:,}', f'{sum(call.macs for call in calls):,}',
@@ -82,7 +87,8 @@ def summary(network, image_shape, batch_size):
                                            f', and {architecture} of the architecture' if architecture else ''))
     output = network(paddle.zeros([batch_size] + list(image_shape)))
     (output[0] if isinstance(output, tuple) else output).sum().backward()
-    lines.append(f'memory of this process at most, a batch of {batch_size} forward and backward: {peak_memory_mb():.0f} MB')
+    lines.append(f'memory of this process at most, a batch of {batch_size} forward and backward: '
+                 f'{peak_memory_mb():.0f} MB')
     return '\n'.join(lines)
 
 

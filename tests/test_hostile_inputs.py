@@ -1,0 +1,122 @@
+"""Mistyped and hostile command lines and files: each row of data/hostile_inputs.tsv ends in one line and the right
+status.
+
+The scripts run in this process, one row after the other, in a folder of prepared files, of which none may change.
+"""
+import importlib
+import io
+import json
+import os
+import pickle
+import shlex
+import signal
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_reader import Hostile
+
+from genotypes import DARTS_V2, to_dict
+from runtime.log import logger
+from runtime.script import run_script
+
+SECONDS = 120  # after which a row counts as hanging
+FIRST_CHANGES = {  # genotype files that differ from DARTS_V2 in the first edge of the normal cell
+    'op.json': ['rm -rf', 0], 'state.json': ['skip_connect', 9], 'huge_state.json': ['skip_connect', 10**30],
+    'float.json': ['skip_connect', 0.0], 'true.json': ['skip_connect', True], 'text_state.json': ['skip_connect', '0'],
+    'escape.json': ['\x1b[2Jskip', 0],
+}
+
+
+def table():
+    """The rows (script, words, status, message)."""
+    with open(os.path.join(ROOT, 'tests', 'data', 'hostile_inputs.tsv'), encoding='utf-8') as f:
+        lines = [line.rstrip('\n').split('\t') for line in f if not line.startswith('#')]
+    return [(script, [word.replace('%00', '\0') for word in shlex.split(arguments)], int(status), message)
+            for script, arguments, status, message in lines]
+
+
+def genotype_file(**changes):
+    return json.dumps(dict(to_dict(DARTS_V2), **changes))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """The files that the rows name."""
+    folder = tmp_path_factory.mktemp('hostile')
+    edges = to_dict(DARTS_V2)['normal']
+    texts = {'empty.json': '', 'text.json': 'text', 'deep.json': '[' * 100000, 'list.json': '[]',
+             'null.json': genotype_file(normal=None),
+             'large.json': ' ' * (1 << 20) + '{}', 'nodes.json': genotype_file(normal=[['skip_connect', 0]] * 4000),
+             'nine.json': genotype_file(normal=edges + edges[:1]), 'concat.json': genotype_file(normal_concat=[2, 99]),
+             'empty_concat.json': genotype_file(normal_concat=[]), 'networks/text.json': '{"network": "os.system"}',
+             'networks/broken.json': '{', 'networks/array.json': '[]'}
+    texts.update((name, genotype_file(normal=[edge] + edges[1:])) for name, edge in FIRST_CHANGES.items())
+    for name in ('folder', 'lists', 'empty_lists', 'networks'):
+        (folder / name).mkdir()
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding='utf-8')
+    (folder / 'bytes.json').write_bytes(b'\xff\xfe\x00')
+    (folder / 'loop').symlink_to('loop')
+    os.mkfifo(str(folder / 'fifo'))
+    for name in ('train_list.txt', 'val_list.txt'):
+        (folder / 'lists' / name).write_text('a.jpg 1\nb.jpg\n')
+        (folder / 'empty_lists' / name).write_text('\n')
+    arrays = {'stem.0.weight': np.zeros((1, 2), 'float32')}
+    pickles = {'call': Hostile(str(folder / 'made')), 'list': [1, 2], 'names': arrays, 'networks/text': arrays,
+               'networks/broken': arrays, 'networks/array': arrays}
+    for name, value in pickles.items():
+        (folder / f'{name}.pdparams').write_bytes(pickle.dumps(value))
+    return folder
+
+
+def contents(folder):
+    """Every file below a folder with its bytes; pipes and links by name."""
+    paths = list(folder.rglob('*'))
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths if not path.is_symlink()}
+
+
+def run_row(script, words):
+    """Run a script in this process. Returns (status, standard output, standard error)."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def hangs(number, frame):
+        raise TimeoutError(f'{script} {words} takes more than {SECONDS} s')
+    handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(SECONDS)
+    try:
+        with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as end:
+            run_script(importlib.import_module(script[:-3]).main)
+    finally:
+        signal.alarm(0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+    return end.value.code, stdout.getvalue(), stderr.getvalue()
+
+
+def test_the_table_is_large_enough():
+    rows = table()
+    assert len(rows) >= 150 and {row[0] for row in rows} == {'search.py', 'train.py', 'train_imagenet.py',
+                                                             'visualize.py'}
+
+
+@pytest.mark.parametrize('script, words, status, message', table(), ids=lambda value: str(value)[:60])
+def test_a_hostile_input_is_one_line(folder, tmp_path, monkeypatch, script, words, status, message):
+    save = [] if script == 'visualize.py' or any('model_save_dir' in word
+                                                 for word in words) else [f'--model_save_dir={tmp_path}/run']
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'argv', [script] + words + save)
+    before = contents(folder)
+    code, stdout, stderr = run_row(script, words)
+    last = stderr.splitlines()[-1]
+    assert (code, stdout) == (status, ''), stderr
+    assert f'{script}: error: ' in last and message in last and 'Traceback' not in stderr
+    assert last.isprintable() and len(last) < 6000
+    assert contents(folder) == before, 'it changed a file, or ran what a file told it to'
+    assert {name for _, _, names in os.walk(str(tmp_path)) for name in names} <= {'train.log', 'metrics.jsonl'}
