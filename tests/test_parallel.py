@@ -1,45 +1,26 @@
 """Several processes compute what one computes, and fail together."""
-import glob
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, arguments, relative_error
+from conftest import SMALL, WAIT, arguments, has_line, relative_error, run, run_ranks, start_ranks, wait_for
 
 import reader
 
-WORKER = os.path.join(ROOT, 'tests', 'parallel_worker.py')
-SMALL = ['--dataset=digits', '--use_data_parallel', '1', '--epochs=1', '--init_channels=4', '--layers=3', '--log_freq=1']
-
-
-def start(folder, *command, launcher=('--nproc_per_node', '2', '--log_dir', 'log')):
-    return subprocess.Popen([sys.executable, '-m', 'paddle.distributed.launch', *launcher, *command], cwd=str(folder),
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def launch(folder, *command, **options):
-    """Run a command as two processes -> (status, the logs of all ranks)."""
-    process = start(folder, *command, **options)
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    logs = [open(path, errors='replace').read() for path in sorted(glob.glob(os.path.join(str(folder), 'log*', 'workerlog.*')))]
-    return process.returncode, logs or [output]
+WORKER = 'parallel_worker.py'
+FLAGS = [*SMALL, '--use_data_parallel', '1', '--epochs=1']
 
 
 @pytest.mark.parametrize('method, unrolled', [('DARTS', False), ('DARTS', True), ('PC-DARTS', False)])
 def test_two_ranks_compute_what_one_does_with_both_batches(tmp_path, method, unrolled):
     """Uneven shares, 3 and 5 images: without weighting by counts the gradients would be far off."""
-    status, logs = launch(tmp_path, WORKER, 'two', method, str(unrolled))
+    status, logs = run_ranks(tmp_path, WORKER, 'two', method, str(unrolled))
     assert status == 0, logs
-    subprocess.run([sys.executable, WORKER, 'one', method, str(unrolled)], cwd=str(tmp_path), check=True)
+    assert run(tmp_path, WORKER, 'one', method, str(unrolled)).returncode == 0
     one = np.load(str(tmp_path / 'one.rank0.npz'))
     ranks = [np.load(str(tmp_path / f'two.rank{r}.npz')) for r in (0, 1)]
     for name in one.files:
@@ -52,7 +33,7 @@ def test_two_ranks_compute_what_one_does_with_both_batches(tmp_path, method, unr
 
 @pytest.mark.parametrize('batch_size', [8, 10])  # 101 images: three ranks' last batches hold 5 or 11 of them
 def test_ranks_read_disjoint_images_and_together_all(monkeypatch, batch_size):
-    """Three ranks with batch b read what one rank reads with batch 3 b, image by image, in training; the test set exactly once."""
+    """Three ranks with batch b read what one rank reads with batch 3 b, in training; the test set exactly once."""
     def passes(ranks, size):
         monkeypatch.setenv('PADDLE_TRAINERS_NUM', str(ranks))
         found = []
@@ -74,17 +55,18 @@ def test_ranks_read_disjoint_images_and_together_all(monkeypatch, batch_size):
 
 
 def test_ranks_that_disagree_are_stopped(tmp_path):
-    status, logs = launch(tmp_path, WORKER, 'out', 'disagree')
+    status, logs = run_ranks(tmp_path, WORKER, 'out', 'disagree')
     assert status != 0
     assert 'the alphas of rank 1 differ from those of rank 0' in logs[0] + logs[1]
 
 
 def test_search_as_the_readme_launches_it(tmp_path):
-    """101 images a half on two ranks: uneven tails. --selected_gpus is there as in the README; on a CPU it counts nothing."""
-    status, logs = launch(tmp_path, os.path.join(ROOT, 'search.py'), *SMALL, '--trainset_num=202', '--batch_size=16', '--method=PC-DARTS',
+    """101 images a half on two ranks: uneven last batches. --selected_gpus has no effect on a CPU."""
+    status, logs = run_ranks(tmp_path, 'search.py', *FLAGS, '--trainset_num=202', '--batch_size=16',
+                             '--method=PC-DARTS',
                           launcher=('--selected_gpus=0,1', '--nproc_per_node', '2', '--log_dir', 'log'))
     assert status == 0, logs
-    assert '2 processes read 32 images a step: consider --learning_rate=0.05, 2 times the default' in logs[0]
+    assert '2 processes read 32 images per step: consider --learning_rate=0.05, 2 times the default' in logs[0]
     assert 'Train Epoch' not in logs[1] and 'genotype = ' not in logs[1]
     assert sorted(os.listdir(str(tmp_path / 'search_cifar')))== [
         '0', 'checkpoints', 'genotype.json', 'metrics.jsonl', 'train.log']
@@ -96,7 +78,7 @@ def test_search_as_the_readme_launches_it(tmp_path):
 
 
 def test_train_on_two_ranks(tmp_path):
-    status, logs = launch(tmp_path, os.path.join(ROOT, 'train.py'), *SMALL, '--auxiliary=False', '--trainset_num=75', '--batch_size=16',
+    status, logs = run_ranks(tmp_path, 'train.py', *FLAGS, '--auxiliary=False', '--trainset_num=75', '--batch_size=16',
                           '--learning_rate=0.05')
     assert status == 0, logs
     assert 'consider --learning_rate' not in logs[0]
@@ -108,13 +90,14 @@ def test_two_launchers_are_two_machines(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
+    launcher = ('--master', f'127.0.0.1:{port}', '--nnodes', '2', '--nproc_per_node', '1', '--log_dir', 'log')
     nodes = []
     for node in ('a', 'b'):
         (tmp_path / node).mkdir()
-        nodes.append(start(tmp_path / node, os.path.join(ROOT, 'search.py'), *SMALL, '--trainset_num=64', '--batch_size=8',
-                           launcher=('--master', f'127.0.0.1:{port}', '--nnodes', '2', '--nproc_per_node', '1', '--log_dir', 'log')))
+        nodes.append(start_ranks(tmp_path / node, 'search.py', *FLAGS, '--trainset_num=64', '--batch_size=8',
+                           launcher=launcher))
     try:
-        outputs = [node.communicate(timeout=240)[0] for node in nodes]
+        outputs = [node.communicate(timeout=WAIT)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
@@ -125,43 +108,36 @@ def test_two_launchers_are_two_machines(tmp_path):
 
 
 def test_a_killed_rank_ends_the_job(tmp_path):
-    process = start(tmp_path, os.path.join(ROOT, 'search.py'), *SMALL, '--epochs=100', '--batch_size=16')
+    process = start_ranks(tmp_path, 'search.py', *FLAGS, '--epochs=10000', '--batch_size=16')
     try:
-        victim = None
-        deadline = time.time() + 120
-        while time.time() < deadline and victim is None:
-            log = tmp_path / 'log' / 'workerlog.0'
-            if log.exists() and 'Step 1' in log.read_text(errors='replace'):
-                children = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(process.pid)], stdout=subprocess.PIPE, text=True)
-                ranks = [int(line.split()[0]) for line in children.stdout.splitlines() if 'search.py' in line]
-                assert len(ranks) == 2, children.stdout
-                victim = ranks[1]
-            time.sleep(0.5)
-        assert victim is not None, 'the search did not start'
-        os.kill(victim, signal.SIGKILL)
-        killed = time.time()
-        process.communicate(timeout=60)
-        assert process.returncode != 0 and time.time() - killed < 60
+        assert wait_for(has_line(tmp_path / 'log' / 'workerlog.0', 'Step 1'), process), 'the search did not start'
+        children = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(process.pid)], stdout=subprocess.PIPE,
+                                  text=True)
+        ranks = [int(line.split()[0]) for line in children.stdout.splitlines() if 'search.py' in line]
+        assert len(ranks) == 2, children.stdout
+        os.kill(ranks[1], signal.SIGKILL)
+        process.communicate(timeout=WAIT)
+        assert process.returncode != 0
         assert not os.path.exists(f'/proc/{ranks[0]}'), 'the other rank is still there'
     finally:
         process.kill()
 
 
-@pytest.mark.parametrize('launcher, line', [
-    (None, 'running on 1 process; python -m paddle.distributed.launch starts more: on a CPU --nproc_per_node says how many'),
-    (('--selected_gpus=0,1', '--log_dir', 'log'), 'running on 1 process; python -m paddle.distributed.launch starts more: on a CPU')])
-def test_one_process_says_so(tmp_path, script, launcher, line):
-    arguments = SMALL + ['--trainset_num=32', '--batch_size=16', '--use_gpu=False']
+@pytest.mark.parametrize('launcher', [None, ('--selected_gpus=0,1', '--log_dir', 'log')])
+def test_one_process_says_so(tmp_path, script, launcher):
+    flags = [*FLAGS, '--trainset_num=32', '--use_gpu=False']
+    line = ('running on 1 process; start more with python -m paddle.distributed.launch; on a CPU, set their number '
+            'with --nproc_per_node')
     if launcher is None:
-        result = script('search.py', *arguments)
+        result = script('search.py', *flags)
         assert result.returncode == 0 and line in result.stderr
     else:
-        status, logs = launch(tmp_path, os.path.join(ROOT, 'search.py'), *arguments, launcher=launcher)
+        status, logs = run_ranks(tmp_path, 'search.py', *flags, launcher=launcher)
         assert status == 0 and line in logs[0]
 
 
 def test_several_processes_without_the_flag_are_refused(tmp_path):
-    status, logs = launch(tmp_path, os.path.join(ROOT, 'search.py'), '--dataset=digits')
+    status, logs = run_ranks(tmp_path, 'search.py', '--dataset=digits')
     assert status != 0
     assert 'started by paddle.distributed.launch as 2 processes: add --use_data_parallel 1' in logs[0]
     assert 'Traceback' not in logs[0]

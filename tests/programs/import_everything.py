@@ -18,7 +18,8 @@ import warnings
 root = sys.argv[1]
 sys.path.insert(0, root)
 LIBRARIES = ['numba', 'numba.extending', 'numpy', 'paddle', 'paddleslim.nas', 'sklearn.datasets', 'PIL.Image',
-             'PIL.ImageDraw', 'PIL.ImageFont', 'PIL.ImageColor', 'matplotlib', 'matplotlib.figure', 'graphviz', 'tqdm', 'visualdl']
+             'PIL.ImageDraw', 'PIL.ImageFont', 'PIL.ImageColor', 'matplotlib', 'matplotlib.figure', 'graphviz', 'tqdm',
+             'visualdl']
 for library in LIBRARIES:
     try:
         importlib.import_module(library)

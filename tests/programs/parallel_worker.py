@@ -1,7 +1,7 @@
-"""What tests/test_parallel.py runs in one process and in several: a few steps of the search on batches that the ranks share out.
+"""What tests/test_parallel.py runs in one process and in several: a few steps of the search, batches split among ranks.
 
     python parallel_worker.py OUT METHOD UNROLLED          writes OUT.rankN.npz
-    python parallel_worker.py OUT disagree                 rank 1's architecture is disturbed; ends as check_agreement has it
+    python parallel_worker.py OUT disagree                 check_agreement with other alphas on rank 1
 """
 import os
 import sys
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import paddle
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from model_search import Network  # noqa: E402
 from nas.searcher import DARTSearch  # noqa: E402
@@ -22,7 +22,7 @@ BATCH = 8
 
 
 def share(batch):
-    """This rank's images of a batch: of 8 for two ranks the first 3 and the last 5, so that their means weigh differently."""
+    """This rank's images of a batch: of 8 the first 3 or the last 5, so that their means weigh differently."""
     if world_size() == 1:
         return batch
     return [part[:3] if rank() == 0 else part[3:] for part in batch]
@@ -55,7 +55,8 @@ def main():
     second = search.architect.unrolled_gradient(*batches[0], *batches[1])
     np.savez(f'{out}.rank{rank()}.npz', score=evaluate(model, batches),
              **{f'{name}{i}': value.numpy() for name, values in (
-                 ('gradient', gradient), ('second', second), ('alphas', model.arch_parameters()), ('weights', search.weights))
+                 ('gradient', gradient), ('second', second), ('alphas', model.arch_parameters()),
+                 ('weights', search.weights))
                 for i, value in enumerate(values)})
 
 
