@@ -161,7 +161,7 @@ def main():
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=args.validate,
                                search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
                                eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(*args.early_stop),
-                               on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None))
+                               on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None))
     genotype = searcher.train()
     if rank() == 0:
         report(genotype, args, given, train_loader.source.image_shape)
