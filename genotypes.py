@@ -159,9 +159,10 @@ def to_dict(genotype):
     }
 
 
-def from_dict(data):
+def from_dict(data, operations=OPERATIONS):
     """Check the JSON form of a genotype and return the Genotype.
 
+    operations: the names that are allowed.
     Raises ValueError with a sentence that says what is wrong and where.
     """
     if not isinstance(data, dict):
@@ -169,8 +170,8 @@ def from_dict(data):
     missing = [key for key in Genotype._fields if key not in data]
     if missing:
         raise ValueError('the key {} is missing'.format(' and '.join(missing)))
-    normal = _check_edges('normal', data['normal'])
-    reduce = _check_edges('reduce', data['reduce'])
+    normal = _check_edges('normal', data['normal'], operations)
+    reduce = _check_edges('reduce', data['reduce'], operations)
     return Genotype(
         normal=normal,
         normal_concat=_check_concat('normal_concat', data['normal_concat'], normal),
@@ -188,7 +189,7 @@ def connected_states(edges):
     return connected
 
 
-def _check_edges(key, edges):
+def _check_edges(key, edges, operations):
     edges = _flat(edges)
     if not isinstance(edges, (list, tuple)) or not edges or len(edges) % 2:
         raise ValueError(f'{key} must be a list of [operation, state] pairs, two for each node')
@@ -199,9 +200,9 @@ def _check_edges(key, edges):
         if not isinstance(edge, (list, tuple)) or len(edge) != 2:
             raise ValueError(f'{where} must be an [operation, state] pair, it is {edge!r:.80}')
         operation, state = edge
-        if operation not in OPERATIONS:
+        if operation not in operations:
             raise ValueError('{}: unknown operation {!r:.80}; known are {}'.format(
-                where, operation, ', '.join(OPERATIONS)))
+                where, operation, ', '.join(operations)))
         if not _is_integer(state) or not 0 <= state < 2 + position // 2:
             raise ValueError(f'{where}: node {position // 2} can take its input from states 0 to {1 + position // 2}, '
                              f'not from {state!r:.80}')

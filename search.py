@@ -1,4 +1,4 @@
-"""Search a cell on CIFAR-10 with DARTS, PC-DARTS or one of their successors.
+r"""Search a cell on CIFAR-10 with DARTS, PC-DARTS or one of their successors.
 
     python search.py                                          first-order DARTS, 50 epochs, on CIFAR-10
     python search.py --unrolled=True                          second-order DARTS
@@ -211,7 +211,7 @@ def main():
                                search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
                                eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(
                                    *args.early_stop),
-                               on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None))
+                               on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None))
     genotype = searcher.train()
     if rank() == 0:
         report(genotype, args, given, train_loader.source.image_shape)

@@ -124,7 +124,7 @@ def main():
         run_options=dict(resume=args.resume, seed=args.seed, save_freq=args.save_freq, keep=args.keep,
                          arguments=dict(vars(args), class_num=description['class_num'],
                                         genotype=description['genotype']),
-                         on_epoch=visual_log(args.model_save_dir, resume=args.resume) if args.use_vdl else None),
+                         on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
         precision_options=precision_options,
         save_dir=args.model_save_dir,

@@ -1,25 +1,35 @@
-r"""A search space of one's own, searched by the same searcher: the cell of NAS-Bench-201 (Dong, Yang, ICLR 2020, section 2.1).
+"""Example of a custom search space: the cell of NAS-Bench-201 (Dong, Yang, ICLR 2020, section 2.1).
 
-    python tests/nasbench201.py                            first-order DARTS on scikit-learn's digits: minutes on a laptop's CPU
-    python tests/nasbench201.py --dataset=cifar10 --N=5 --epochs=50 --batch_size=64       the paper's skeleton on CIFAR-10
+    python examples/nasbench201.py              first-order DARTS on scikit-learn's digits, minutes on a CPU
+    python examples/nasbench201.py --dataset=cifar10 --N=5 --epochs=50 --batch_size=64    the paper's network
+    python visualize.py --alphas search_nasbench201                                       curves of the six edges
 
-The result is the benchmark's architecture string: |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, for each node the operation on every edge
-and the node it comes from.
+The result is the architecture string of the benchmark, |op~0|+|op~0|op~1|+|op~0|op~1|op~2|: for each node the operation
+on each edge and the node that the edge comes from.
 """
-import argparse
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from runtime.log import quiet_warnings  # noqa: E402
+
+if __name__ == '__main__':
+    quiet_warnings()  # of importing Paddle
+
+from kernels import compiled  # noqa: E402, F401, I001  numba must be imported before Paddle 2
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
 from paddle.nn.initializer import Normal  # noqa: E402
 
-from kernels import compiled  # noqa: E402, F401  before Paddle 2
-from model_search import METHODS  # noqa: E402
+from nas import DARTSearch  # noqa: E402
+from nas.methods import METHODS  # noqa: E402
+from nas.options import MonitorOptions  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
+from reader import class_count, train_search  # noqa: E402
+from runtime.flags import DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, integer, path, positive, reader_flags  # noqa: E402
+from runtime.script import run_script, start_script  # noqa: E402
 
 OPS = {
     'none': lambda c: Zero(1),
@@ -29,19 +39,38 @@ OPS = {
     'avg_pool_3x3': lambda c: nn.AvgPool2D(3, 1, padding=1, exclusive=True),
 }
 PRIMITIVES = list(OPS)
-NODES = 4  # node 0 is the cell's input, node 3 its output
+NODES = 4  # node 0 is the input of the cell, node 3 its output
 EDGES = [(node, source) for node in range(1, NODES) for source in range(node)]
+
+# The methods that need no more of a supernet than weights of the operations.
+USABLE_METHODS = [name for name, method in METHODS.items()
+                  if method.partial == 1 and not method.with_betas and not method.auxiliary_skip]
+
+SEARCH_FLAGS = [
+    ('method', USABLE_METHODS, 'DARTS', 'the search method, a class of nas/methods.py'),
+    ('epochs', integer(1), 5, 'search epochs'),
+    ('batch_size', integer(1), 32, 'batch size'),
+    ('arch_learning_rate', positive(), 3e-3, 'learning rate of Adam for the architecture parameters'),
+    ('C', integer(1, 4096), 16, 'channels of the first stage'),
+    ('N', integer(1, 100), 1, 'cells of each of the three stages'),
+    ('model_save_dir', path, 'search_nasbench201', 'output directory'),
+]
+SEARCH_DATA_FLAGS = [
+    (name, kind, 'digits' if name == 'dataset' else default, text) for name, kind, default, text in DATA_FLAGS] + [
+    ('data', path, None, 'the CIFAR archive or the folder it unpacks to; with --dataset=folder, the folder'),
+    ('cutout', boolean, False, 'mask a random square of every training image'),
+]
 
 
 class SearchCell(nn.Layer):
-    """Every node adds up a mixture of all operations from every node before it."""
+    """Each node is the sum of a weighted sum of all operations from each node before it."""
 
     def __init__(self, c):
         super().__init__()
         self.edges = nn.LayerList([nn.LayerList([OPS[name](c) for name in PRIMITIVES]) for _ in EDGES])
 
     def forward(self, x, weights):
-        """x [N, C, H, W], weights: for each edge a list of scalar tensors -> [N, C, H, W]."""
+        """x [N, C, H, W], weights: a list of scalar tensors for each edge -> [N, C, H, W]."""
         states = [x] + [0] * (NODES - 1)
         for (node, source), operations, row in zip(EDGES, self.edges, weights):
             states[node] += sum(w * op(states[source]) for w, op in zip(row, operations))
@@ -49,7 +78,7 @@ class SearchCell(nn.Layer):
 
 
 class ResidualBlock(nn.Layer):
-    """Halves H and W and doubles the channels, between two stages."""
+    """Between two stages: halves height and width and doubles the channels."""
 
     def __init__(self, c_in, c_out):
         super().__init__()
@@ -62,8 +91,16 @@ class ResidualBlock(nn.Layer):
 
 
 class Network(nn.Layer):
-    """Three stages of N cells with C, 2C and 4C channels. What the searcher asks for: `arch_parameters`, `_loss`, `genotype` and being
-    callable on images; `strengths` and `set_epoch` are extras that it uses where they are."""
+    """Three stages of N cells with C, 2C and 4C channels (NAS-Bench-201, section 2.1).
+
+    The searcher requires `arch_parameters`, `_loss`, `genotype` and that the network is callable on images. If there
+    are `set_epoch`, `strengths` and the names of cells, operations and edges, it uses them, for the method and for
+    the curves.
+    """
+
+    cell_names = ['cell']
+    primitives = PRIMITIVES
+    edge_names = [f'{source} → {node}' for node, source in EDGES]
 
     def __init__(self, C, num_classes, N, method='DARTS'):
         super().__init__()
@@ -101,33 +138,30 @@ class Network(nn.Layer):
         self.method.set_epoch(epoch, epochs)
 
     def genotype(self):
-        """The benchmark's architecture string; `none` competes with the others, as in the benchmark."""
-        best = [PRIMITIVES[k] for k in self.alphas.argmax(-1).tolist()]
-        nodes = [[f'{name}~{source}' for (to, source), name in zip(EDGES, best) if to == node] for node in range(1, NODES)]
-        return '+'.join('|{}|'.format('|'.join(node)) for node in nodes)
+        """The architecture string of the benchmark: the strongest operation of each edge, `none` included."""
+        best = [PRIMITIVES[column] for column in self.strengths()[0].argmax(-1).tolist()]
+        nodes = [[f'{name}~{source}' for (target, source), name in zip(EDGES, best) if target == node]
+                 for node in range(1, NODES)]
+        return '+'.join(f'|{"|".join(edges)}|' for edges in nodes)
 
 
 def main():
-    from nas.searcher import DARTSearch
-    from reader import class_count, train_search
-    from runtime.script import run_script, start_script
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (('dataset', 'digits'), ('data', None), ('method', 'DARTS'), ('epochs', 5), ('batch_size', 32), ('C', 16), ('N', 1),
-                          ('class_num', 10), ('trainset_num', 50000), ('seed', 0), ('model_save_dir', 'search_nasbench201')):
-        parser.add_argument('--' + name, type=type(default) if default is not None else str, default=default, help='(default: %(default)s)')
-    args = parser.parse_args()
-
-    def search():
-        vars(args).update(use_gpu=True, use_data_parallel=False, cutout=False, cutout_length=16, use_multiprocess=False)
-        place = start_script(args, args.model_save_dir, {'learning_rate'})
-        train_loader, valid_loader = train_search(args.batch_size, 0.5, True, args)
-        network = Network(args.C, class_count(train_loader, args, set()), args.N, args.method)
-        searcher = DARTSearch(network, train_loader, valid_loader, place, num_epochs=args.epochs, save_dir=args.model_save_dir, log_freq=10,
-                              arch_learning_rate=3e-3, eval_reader=valid_loader.without_augmentation(), search_info={'seed': args.seed})
-        print(searcher.train())
-    run_script(search)
+    parser = ArgumentParser(__doc__)
+    parser.add_flags('search', SEARCH_FLAGS)
+    parser.add_flags('data', SEARCH_DATA_FLAGS + reader_flags(num_workers=0))
+    parser.add_flags('device', DEVICE_FLAGS)
+    args = parser.parse_data(None)
+    place = start_script(args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed)
+    train_loader, valid_loader = train_search(args.batch_size, 0.5, True, args)
+    network = Network(args.C, class_count(train_loader), args.N, args.method)
+    monitor = MonitorOptions(eval_reader=valid_loader.without_augmentation(),
+                             search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset})
+    searcher = DARTSearch(network, train_loader, valid_loader, place, arch_learning_rate=args.arch_learning_rate,
+                          num_epochs=args.epochs, save_dir=args.model_save_dir, log_freq=10, seed=args.seed,
+                          monitor=monitor)
+    print(searcher.train())
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -20,10 +20,23 @@ def indicators(genotype, strengths):
     found = {}
     if isinstance(genotype, Genotype):
         found['skip_connects'] = sum(operation == 'skip_connect' for operation, _ in genotype.normal)
-    rows = [[value / sum(row) for value in row] for cell in strengths for row in cell]
-    if rows:
-        found['alpha_entropy'] = sum(-p * math.log(p) for row in rows for p in row if p > 0) / len(rows)
+    mean = entropy([row for cell in strengths for row in cell])
+    if not math.isnan(mean):
+        found['alpha_entropy'] = mean
     return found
+
+
+def entropy(strengths):
+    """The mean over all edges of the entropy of their operations, in nats: log(operations) while all are equal, 0 when
+    one operation is left.
+
+    strengths: [edges, operations], nested lists; a row is divided by its sum, so that sigmoids count as softmax does.
+    NaN if there is no edge, or one whose strengths are negative or all zero.
+    """
+    if not strengths or any(min(row) < 0 or not sum(row) > 0 for row in strengths):
+        return math.nan
+    shares = [value / sum(row) for row in strengths for value in row]
+    return sum(-share * math.log(share) for share in shares if share > 0) / len(strengths)
 
 
 class EarlyStop:

@@ -215,16 +215,20 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.run.end_epoch(metrics)
 
     def _strengths(self):
-        """For metrics.jsonl: the scores of the operations as the method defines them, their names, the kinds of
-        cells."""
+        """For metrics.jsonl: the strengths of the operations as the method defines them, with the names of cells,
+        operations and edges. A network of another search space gives the names by its attributes cell_names,
+        primitives and edge_names."""
         if not hasattr(self.model, 'strengths'):
             return {}
         strengths = [scores.tolist() for scores in self.model.strengths()]
-        operations = getattr(getattr(self.model, 'method', None), 'primitives', None)
-        operations = getattr(self.model, 'primitives', operations)
-        found = {'weights': strengths, 'cells': ['normal', 'reduce'] if len(strengths) == 2
-                 else [f'cell {i}' for i in range(len(strengths))]}
-        return dict(found, operations=list(operations)) if operations else found
+        count = len(strengths)
+        primitives = getattr(getattr(self.model, 'method', None), 'primitives', ())
+        names = {'cells': getattr(self.model, 'cell_names', ['normal', 'reduce'] if count == 2 else range(count)),
+                 'operations': getattr(self.model, 'primitives', primitives),
+                 'edges': getattr(self.model, 'edge_names', ())}
+        counts = {'cells': count, 'operations': len(strengths[0][0]), 'edges': max(map(len, strengths))}
+        found = {key: [str(name) for name in names[key]] for key in names if len(names[key]) == counts[key]}
+        return dict(found, weights=strengths)
 
     def _collapse_indicators(self, epoch):
         """The figures of collapse.py for the epoch; they are logged too."""

@@ -1,104 +1,106 @@
-"""The film of a search (Pillow) and the curves of its alphas (matplotlib), from a list of visualize.Epoch to bytes.
+"""The film of a search: an animated GIF with a frame for each epoch, drawn with Pillow.
 
-In the film a cell is drawn like the map of an underground: each state has a line of its own that runs to the right, and a
-node hangs below the lines of the states before it. So each edge has its place, whatever the cells of a search look like:
-nodes stand still from frame to frame, and no label can meet another.
+A cell is drawn like an underground map: each state has a horizontal line of its own that runs to the right, and a node
+hangs below the lines of the states before it. Each edge therefore has a fixed place whatever the cells of a search look
+like: nodes stand still from frame to frame, and labels never overlap.
 """
 import io
 import math
 import os
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import numpy as np
 
-from genotypes import PRIMITIVES
+from pictures.cells import TITLES, drawn_concat, drawn_edges, state_name
+from pictures.history import thin_out
 
-
-def state_name(state):
-    """The name of a cell's state in the figures of DARTS."""
-    return ['c_{k-2}', 'c_{k-1}'][state] if state < 2 else str(state - 2)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Film
-# ---------------------------------------------------------------------------------------------------------------------
-
-COLUMN, LANE, CAPTION = 140, 42, 56  # pixels from node to node, from line to line, and of the caption's height
-RADIUS, PORT, LABEL = 14, 9, (98, 19)  # a node's radius, its two inputs left and right of its centre, a label's size
-SCALE = 2  # drawn so many times larger and then reduced: smooth lines
+COLUMN, LANE, CAPTION = 140, 42, 56  # pixels from node to node, from line to line, and the height of the caption
+RADIUS, PORT, LABEL = 14, 9, (98, 19)  # radius of a node, distance of its inputs from its centre, size of a label
+LABEL_FONT, SMALLEST_FONT = 12, 7
+SCALE, SCALED_PIXELS = 2, 2_500_000  # frames up to this size are drawn larger by SCALE and reduced, for smooth lines
 FRAME_MS, LAST_FRAME_MS = 500, 3000
+MAX_PIXELS = 100_000_000  # of all frames together; drawing them takes up to half a minute
 GREY, DARK, FAINT, RULE, NEW = '#b4bac2', '#1f2933', '#7b8794', '#e4e7eb', '#d6273a'
-INPUT, NODE, OUTPUT = '#b4eeb4', '#add8e6', '#eee8aa'  # those of DARTS's figures
-# By the first word of an operation.
+INPUT, NODE, OUTPUT = '#b4eeb4', '#add8e6', '#eee8aa'  # as in the figures of DARTS
+# By the first word of an operation; others are DARK.
 INKS = {'skip': '#1b7f3b', 'max': '#2563b0', 'avg': '#2563b0', 'sep': '#7a4b00', 'dil': '#6b3fa0'}
 
-# An edge in its place: node and source as states, x of its input, the rectangle of its label, all within the cell's half.
-Edge = namedtuple('Edge', 'operation source node x label')
+# An edge in its place: x of its lower end, the box of its label (left, top, right, bottom), relative to its cell.
+PlacedEdge = namedtuple('PlacedEdge', 'operation source node x label')
 
 
 def positions(nodes):
-    """{state: (x, y)} of a cell's states in its half of the frame; it depends on the number of nodes alone."""
+    """{state: (x, y)} of a cell's states, relative to the cell; they depend on the number of nodes only."""
     return {state: (52 if state < 2 else 58 + COLUMN * (state - 1), 26 + LANE * state) for state in range(nodes + 2)}
 
 
-def half_size(nodes):
-    """Width and height of the half of a frame that shows one cell."""
-    return 58 + COLUMN * (nodes + 1) + 42, 26 + LANE * (nodes + 1) + 26
+def cell_size(nodes):
+    """Width and height in pixels of the part of a frame that shows one cell."""
+    title = 36 if nodes == 1 else 0  # larger cells have room for it at their lower left
+    return 58 + COLUMN * (nodes + 1) + 42, 26 + LANE * (nodes + 1) + 26 + title
 
 
-def place(edges):
-    """A cell's list of (operation, source) -> [Edge].
+def frame_size(genotype):
+    """Width and height in pixels of a frame: the caption, the reduction cell, the normal cell."""
+    sizes = [cell_size(len(cell) // 2) for cell in (genotype.reduce, genotype.normal)]
+    return max(width for width, _ in sizes), CAPTION + sum(height for _, height in sizes)
 
-    Of a node's two inputs that from the farther source comes in on the right: the nearer one, whose line is lower, then
-    crosses nothing. A label hangs on its edge's left, just below the source's line, where no other edge of the node is.
+
+def place(cell):
+    """A cell of a genotype, [(operation, source), ...] -> [PlacedEdge].
+
+    Of the two inputs of a node that from the farther source is on the right: the nearer one, whose line is lower, then
+    crosses nothing. A label is on the left of its edge, just below the source's line, where no other edge of the node
+    is.
     """
-    spots, placed = positions(len(edges) // 2), []
-    for node in range(2, 2 + len(edges) // 2):
-        pair = sorted(edges[2 * node - 4:2 * node - 2], key=lambda edge: edge[1])
-        for (operation, source), side in zip(pair, (1, -1)):
-            x = spots[node][0] + side * PORT
-            middle = spots[source][1] + LANE // 2 - 2
-            if pair[0][1] == pair[1][1]:  # no search finds this, but a genotype may say it
-                middle -= side * LABEL[1] // 2
-            placed.append(Edge(operation, source, node, x,
-                               (x - LABEL[0], middle - LABEL[1] // 2, x, middle - LABEL[1] // 2 + LABEL[1])))
+    spots, edges, placed = positions(len(cell) // 2), drawn_edges(cell), []
+    for node in range(2, 2 + len(cell) // 2):
+        pair = sorted((edge for edge in edges if edge.node == node), key=lambda edge: edge.source)
+        for edge, side in zip(pair, (1, -1)):
+            x = spots[node][0] + (side * PORT if len(pair) > 1 else 0)
+            top = spots[edge.source][1] + LANE // 2 - 2 - LABEL[1] // 2
+            if len(pair) > 1 and pair[0].source == pair[1].source:  # two edges side by side: one label above the other
+                top -= side * LABEL[1] // 2
+            placed.append(PlacedEdge(*edge, x, (x - LABEL[0], top, x, top + LABEL[1])))
     return placed
 
 
-def changed_edges(edges, before):
-    """Which edges, (operation, source, node), a cell has that it did not have an epoch before."""
-    def named(cell):
-        return {(operation, source, 2 + position // 2) for position, (operation, source) in enumerate(cell)}
-    return set() if before is None else named(edges) - named(before)
+def new_edges(cell, before):
+    """The edges that a cell has and that its predecessor has not, a Counter of Edge."""
+    return Counter() if before is None else Counter(drawn_edges(cell)) - Counter(drawn_edges(before))
 
 
 def film(epochs):
-    """The animated GIF: a frame an epoch, the reduction cell above the normal cell."""
+    """The animated GIF of a list of history.Epoch, as bytes: the reduction cell above the normal cell.
+
+    Of a search too long for MAX_PIXELS (215 epochs for cells of 4 nodes), epochs at even distances are shown.
+    """
     from PIL import Image
-    frames = [_frame(epochs, index) for index in range(len(epochs))]
+    width, height = frame_size(epochs[0].genotype)
+    epochs = thin_out(epochs, max(1, MAX_PIXELS // (width * height)))
     palette = Image.new('P', (1, 1))
     palette.putpalette(_palette())
-    frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
+    frames = (_frame(epochs, index).quantize(palette=palette, dither=0) for index in range(len(epochs)))
     file = io.BytesIO()
-    # optimize stores what changes from frame to frame: a third of the size, from Pillow 10.2 on.
-    frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:], loop=0, optimize=True,
-                   duration=[FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS])
+    # optimize stores only what changes from frame to frame: a third of the size, with Pillow 10.2 or newer.
+    next(frames).save(file, 'GIF', save_all=True, append_images=frames, loop=0, optimize=True,
+                      duration=[FRAME_MS] * (len(epochs) - 1) + [LAST_FRAME_MS])
     return file.getvalue()
 
 
 def picture(epochs):
-    """The film's last frame, as uint8 [height, width, 3]."""
+    """The last frame of the film, as uint8 [height, width, 3]."""
     return np.asarray(_frame(epochs, len(epochs) - 1))
 
 
 def _palette():
-    """One palette for all frames, so that what stands still has the same bytes: the colours and their smooth edges."""
+    """One palette for all frames, so that what stands still has the same bytes: the colours and their blends."""
     from PIL import ImageColor
-    pairs = [(colour, 'white') for colour in [GREY, DARK, NEW] + sorted(set(INKS.values()))]
+    pairs = [(colour, 'white') for colour in [GREY, DARK, NEW, FAINT] + sorted(set(INKS.values()))]
     pairs += [(DARK, fill) for fill in (INPUT, NODE, OUTPUT)]
     numbers = [255] * 3 + list(ImageColor.getrgb(RULE))
     for ink, ground in pairs:
-        # No step but white itself is nearly white: Pillow's search for the nearest colour is a little coarse.
+        # No blend but white itself is nearly white: Pillow's search for the nearest colour is inexact.
         for step in range(5 if ground == 'white' else 6):
             numbers += [round((a * (5 - step) + b * step) / 5)
                         for a, b in zip(ImageColor.getrgb(ink), ImageColor.getrgb(ground))]
@@ -106,31 +108,32 @@ def _palette():
 
 
 class _Pen:
-    """Pillow's drawing in the frame's own pixels, whatever SCALE is, with an offset."""
+    """Pillow's drawing in pixels of the frame, whatever the scale of the image, with a vertical offset."""
 
-    def __init__(self, image):
+    def __init__(self, image, scale):
         from PIL import ImageDraw
-        self.draw, self.top = ImageDraw.Draw(image), 0
+        self.draw, self.scale, self.top = ImageDraw.Draw(image), scale, 0
 
     def _scaled(self, points):
-        return [(x * SCALE, (y + self.top) * SCALE) for x, y in points]
+        return [(x * self.scale, (y + self.top) * self.scale) for x, y in points]
 
     def line(self, points, colour, width):
-        self.draw.line(self._scaled(points), fill=colour, width=round(width * SCALE), joint='curve')
+        self.draw.line(self._scaled(points), fill=colour, width=round(width * self.scale), joint='curve')
 
     def polygon(self, points, colour):
         self.draw.polygon(self._scaled(points), fill=colour)
 
     def box(self, box, radius, fill, outline, width=1.5):
         corners = self._scaled([box[:2], box[2:]])
-        self.draw.rounded_rectangle(corners[0] + corners[1], radius * SCALE, fill, outline, round(width * SCALE))
+        self.draw.rounded_rectangle(corners[0] + corners[1], radius * self.scale, fill, outline,
+                                    round(width * self.scale))
 
     def text(self, point, text, size, colour, anchor, bold=False):
-        self.draw.text(self._scaled([point])[0], text, fill=colour, font=_font(size * SCALE, bold), anchor=anchor)
+        self.draw.text(self._scaled([point])[0], text, fill=colour, font=_font(size * self.scale, bold), anchor=anchor)
 
 
 def _font(size, bold, fonts={}):
-    """DejaVu Sans as matplotlib brings it: the same on every machine. Fonts are opened once."""
+    """DejaVu Sans, which comes with matplotlib: the same on every machine. Each font is opened once."""
     if (size, bold) not in fonts:
         import matplotlib
         from PIL import ImageFont
@@ -139,33 +142,50 @@ def _font(size, bold, fonts={}):
     return fonts[size, bold]
 
 
+def label_text(operation):
+    """(text, font size) of an operation's name that fits into a label; a name that is far too long is cut."""
+    width = LABEL[0] - 6
+    for size in range(LABEL_FONT, SMALLEST_FONT - 1, -1):
+        if _font(size, False).getlength(operation) <= width:
+            return operation, size
+    text = operation
+    while _font(SMALLEST_FONT, False).getlength(text + '…') > width:
+        text = text[:-1]
+    return text + '…', SMALLEST_FONT
+
+
 def _frame(epochs, index):
-    """The picture of epoch number `index` of the film."""
+    """The picture of epoch number `index` of the film, an RGB image."""
     from PIL import Image
     epoch, before = epochs[index], epochs[index - 1] if index else None
-    sizes = [half_size(len(cell) // 2) for cell in (epoch.genotype.reduce, epoch.genotype.normal)]
-    width, height = max(size[0] for size in sizes), CAPTION + sum(size[1] for size in sizes)
-    image = Image.new('RGB', (width * SCALE, height * SCALE), 'white')
-    pen = _Pen(image)
+    width, height = frame_size(epoch.genotype)
+    scale = SCALE if width * height <= SCALED_PIXELS else 1
+    image = Image.new('RGB', (width * scale, height * scale), 'white')
+    pen = _Pen(image, scale)
     _draw_caption(pen, epochs, index, width)
     pen.top = CAPTION
-    for key, title, size in zip(('reduce', 'normal'), ('reduction cell', 'normal cell'), sizes):
+    for key in ('reduce', 'normal'):
+        cell = getattr(epoch.genotype, key)
+        bottom = cell_size(len(cell) // 2)[1]
         pen.line([(20, 0), (width - 20, 0)], RULE, 1)
-        edges = getattr(epoch.genotype, key)
-        changed = changed_edges(edges, getattr(before.genotype, key) if before else None)
-        _draw_cell(pen, edges, getattr(epoch.genotype, key + '_concat'), changed)
-        pen.text((20, size[1] - 40), title, 19, DARK, 'ls', bold=True)
-        if changed:
-            pen.text((20, size[1] - 20), '{} new edge{}'.format(len(changed), 's' * (len(changed) > 1)), 13, NEW, 'ls')
-        pen.top += size[1]
-    return image.resize((width, height), Image.LANCZOS)
+        new = new_edges(cell, getattr(before.genotype, key) if before else None)
+        _draw_cell(pen, cell, getattr(epoch.genotype, key + '_concat'), new)
+        pen.text((20, bottom - 40), TITLES[key], 19, DARK, 'ls', bold=True)
+        count = sum(new.values())
+        if count:
+            pen.text((20, bottom - 20), f'{count} new edge{"s" * (count > 1)}', 13, NEW, 'ls')
+        pen.top += bottom
+    return image if scale == 1 else image.resize((width, height), Image.LANCZOS)
 
 
 def _draw_caption(pen, epochs, index, width):
-    """Epoch and validation accuracy, and the accuracies so far as a curve."""
+    """Epoch and validation accuracy, and the accuracies so far as a curve where there is room for it."""
     epoch = epochs[index]
     pen.text((20, 37), f'epoch {epoch.number}', 22, DARK, 'ls', bold=True)
     words = 'no validation' if math.isnan(epoch.valid_acc) else f'validation accuracy {100 * epoch.valid_acc:.2f} %'
+    if width < 660:  # cells of one or two nodes
+        pen.text((width - 20, 37), words, 14, DARK, 'rs')
+        return
     pen.text((160, 37), words, 18, DARK, 'ls')
     left, right, top, bottom = width - 220, width - 24, 12, CAPTION - 14
     pen.line([(left, bottom), (right, bottom)], GREY, 1)
@@ -179,181 +199,59 @@ def _draw_caption(pen, epochs, index, width):
         pen.box((x - 3.5, y - 3.5, x + 3.5, y + 3.5), 3.5, INKS['max'], INKS['max'])
 
 
-def _draw_cell(pen, edges, concat, changed):
-    nodes = len(edges) // 2
-    spots, placed, output = positions(nodes), place(edges), half_size(nodes)[0] - 66
+def _draw_cell(pen, cell, concat, new):
+    """new: a Counter of the edges to highlight."""
+    nodes = len(cell) // 2
+    spots, placed, output = positions(nodes), place(cell), cell_size(nodes)[0] - 66
+    concat = drawn_concat(cell, concat)
+    highlighted, left = [], new.copy()
+    for edge in placed:  # of two equal edges perhaps only one is new
+        highlighted.append(left[edge[:3]] > 0)
+        left[edge[:3]] -= 1
     # The line of a state runs to the cell's output, or to the last node that takes it.
-    for state, (x, y) in spots.items():
+    for state, (_, y) in spots.items():
         ends = [edge.x - 10 for edge in placed if edge.source == state] + [output - 7] * (state in concat)
         if ends:
-            pen.line([(x, y), (max(ends), y)], GREY, 2)
+            pen.line([(spots[state][0], y), (max(ends), y)], GREY, 2)
         if state in concat:
             _draw_arrow(pen, output - 1, y, GREY, right=True)
     # New edges come last, above all that they cross.
-    for edge in sorted(placed, key=lambda edge: (edge[:3] in changed, edge.source)):
-        new = edge[:3] in changed
-        colour = _colour(edge, new)
-        (x0, y0), end = spots[edge.source], spots[edge.node][1] - RADIUS + 2
-        bend = [(edge.x - 10 + 10 * math.sin(t * math.pi / 16), y0 + 10 - 10 * math.cos(t * math.pi / 16)) for t in range(9)]
-        pen.line([(edge.x, y0 + 12), (edge.x, end - 8)], 'white', 8)  # a gap in the lines that it passes over
-        if new:
-            pen.line([(x0, y0)] + bend[:1], colour, 3.5)
-        pen.line(bend + [(edge.x, end - 4)], colour, 3.5 if new else 2)
-        _draw_arrow(pen, edge.x, end, colour)
-    for edge in placed:  # above all lines
-        new = edge[:3] in changed
-        colour = _colour(edge, new)
-        x0, y0, x1, y1 = edge.label
-        pen.box(edge.label, 4, NEW if new else 'white', colour, 1)
-        pen.text(((x0 + x1) / 2, (y0 + y1) / 2), edge.operation, 12, 'white' if new else colour, 'mm')
+    for edge, is_new in sorted(zip(placed, highlighted), key=lambda pair: (pair[1], pair[0].source)):
+        _draw_edge(pen, edge, is_new, spots)
+    for edge, is_new in zip(placed, highlighted):  # above all lines
+        colour, (x0, y0, x1, y1) = _colour(edge, is_new), edge.label
+        pen.box(edge.label, 4, NEW if is_new else 'white', colour, 1)
+        text, size = label_text(edge.operation)
+        pen.text(((x0 + x1) / 2, (y0 + y1) / 2), text, size, 'white' if is_new else colour, 'mm')
+    with_edges = {edge.node for edge in placed}
     for state, (x, y) in spots.items():
-        half, fill = (RADIUS, NODE) if state > 1 else (32, INPUT)
-        pen.box((x - half, y - RADIUS, x + half, y + RADIUS), 10 if state < 2 else RADIUS, fill, DARK)
-        pen.text((x, y), state_name(state), 14, DARK, 'mm')
+        half, fill, ink = (RADIUS, NODE, DARK) if state > 1 else (32, INPUT, DARK)
+        if state > 1 and state not in with_edges:
+            fill, ink = 'white', FAINT
+        pen.box((x - half, y - RADIUS, x + half, y + RADIUS), 10 if state < 2 else RADIUS, fill, ink)
+        pen.text((x, y), state_name(state), 14, ink, 'mm')
     pen.box((output, spots[2][1] - RADIUS, output + 48, spots[nodes + 1][1] + RADIUS), 10, OUTPUT, DARK)
     pen.text((output + 24, (spots[2][1] + spots[nodes + 1][1]) / 2), 'c_{k}', 14, DARK, 'mm')
 
 
-def _colour(edge, new):
-    return NEW if new else INKS.get(edge.operation.split('_')[0], DARK)
+def _draw_edge(pen, edge, is_new, spots):
+    """From the line of the source, in a bend, down to the node."""
+    colour, width = _colour(edge, is_new), 3.5 if is_new else 2
+    (x0, y0), end = spots[edge.source], spots[edge.node][1] - RADIUS + 2
+    angles = [step * math.pi / 16 for step in range(9)]
+    bend = [(edge.x - 10 + 10 * math.sin(angle), y0 + 10 - 10 * math.cos(angle)) for angle in angles]
+    pen.line([(edge.x, y0 + 12), (edge.x, end - 8)], 'white', 8)  # a gap in the lines that it passes over
+    if is_new:
+        pen.line([(x0, y0)] + bend[:1], colour, width)
+    pen.line(bend + [(edge.x, end - 4)], colour, width)
+    _draw_arrow(pen, edge.x, end, colour)
+
+
+def _colour(edge, is_new):
+    return NEW if is_new else INKS.get(edge.operation.split('_')[0], DARK)
 
 
 def _draw_arrow(pen, x, y, colour, right=False):
     """An arrow's head with its tip at (x, y), pointing down or to the right."""
     base = [(x - 8, y - 4.5), (x - 8, y + 4.5)] if right else [(x - 4.5, y - 8), (x + 4.5, y - 8)]
     pen.polygon([(x, y)] + base, colour)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Curves
-# ---------------------------------------------------------------------------------------------------------------------
-
-OPERATION_COLOURS = dict(zip(PRIMITIVES, [
-    '#9aa0a6', '#4aa3df', '#1b4f8f', '#2ca02c', '#f2a541', '#c8501e', '#b07cd8', '#5e2a91']))
-
-
-def softmax(values):
-    """Softmax over the last axis."""
-    powers = np.exp(values - values.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
-def entropy(alphas):
-    """Mean over a cell's edges of the entropy, in nats, of their operations' weights; log 8 when nothing is decided."""
-    weights = softmax(alphas)
-    return float(-(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=-1).mean())
-
-
-def edge_weights(betas):
-    """PC-DARTS's weights of the edges: softmax over the edges that enter a node."""
-    sizes, total = [], 0
-    while total < len(betas):
-        sizes.append(len(sizes) + 2)
-        total += sizes[-1]
-    return np.concatenate([softmax(node) for node in np.split(betas, np.cumsum(sizes)[:-1])])
-
-
-def skip_connections(edges):
-    """How many edges of a derived cell are skip connections; many of them are the known way a DARTS search collapses."""
-    return sum(operation == 'skip_connect' for operation, _ in edges)
-
-
-def curves(epochs, kind):
-    """The figure of a search's architecture parameters, as the bytes of a png, svg or pdf."""
-    import matplotlib
-    from matplotlib.figure import Figure  # no pyplot: no window, no state
-    nodes = [len(cell) // 2 for cell in (epochs[-1].genotype.normal, epochs[-1].genotype.reduce)]
-    with matplotlib.rc_context({
-            'font.size': 9, 'font.family': 'DejaVu Sans', 'svg.fonttype': 'none', 'axes.spines.top': False,
-            'axes.spines.right': False, 'axes.edgecolor': FAINT, 'lines.solid_capstyle': 'round'}):
-        heights = [0.75 * n + 0.3 for n in nodes] + [1.5]
-        figure = Figure(figsize=(10, 1.8 * sum(heights)), layout='constrained')
-        parts = figure.subfigures(3, 1, height_ratios=heights)
-        for cell, (part, title) in enumerate(zip(parts, ('normal cell', 'reduction cell'))):
-            _plot_edges(part, epochs, cell, nodes[cell], title)
-        _plot_summary(parts[2], epochs)
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=120)
-    return file.getvalue()
-
-
-def _whole_epochs(axes):
-    from matplotlib.ticker import MaxNLocator
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-
-
-def _plot_edges(figure, epochs, cell, nodes, heading):
-    """A panel an edge, a row a node: the weights of its operations. What the last genotype keeps stands out."""
-    from matplotlib.lines import Line2D
-    numbers = [epoch.number for epoch in epochs]
-    weights = np.stack([softmax(epoch.alphas[cell]) for epoch in epochs])
-    betas = None
-    if len(epochs[0].alphas) == len(epochs[-1].alphas) == 4:
-        betas = [edge_weights(epochs[index].alphas[2 + cell]) for index in (0, -1)]
-    kept = {}  # (node, source) -> operation
-    for position, (operation, source) in enumerate(epochs[-1].genotype[2 * cell]):
-        kept[position // 2, source] = operation
-    panels = figure.subplots(nodes, nodes + 1, sharex=True, sharey=True, squeeze=False)
-    edge = 0
-    for node in range(nodes):
-        for source in range(nodes + 1):
-            axes = panels[node, source]
-            if source >= node + 2:
-                axes.axis('off')
-                continue
-            chosen = kept.get((node, source))
-            for column, name in enumerate(PRIMITIVES):
-                thick, order = (2.6, 3) if name == chosen else (1.1, 2)
-                axes.plot(numbers, weights[:, edge, column], color=OPERATION_COLOURS[name], lw=thick, zorder=order,
-                          marker='o' if len(numbers) == 1 else None, ms=3)
-            name = f'${state_name(source)}$' if source < 2 else state_name(source)
-            axes.set_title(f'{name} → {node}', loc='left', fontsize=10, pad=4, color=DARK if chosen else FAINT)
-            if betas is not None:
-                axes.set_title(f'β {betas[0][edge]:.2f}→{betas[1][edge]:.2f}', loc='right', fontsize=8, pad=4,
-                               color=FAINT)
-            axes.set_facecolor('#eef4fb' if chosen else 'white')
-            axes.grid(color=RULE, lw=0.6)
-            axes.tick_params(length=2, labelsize=8, colors=FAINT)
-            axes.tick_params(labelbottom=source == node + 1 or node == nodes - 1)
-            edge += 1
-    _whole_epochs(panels[0, 0])
-    if nodes > 1:  # the corner that is free
-        handles = [Line2D([], [], color=OPERATION_COLOURS[name], lw=2.6) for name in PRIMITIVES]
-        title = 'shaded, thick: edge and operation of the last genotype'
-        if betas is not None:
-            title += '\nβ: weight of the edge, first → last epoch'
-        legend = panels[0, 2].legend(handles, PRIMITIVES, ncols=2, loc='upper left', bbox_to_anchor=(0.1, 1.2), fontsize=9.5,
-                                     frameon=False, title=title, title_fontsize=9, alignment='left')
-        legend.set_in_layout(False)  # it may be wider than its panel
-    figure.suptitle(f'{heading}: softmax weights of the operations on each edge, over the epochs\n',
-                    x=0.01, ha='left', fontsize=12, weight='bold', color=DARK, linespacing=0.6)
-
-
-def _plot_summary(figure, epochs):
-    """Skip connections, entropy and accuracies."""
-    numbers = [epoch.number for epoch in epochs]
-    marker = {'marker': 'o', 'ms': 3 if len(numbers) <= 20 else 0}
-    skips, entropies, accuracies = figure.subplots(1, 3)
-    skips.step(numbers, [skip_connections(epoch.genotype.normal) for epoch in epochs], where='mid',
-               color=OPERATION_COLOURS['skip_connect'], lw=2, **marker)
-    skips.set_title('skip connections, normal cell')
-    skips.set_ylim(-0.2, len(epochs[0].genotype.normal) + 0.2)
-    skips.set_yticks(range(0, len(epochs[0].genotype.normal) + 1, 2))
-    for cell, (name, colour) in enumerate((('normal', '#c8501e'), ('reduction', '#1b4f8f'))):
-        entropies.plot(numbers, [entropy(epoch.alphas[cell]) for epoch in epochs], color=colour, lw=2, label=name, **marker)
-    entropies.axhline(math.log(len(PRIMITIVES)), color=GREY, lw=1, ls='--', label='all equal, log 8')
-    entropies.set_title('entropy of the alphas, nats')
-    for name, key, colour in (('training', 'train_acc', '#9aa0a6'), ('validation', 'valid_acc', '#2563b0')):
-        values = [100 * getattr(epoch, key) for epoch in epochs]
-        if not all(map(math.isnan, values)):
-            accuracies.plot(numbers, values, color=colour, lw=2, label=name, **marker)
-    accuracies.set_title('accuracy, %')
-    accuracies.set_ylim(0, 102)
-    for axes in (skips, entropies, accuracies):
-        axes.title.set(fontsize=10, weight='bold', color=DARK)
-        axes.set_xlabel('epoch', color=FAINT)
-        axes.grid(color=RULE, lw=0.6)
-        axes.tick_params(length=2, labelsize=8, colors=FAINT)
-        _whole_epochs(axes)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False)
