@@ -97,7 +97,8 @@ class SepConv(nn.Layer):
 
 
 class Conv7x1(nn.Layer):
-    """ReLU, a 1x7 and then a 7x1 convolution, batch norm (an operation of NASNet and AmoebaNet); size: another one than 7."""
+    """ReLU, a 1x7 and then a 7x1 convolution, batch norm (an operation of NASNet and AmoebaNet); size: another one
+    than 7."""
 
     def __init__(self, c, stride, affine=True, size=7):
         super().__init__()

@@ -59,9 +59,10 @@ SEARCH_FLAGS = [
     ('samples', integer(1, 100000), 1, 'number of cells that --method=random draws'),
     ('unrolled', boolean, False, 'use the second-order approximation of the architecture gradient'),
     ('epochs', integer(1), 50, 'number of search epochs'),
-    ('epochs_no_archopt', integer(0), 0, 'number of first epochs in which only the weights are updated; less than --epochs'),
+    ('epochs_no_archopt', integer(0), 0, 'number of first epochs in which only the weights are updated; less than '
+                                         '--epochs'),
     ('partial_channels', integer(1, 4096), None,
-     'pass 1/N of the channels through the operations (default: 4 for PC-DARTS; 6, then 4 for DrNAS; 1 for the others)'),
+     'pass 1/N of the channels through the operations (default: PC-DARTS 4; DrNAS 6, then 4; the others 1)'),
     ('auxiliary_decay', ['linear', 'cosine', 'slow_cosine', 'constant'], None,
      "DARTS-: how the weight of the auxiliary skip connection decreases (default: linear)"),
     ('reg_type', ['l2', 'kl'], None,
@@ -71,12 +72,14 @@ SEARCH_FLAGS = [
 ]
 COLLAPSE_FLAGS = [
     ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none"),
-    ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the eigenvalue has '
+    ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the '
+                                    'eigenvalue has '
                                     'increased by that factor; the result is the genotype of the last good epoch'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'batch size per GPU'),
-    ('learning_rate', positive(), 0.025, 'initial learning rate of the weights; it decreases along a cosine over all epochs'),
+    ('learning_rate', positive(), 0.025, 'initial learning rate of the weights; it decreases along a cosine over all '
+                                         'epochs'),
     ('learning_rate_min', number(0), None, 'learning rate at the end of the cosine (default: 1e-3; 0 for PC-DARTS)'),
     ('momentum', number(0, 1), 0.9, 'momentum of SGD'),
     ('weight_decay', number(0), 3e-4, 'L2 weight decay'),
@@ -87,10 +90,12 @@ ARCH_FLAGS = [
     ('arch_weight_decay', number(0), 1e-3, 'L2 weight decay of the architecture parameters'),
 ]
 HALVES_FLAGS = [
-    ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, downloaded if '
+    ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, '
+                         'downloaded if '
                          'necessary); with --dataset=folder, the folder'),
     ('class_num', integer(2, 10**6), 10, 'number of classes; without this flag that of the data'),
-    ('train_portion', positive(0, 1), 0.5, 'fraction of the images used for weight training; the others train the architecture'),
+    ('train_portion', positive(0, 1), 0.5, 'fraction of the images used for weight training; the others train the '
+                                           'architecture'),
     ('validate', boolean, True, 'evaluate on the validation half after every epoch'),
     ('cutout', boolean, False, 'mask a random square of every training image'),
 ]
@@ -99,7 +104,8 @@ SAVE_FLAGS = [
 ]
 
 # Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
-DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False',
+DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05',
+                   '--cutout=False',
                    '--drop_path_prob=0']
 AUXILIARY_SIZE = 32  # height and width in pixels of the smallest images that the auxiliary classifier takes
 
@@ -110,7 +116,8 @@ DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
-                         ('collapse', COLLAPSE_FLAGS), ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)),
+                         ('collapse', COLLAPSE_FLAGS), ('data', DATA_FLAGS + HALVES_FLAGS
+                                                        + reader_flags(num_workers=1)),
                          ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
@@ -122,10 +129,12 @@ def parse_arguments(argv=None):
     if args.learning_rate_min is None:  # a default that depends on other flags
         args.learning_rate_min = final_learning_rate(args.method, args.learning_rate)
     if args.learning_rate_min > args.learning_rate:
-        parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most --learning_rate, '
+        parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most '
+                     '--learning_rate, '
                      f'{args.learning_rate:g}')
     if shortest_stage(args.method, args.epochs) <= args.epochs_no_archopt and args.method != 'random':
-        parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the first '
+        parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the '
+                     'first '
                      f'{args.epochs_no_archopt} epochs (--epochs_no_archopt)')
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
         parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
@@ -160,7 +169,8 @@ def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
     place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
-                         use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume, batch_size=args.batch_size,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume,
+                         batch_size=args.batch_size,
                          default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     if args.method == 'random':
         draw(args, given)
@@ -205,7 +215,8 @@ def main():
         weight=WeightOptions(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip,
                              learning_rate_min=args.learning_rate_min),
         arch=ArchOptions(weight_decay=0.0 if args.reg_type == 'kl' else args.arch_weight_decay),
-        checkpoint=CheckpointOptions(resume=args.resume, save_freq=args.save_freq, keep=args.keep, save_params=args.save_params,
+        checkpoint=CheckpointOptions(resume=args.resume, save_freq=args.save_freq, keep=args.keep,
+                                     save_params=args.save_params,
                                      arguments=dict(vars(args), class_num=class_num)),
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=args.validate,
                                search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},

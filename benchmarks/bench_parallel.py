@@ -1,10 +1,11 @@
 """Steps of a search a second, in one process and in two, at the same global batch, on this machine's CPU.
 
-    python benchmarks/bench_parallel.py                               PC-DARTS, 16 channels, 3 layers, global batch 64, digits
+    python benchmarks/bench_parallel.py                  PC-DARTS, 16 channels, 3 layers, global batch 64, digits
     python benchmarks/bench_parallel.py --method=DARTS --layers=5
 
-Both run search.py itself, in turn, `--rounds` times; the rate is that of the second epoch, by its metrics.jsonl, so start and warm-up
-are left out. Two processes share the same cores: what is gained is what one process left idle, what is lost is the averaging.
+Both run search.py itself, in turn, `--rounds` times; the rate is that of the second epoch, by its metrics.jsonl, so
+start and warm-up are left out. Two processes share the same cores: what is gained is what one process left idle, what
+is lost is the averaging.
 """
 import argparse
 import json
@@ -19,7 +20,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def steps_per_second(processes, args):
     """The steps a second of the second epoch of a search on digits."""
-    launcher = [] if processes == 1 else ['-m', 'paddle.distributed.launch', '--nproc_per_node', str(processes), '--log_dir', 'log']
+    launcher = [] if processes == 1 else ['-m', 'paddle.distributed.launch', '--nproc_per_node', str(processes),
+                                          '--log_dir', 'log']
     flags = ['--dataset=digits', '--epochs=2', '--validate=False', '--use_gpu=False', '--learning_rate=0.025',
              f'--use_data_parallel={processes > 1}', f'--batch_size={args.batch_size // processes}']
     flags += [f'--{name}={getattr(args, name)}' for name in ('method', 'init_channels', 'layers', 'trainset_num')]
@@ -44,7 +46,9 @@ def main():
     rates = [(steps_per_second(1, args), steps_per_second(2, args)) for _ in range(args.rounds)]
     one, two = map(statistics.median, zip(*rates))
     ratios = [b / a for a, b in rates]
-    print(f'{args.method} C{args.init_channels} L{args.layers}, global batch {args.batch_size}, {os.cpu_count()} cores: 1 process {one:.3f} steps/s, 2 processes {two:.3f} steps/s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
+    print(f'{args.method} C{args.init_channels} L{args.layers}, global batch {args.batch_size}, {os.cpu_count()} '
+          f'cores: 1 process {one:.3f} steps/s, 2 processes {two:.3f} steps/s, ratio {statistics.median(ratios):.2f} '
+          f'({min(ratios):.2f} to {max(ratios):.2f})')
 
 
 if __name__ == '__main__':

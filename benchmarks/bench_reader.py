@@ -1,10 +1,10 @@
 """How many images a second one process reads and augments, beside a pipeline of one PIL image at a time.
 
-    python benchmarks/bench_reader.py                                            CIFAR-sized images, in memory
-    python benchmarks/bench_reader.py --data_dir=PATH [--num_workers=2]          photos of a folder with train_list.txt as well
+    python benchmarks/bench_reader.py                                       CIFAR-sized images, in memory
+    python benchmarks/bench_reader.py --data_dir=PATH [--num_workers=2]     photos of a folder with train_list.txt as well
 
-The peer is written with paddle.vision.transforms: pad and crop, flip, to array, normalise, cutout. Both run in turn, in one process;
-the medians of the rounds and their ratio are printed, and the peak of the process's memory.
+The peer is written with paddle.vision.transforms: pad and crop, flip, to array, normalise, cutout. Both run in turn,
+in one process; the medians of the rounds and their ratio are printed, and the peak of the process's memory.
 """
 import argparse
 import os
@@ -24,10 +24,7 @@ quiet_warnings()
 from paddle.vision import transforms as T  # noqa: E402
 
 import reader  # noqa: E402
-from pipeline import (
-    loader,  # noqa: E402
-    transforms,  # noqa: E402
-)
+from pipeline import loader, transforms  # noqa: E402
 
 
 def per_image(images, cutout_length):
@@ -68,7 +65,8 @@ def bench_cifar(rounds, batch_size):
                   images_per_second(peer, len(images), 5 * batch_size, batch_size)) for _ in range(rounds + 1)][1:]
         ratios = [a / b for a, b in rates]
         print('CIFAR, {}: {:.0f} images/s, one at a time {:.0f} images/s, ratio {:.1f} ({:.1f} to {:.1f})'.format(
-            'cutout 16' if cutout_length else 'no cutout', *map(statistics.median, zip(*rates)), statistics.median(ratios),
+            'cutout 16' if cutout_length else 'no cutout', *map(statistics.median, zip(*rates)),
+            statistics.median(ratios),
             min(ratios), max(ratios)))
 
 
@@ -83,7 +81,8 @@ def bench_photos(data_dir, rounds, batch_size, num_workers):
             count = sum(image.shape[0] for image, _ in loader.BatchLoader(source, batch_size, True, loader.TRAIN, args))
             rates.append(count / (time.perf_counter() - start))
         print('photos to 224x224, {}: {:.0f} images/s ({:.0f} to {:.0f})'.format(
-            f'{workers} worker processes' if workers else 'main process', statistics.median(rates), min(rates), max(rates)))
+            f'{workers} worker processes' if workers else 'main process', statistics.median(rates), min(rates),
+            max(rates)))
 
 
 def main():

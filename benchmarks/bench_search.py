@@ -2,12 +2,13 @@ r"""Seconds of a step, as the scripts run it and as the plain port would.
 
     python benchmarks/bench_search.py --layers=5 --init_channels=8 --batch_size=16 --compare=plain
     python benchmarks/bench_search.py --method=PC-DARTS --layers=8 --batch_size=64 --steps=3 --compare=plain
-    python benchmarks/bench_search.py --network=cifar --layers=8 --batch_size=32 --compare=plain          a step of train.py
+    python benchmarks/bench_search.py --network=cifar --layers=8 --batch_size=32 --compare=plain      a step of train.py
     python benchmarks/bench_search.py --layers=5 --launches --compare=plain       kernels of a forward and backward pass
     python benchmarks/bench_search.py --layers=8 --batch_size=64 --limit          what this machine could do at best
 
-Images are random. With --compare=plain two processes take steps in turn, so that both see the same machine. `plain` computes every edge by
-itself, with Paddle's depthwise convolution on one core, the C library's memory settings, and gradients of all parameters in every pass.
+Images are random. With --compare=plain two processes take steps in turn, so that both see the same machine. `plain`
+computes every edge by itself, with Paddle's depthwise convolution on one core, the C library's memory settings, and
+gradients of all parameters in every pass.
 """
 import argparse
 import collections
@@ -63,7 +64,8 @@ def make_training_step(args, batch):
     model = network(args.init_channels, 10, args.layers, True, genotypes.PC_DARTS)
     model.drop_path_prob = 0.2
     model.train()
-    optimizer = paddle.optimizer.Momentum(0.025, 0.9, model.parameters(), weight_decay=3e-4, grad_clip=paddle.nn.ClipGradByGlobalNorm(5.0))
+    optimizer = paddle.optimizer.Momentum(0.025, 0.9, model.parameters(), weight_decay=3e-4,
+                                          grad_clip=paddle.nn.ClipGradByGlobalNorm(5.0))
 
     def step():
         logits, logits_aux = model(batch[0])
@@ -87,7 +89,8 @@ def worker(args, plain, pipe):
 
 
 def launches(args, *variant):
-    """The kernels that a forward and backward pass of the loss over all parameters starts, by paddle.profiler's count."""
+    """The kernels that a forward and backward pass of the loss over all parameters starts, by paddle.profiler's
+    count."""
     import paddle
     import paddle.profiler as profiler
     model, _ = make_step(args, *variant)
@@ -111,13 +114,16 @@ def limit(args):
     from training.summary import count_macs
     # bytes of what a pass reads and writes once; see the functions' docstrings for the arguments
     tensors = {
-        'forward_pass': lambda m, _, __, tables, n, c, *rest: n * c * (distinct(m[:, 0]) * pixels(tables, 0) + len(m) * pixels(tables, 6)),
+        'forward_pass': lambda m, _, __, tables, n, c, *rest: n * c * (distinct(m[:, 0]) * pixels(tables, 0)
+                                                                       + len(m) * pixels(tables, 6)),
         'pool_forward': lambda m, _, __, tables, n, c, *rest: n * c * (pixels(tables, 0) + len(m) * pixels(tables, 6)),
         'add_up': lambda m, _, __, ___, outs, n, c, group, p, *rest: n * c * p * (distinct(m) + len(outs)),
         'gradient_sums': lambda m, _, __, ___, ups, n, c, group, p, *rest: n * c * p * (distinct(m) + len(ups)),
         'backward_pass': lambda m, _, __, ___, ____, _____, tables, n, c, *rest: n * c * (
-            pixels(tables, 0) * (distinct(m[:, 0]) + distinct(m[:, 5])) + pixels(tables, 6) * (len(m) + distinct(m[:, 4]))),
-        'pool_backward': lambda m, _, __, ___, ____, ups, tables, n, c, *rest: n * c * (2 * pixels(tables, 0) + pixels(tables, 6) * (len(m) + len(ups))),
+            pixels(tables, 0) * (distinct(m[:, 0]) + distinct(m[:, 5]))
+            + pixels(tables, 6) * (len(m) + distinct(m[:, 4]))),
+        'pool_backward': lambda m, _, __, ___, ____, ups, tables, n, c,
+        *rest: n * c * (2 * pixels(tables, 0) + pixels(tables, 6) * (len(m) + len(ups))),
     }
     moved, on_all_cores = collections.Counter(), edges.on_all_cores
 
@@ -137,14 +143,18 @@ def limit(args):
     sources = [np.ones(2 ** 25, np.float32) for _ in range(os.cpu_count())]
     targets = [np.empty_like(source) for source in sources]
     with concurrent.futures.ThreadPoolExecutor(len(sources)) as pool:
-        bandwidth = 2 * sum(source.nbytes for source in sources) / fastest(lambda: list(pool.map(np.copyto, targets, sources)))
-    # two forward passes, two backward to the inputs, one to the weights; second order has three more of both and one to the weights
+        bandwidth = 2 * sum(source.nbytes for source in sources) / fastest(lambda: list(pool.map(np.copyto, targets,
+                                                                                                 sources)))
+    # two forward passes, two backward to the inputs, one to the weights; second order has three more of both and one
+    # to the weights
     passes = 13 if args.unrolled else 5
     macs, traffic = passes * args.batch_size * count_macs(model, (3, 32, 32)), sum(moved.values())
     print(f'a step: {seconds:.2f} s')
-    print(f'multiply-adds: {macs / 1e9:.1f} G, of which matrix products of 2048x2048 do {gemm / 1e9:.1f} G/s: {macs / gemm:.2f} s')
+    print(f'multiply-adds: {macs / 1e9:.1f} G, of which matrix products of 2048x2048 do {gemm / 1e9:.1f} G/s: '
+          f'{macs / gemm:.2f} s')
     print('memory that the compiled passes read and write: {:.2f} GB ({}), copied at {:.1f} GB/s: {:.2f} s'.format(
-        traffic / 1e9, ', '.join(f'{name} {value / 1e9:.2f}' for name, value in moved.most_common()), bandwidth / 1e9, traffic / bandwidth))
+        traffic / 1e9, ', '.join(f'{name} {value / 1e9:.2f}' for name, value in moved.most_common()), bandwidth / 1e9,
+        traffic / bandwidth))
 
 
 def distinct(addresses):
@@ -178,12 +188,15 @@ def main():
     parser.add_argument('--warmup', type=int, default=1, help='steps before them (default: 1)')
     parser.add_argument('--compare', choices=['plain'], help='measure the plain port in turn')
     parser.add_argument('--launches', action='store_true', help='count kernels instead')
-    parser.add_argument('--limit', action='store_true', help='compare a step with how fast the machine multiplies and copies')
+    parser.add_argument('--limit', action='store_true', help='compare a step with how fast the machine multiplies and '
+                                                             'copies')
     args = parser.parse_args()
     variants = ['fast'] + (['plain'] if args.compare else [])
     if args.limit:
         return limit(args)
-    head = '{}{} C{} L{} batch {}, {} cores'.format(args.method if args.network == 'search' else args.network, ' second order' if args.unrolled else '', args.init_channels, args.layers,
+    head = '{}{} C{} L{} batch {}, {} cores'.format(args.method if args.network == 'search' else args.network,
+                                                    ' second order' if args.unrolled else '', args.init_channels,
+                                                    args.layers,
                                                     args.batch_size, os.cpu_count())
     if args.launches:
         for name in variants:
@@ -204,10 +217,12 @@ def main():
             results[name].append(pipes[name].recv())
     for name in variants:
         seconds = [s for s, _ in results[name]]
-        print(f'{head}: {name}: {statistics.median(seconds):.3f} s a step ({min(seconds):.3f} to {max(seconds):.3f}), {args.batch_size / statistics.median(seconds):.1f} images/s, peak memory {results[name][-1][1]:.0f} MB')
+        print(f'{head}: {name}: {statistics.median(seconds):.3f} s a step ({min(seconds):.3f} to {max(seconds):.3f}), '
+              f'{args.batch_size / statistics.median(seconds):.1f} images/s, peak memory {results[name][-1][1]:.0f} MB')
     if args.compare:
         ratios = [plain / fast for (plain, _), (fast, _) in zip(results['plain'], results['fast'])]
-        print(f'{head}: plain takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f})')
+        print(f'{head}: plain takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to '
+              f'{max(ratios):.2f})')
     for pipe, process in zip(pipes.values(), processes):
         pipe.send(False)
         process.join()

@@ -1,10 +1,12 @@
-"""Is it search at all? Search with each method over several seeds, train each found cell and random cells alike, and print a table.
+"""Is it search at all? Search with each method over several seeds, train each found cell and random cells alike, and
+print a table.
 
-    python benchmarks/compare_methods.py --output=compare                              on digits: under an hour on 2 cores
+    python benchmarks/compare_methods.py --output=compare                  on digits: under an hour on 2 cores
     python benchmarks/compare_methods.py --dataset=cifar10 --data=ARCHIVE --trainset_num=2000 --output=compare_cifar
 
-Everything is run by search.py and train.py themselves, into --output; what is there already is not run again, so that a stopped comparison
-goes on. A method's accuracy is the mean over its seeds of the best test accuracy of its cells' training, +- the standard deviation.
+Everything is run by search.py and train.py themselves, into --output; what is there already is not run again, so that
+a stopped comparison goes on. A method's accuracy is the mean over its seeds of the best test accuracy of its cells'
+training, +- the standard deviation.
 """
 import argparse
 import json
@@ -23,7 +25,8 @@ def run(name, folder, flags):
     done = os.path.join(folder, 'seconds.json')
     if not os.path.exists(done):
         start = time.time()
-        result = subprocess.run([sys.executable, os.path.join(ROOT, name), '--model_save_dir=' + folder] + flags, stdout=subprocess.PIPE,
+        result = subprocess.run([sys.executable, os.path.join(ROOT, name), '--model_save_dir=' + folder] + flags,
+                                stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)
         if result.returncode:
             sys.exit(f'{name} failed:\n{result.stdout}')
@@ -54,9 +57,11 @@ def data_flags(args):
 
 
 def search_flags(method, args):
-    flags = ['--method=' + method.split()[0], '--unrolled={}'.format('second' in method), f'--init_channels={args.init_channels}',
+    flags = ['--method=' + method.split()[0], '--unrolled={}'.format('second' in method),
+             f'--init_channels={args.init_channels}',
              f'--layers={args.layers}', f'--epochs={args.search_epochs}', f'--batch_size={args.batch_size}',
-             '--learning_rate=0.05', '--arch_learning_rate=6e-3', '--epochs_no_archopt=1', '--validate=False', '--save_params=False']
+             '--learning_rate=0.05', '--arch_learning_rate=6e-3', '--epochs_no_archopt=1', '--validate=False',
+             '--save_params=False']
     return flags
 
 
@@ -64,18 +69,23 @@ def row(name, results, seconds):
     accuracies, parameters, skips = zip(*results)
     deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     return '| {} | {} | {:.2f} ± {:.2f} | {:.0f} k | {:.1f} | {} |'.format(
-        name, len(results), statistics.mean(accuracies), deviation, statistics.mean(parameters) / 1e3, statistics.mean(skips),
+        name, len(results), statistics.mean(accuracies), deviation, statistics.mean(parameters) / 1e3,
+        statistics.mean(skips),
         f'{statistics.mean(seconds):.0f}' if seconds else '0')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
-            ('output', 'compare', 'folder for all runs'), ('dataset', 'digits', 'digits, cifar10, …'), ('data', None, 'for train.py and search.py'),
-            ('trainset_num', 50000, 'training images'), ('seeds', 3, 'searches of each method'), ('samples', 6, 'random cells'),
-            ('search_epochs', 8, 'of a search'), ('train_epochs', 8, 'of a training'), ('init_channels', 8, ''), ('layers', 3, 'cells'),
+            ('output', 'compare', 'folder for all runs'), ('dataset', 'digits', 'digits, cifar10, …'),
+        ('data', None, 'for train.py and search.py'),
+            ('trainset_num', 50000, 'training images'), ('seeds', 3, 'searches of each method'),
+        ('samples', 6, 'random cells'),
+            ('search_epochs', 8, 'of a search'), ('train_epochs', 8, 'of a training'), ('init_channels', 8, ''),
+        ('layers', 3, 'cells'),
             ('batch_size', 32, ''), ('methods', ','.join(METHODS), 'which ones')):
-        parser.add_argument('--' + name, type=str if default is None else type(default), default=default, help=text + ' (default: %(default)s)')
+        parser.add_argument('--' + name, type=str if default is None else type(default), default=default, help=text
+                            + ' (default: %(default)s)')
     args = parser.parse_args()
     args.output = os.path.abspath(args.output)
     rows, begin = [], time.time()
@@ -89,11 +99,14 @@ def main():
         print(rows[-1], file=sys.stderr, flush=True)
     folder = os.path.join(args.output, 'random')
     run('search.py', folder, ['--method=random', f'--samples={args.samples}', '--dataset=' + args.dataset])
-    results = [train(os.path.join(folder, str(k), 'genotype.json'), os.path.join(args.output, f'random {k} trained'), k % args.seeds, args)
+    results = [train(os.path.join(folder, str(k), 'genotype.json'), os.path.join(args.output, f'random {k} trained'),
+                     k % args.seeds, args)
                for k in range(args.samples)]
     rows.append(row('random cells', results, []))
-    print(f'{args.dataset}: search of {args.search_epochs} epochs, training of {args.train_epochs} epochs, C{args.init_channels} L{args.layers}, batch {args.batch_size}; {(time.time() - begin) / 60:.0f} minutes')
-    print('| method | cells | test accuracy, % | parameters | skip connections | seconds a search |\n|---|---|---|---|---|---|')
+    print(f'{args.dataset}: search of {args.search_epochs} epochs, training of {args.train_epochs} epochs, '
+          f'C{args.init_channels} L{args.layers}, batch {args.batch_size}; {(time.time() - begin) / 60:.0f} minutes')
+    print('| method | cells | test accuracy, % | parameters | skip connections | seconds a search '
+          '|\n|---|---|---|---|---|---|')
     print('\n'.join(rows))
 
 

@@ -14,9 +14,11 @@ from runtime.unpickle import load_arrays
 
 
 class Checkpoints:
-    """The checkpoints in a folder, of which the last `keep` stay: epoch-0012-step-000300.npz, the state before step 300 of epoch 12.
+    """The checkpoints in a folder, of which the last `keep` stay: epoch-0012-step-000300.npz, the state before step
+    300 of epoch 12.
 
-    A file is numpy's archive of arrays; its member `info` is a JSON object. Each member carries a CRC-32, and nothing is unpickled.
+    A file is numpy's archive of arrays; its member `info` is a JSON object. Each member carries a CRC-32, and nothing
+    is unpickled.
     """
 
     def __init__(self, folder, keep):
@@ -48,7 +50,8 @@ class Checkpoints:
         return path
 
     def newest(self):
-        """The newest checkpoint that is whole -> (path, {name: array}, info), (None, None, None) where there is none."""
+        """The newest checkpoint that is whole -> (path, {name: array}, info), (None, None, None) where there is
+        none."""
         for path in self.paths():
             try:
                 with np.load(path, allow_pickle=False) as archive:
@@ -58,7 +61,8 @@ class Checkpoints:
                     arrays = dict(archive)
                 info = json.loads(arrays.pop('info').tobytes().decode('utf-8'))
             except Exception as error:  # a damaged archive can raise nearly anything
-                logger.warning('%s is not whole, the one before it is taken: %s', path, str(error) or type(error).__name__)
+                logger.warning('%s is not whole, the one before it is taken: %s', path, str(error)
+                               or type(error).__name__)
                 continue
             self.own = [other for other in self.paths()[::-1] if other <= path][-self.keep:]
             return path, arrays, info
@@ -99,7 +103,8 @@ def load_model(path):
 
 
 def set_state(model, state, what):
-    """Load arrays into a layer. Raises UserError that lists the names and shapes that don't fit; it begins with `what`."""
+    """Load arrays into a layer. Raises UserError that lists the names and shapes that don't fit; it begins with
+    `what`."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: value.shape for name, value in state.items()}
     wrong = ([f'{name} is missing' for name in wanted if name not in given]

@@ -5,7 +5,8 @@ import unicodedata
 class UserError(Exception):
     """An error that the user can correct, such as a wrong flag or an unreadable file.
 
-    The message is one sentence that names the flag or the file; `runtime.script.run_script` prints it without a traceback.
+    The message is one sentence that names the flag or the file; `runtime.script.run_script` prints it without a
+    traceback.
 
     status: the exit status, 2 for wrong usage or input, 1 for a failure while running.
     """
@@ -18,8 +19,8 @@ class UserError(Exception):
 def printable(text):
     r"""Text on one line without control characters: 'a\x1b[2J' becomes 'a\\x1b[2J'.
 
-    File names and the contents of files reach the terminal through messages. A terminal would obey an escape sequence, and
-    a line break would forge a line of the log. Bytes of a file name that are not UTF-8 are escaped too.
+    File names and the contents of files reach the terminal through messages. A terminal would obey an escape sequence,
+    and a line break would forge a line of the log. Bytes of a file name that are not UTF-8 are escaped too.
     """
     return ''.join(character if character.isprintable() else _escape(character) for character in text)
 

@@ -11,7 +11,8 @@ from runtime.errors import UserError
 def atomic_write(path):
     """Give a temporary path in the folder of `path`; when the block ends well, what it wrote there becomes `path`.
 
-    A reader sees the old file or the new one, never a part, also when the machine loses power in between. Folders are made.
+    A reader sees the old file or the new one, never a part, also when the machine loses power in between. Folders are
+    made.
     Raises UserError (status 1) when the disk refuses; the old file then stays and the temporary one is removed.
     """
     folder, name = os.path.split(os.path.abspath(path))
@@ -58,7 +59,8 @@ def save_params(path, state_dict):
 def remove_numbered(folder, first, kinds=('epoch', 'sample')):
     """Remove what an earlier, longer search left in a folder: <n>/genotype.json and <n>/params.pdparams for n >= first.
 
-    Only where that genotype.json says itself that a search wrote it as its epoch or sample n; anything else is the user's and stays.
+    Only where that genotype.json says itself that a search wrote it as its epoch or sample n; anything else is the
+    user's and stays.
     """
     for name in os.listdir(folder or '.'):
         path = os.path.join(folder, name)

@@ -9,12 +9,14 @@ from runtime.errors import printable
 from runtime.parallel import rank
 
 logger = logging.getLogger('darts')
-# The level of the lines that report single steps. On a terminal a progress bar shows them, so they go to train.log only.
+# The level of the lines that report single steps. On a terminal a progress bar shows them, so they go to train.log
+# only.
 STEP = logging.DEBUG
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Time and message on one line, without control characters that a message may have taken from a file or an argument."""
+    """Time and message on one line, without control characters that a message may have taken from a file or an
+    argument."""
 
     def __init__(self):
         super().__init__('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S')
@@ -70,7 +72,8 @@ class AverageMeter:
 
 
 class Progress:
-    """Reports the progress of an epoch: a progress bar on a terminal, a line every `log_freq` steps in train.log or a pipe.
+    """Reports the progress of an epoch: a progress bar on a terminal, a line every `log_freq` steps in train.log or a
+    pipe.
 
     It also measures the reader cost, the seconds a step waits for its batch, and the batch cost, the seconds of a whole
     step, both averaged over the epoch.

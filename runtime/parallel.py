@@ -38,7 +38,7 @@ def select_device(use_gpu, use_data_parallel):
     elif use_data_parallel and world_size() > 1:
         gpu, gpus = int(os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]), paddle.device.cuda.device_count()
         if gpu >= gpus:
-            raise UserError(f'process {rank()} needs GPU {gpu}, but this machine has {gpus} GPUs: start fewer processes')
+            raise UserError(f'process {rank()} needs GPU {gpu}, but this machine has {gpus}: start fewer processes')
         paddle.set_device(f'gpu:{gpu}')
     else:
         paddle.set_device('gpu')
@@ -46,7 +46,8 @@ def select_device(use_gpu, use_data_parallel):
         paddle.distributed.init_parallel_env()
     elif use_data_parallel:
         hint = '' if use_gpu else '; on a CPU, set their number with --nproc_per_node instead of --selected_gpus'
-        logger.info('--use_data_parallel=True: running on 1 process; start more with python -m paddle.distributed.launch%s',
+        logger.info('--use_data_parallel=True: running on 1 process; start more with python -m '
+                    'paddle.distributed.launch%s',
                     hint)
     elif world_size() > 1:
         raise UserError(f'started by paddle.distributed.launch as {world_size()} processes: add --use_data_parallel 1')
@@ -98,8 +99,8 @@ def sum_over_ranks(values):
 def average_over_ranks(tensors, count=1):
     """Replace each tensor, in place, by its weighted mean over the ranks.
 
-    count: the weight of this rank, the number of images its tensors were computed from. Gradients of batches of different
-    sizes then average to the gradient over all images.
+    count: the weight of this rank, the number of images its tensors were computed from. Gradients of batches of
+    different sizes then average to the gradient over all images.
     """
     if world_size() == 1 or not tensors:
         return

@@ -1,9 +1,11 @@
-"""A run that may be stopped at any moment and goes on where it was: what it holds, when that is written, how it is taken up again.
+"""A run that may be stopped at any moment and goes on where it was: what it holds, when that is written, how it is
+taken up again.
 
-A checkpoint holds all that the next step depends on: weights, architecture and batch norm's statistics, the optimizers' velocity and
-moments, the learning rate's schedule, the place in the data, the epoch's meters, the random states of every rank, and the arguments
-that made the run. Paddle's own random state is not saved but set anew before every step, from the seed, the epoch and the step: not every
-version of Paddle can hand it out. So on a CPU a run that was killed and resumed ends with the same bits as one that was not.
+A checkpoint holds all that the next step depends on: weights, architecture and batch norm's statistics, the
+optimizers' velocity and moments, the learning rate's schedule, the place in the data, the epoch's meters, the random
+states of every rank, and the arguments that made the run. Paddle's own random state is not saved but set anew before
+every step, from the seed, the epoch and the step: not every version of Paddle can hand it out. So on a CPU a run that
+was killed and resumed ends with the same bits as one that was not.
 """
 import itertools
 import json
@@ -23,24 +25,29 @@ from runtime.log import logger
 from runtime.parallel import rank, world_size
 
 # Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
-MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params', 'num_workers', 'use_multiprocess',
+MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params',
+                        'num_workers', 'use_multiprocess',
         'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export', 'pretrained'}
 
 
 class Run:
-    """The progress of a run: `epoch` and `step` are the next ones, `meters` the state of the epoch's meters, `results` a dict of
-    what was reached so far.
+    """The progress of a run: `epoch` and `step` are the next ones, `meters` the state of the epoch's meters, `results`
+    a dict of what was reached so far.
 
     folder: gets checkpoints/ and metrics.jsonl. model: a layer. optimizers: with their lists of parameters, as pairs.
-    schedule: the learning rate's. loaders: those whose batches the steps take. arguments: {name: value}, what made the run.
+    schedule: the learning rate's. loaders: those whose batches the steps take. arguments: {name: value}, what made the
+    run.
     save_freq: steps between two checkpoints within an epoch; 0 writes at the ends of epochs alone. keep: how many stay.
-    scaler: a paddle.amp.GradScaler or None. same_on_all_ranks: whether the ranks draw the same random numbers in a step.
-    prepare: called with the `results` of a checkpoint before its values are loaded, to give the network the shapes of then.
+    scaler: a paddle.amp.GradScaler or None. same_on_all_ranks: whether the ranks draw the same random numbers in a
+    step.
+    prepare: called with the `results` of a checkpoint before its values are loaded, to give the network the shapes of
+    then.
     on_epoch: called on rank 0 with each epoch's line of metrics.jsonl.
     Used as a context, it turns SIGTERM and SIGINT into a checkpoint and a UserError of status 143 or 130.
     """
 
-    def __init__(self, folder, *, model, optimizers, schedule, loaders, arguments, seed, save_freq=0, keep=2, scaler=None,
+    def __init__(self, folder, *, model, optimizers, schedule, loaders, arguments, seed, save_freq=0, keep=2,
+                 scaler=None,
                  same_on_all_ranks=True, on_epoch=None, prepare=None):
         self.folder, self.model, self.optimizers, self.schedule = folder, model, optimizers, schedule
         self.loaders, self.save_freq, self.scaler = loaders, save_freq, scaler
@@ -69,7 +76,8 @@ class Run:
                 if info is None:
                     logger.info('--resume: %s holds no checkpoint, the run starts from the beginning', self.folder)
             elif self.checkpoints.paths() or os.path.exists(self.metrics_path) and os.path.getsize(self.metrics_path):
-                logger.info('%s holds an earlier run; this one overwrites it from its first checkpoint on%s', self.folder,
+                logger.info('%s holds an earlier run; this one overwrites it from its first checkpoint on%s',
+                            self.folder,
                             ' (--resume would go on from it)' if self.checkpoints.paths() else '')
         if world_size() > 1:
             shared = [(arrays, info)]
@@ -88,15 +96,18 @@ class Run:
         self.statistics = [p for p in self.model.parameters() if not p.trainable] + list(self.model.buffers())
 
     def _check_arguments(self, saved):
-        other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME and saved[name] != self.arguments.get(name, saved[name])]
+        other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME
+                 and saved[name] != self.arguments.get(name, saved[name])]
         if other:
-            raise UserError('--resume: the checkpoint was made with {}; now {}. Give the same, or start anew without --resume'.format(
+            raise UserError('--resume: the checkpoint was made with {}; now {}. Give the same, or start anew without '
+                            '--resume'.format(
                 ', '.join(f'--{name}={saved[name]}' for name in other),
                 'it is ' + ', '.join(str(self.arguments[name]) for name in other)))
 
     def _restore(self, arrays, info):
         if info['paddle'] != paddle.__version__:
-            logger.info('the checkpoint was made with Paddle %s, this is %s: the bits may differ', info['paddle'], paddle.__version__)
+            logger.info('the checkpoint was made with Paddle %s, this is %s: the bits may differ', info['paddle'],
+                        paddle.__version__)
         if self.prepare is not None:
             self.prepare(info['results'])
         set_state(self.model, _part(arrays, 'model/'), '--resume: the checkpoint')
@@ -123,14 +134,15 @@ class Run:
     def epochs(self, total):
         """The epochs that are left of `total`; where none are, the log says so."""
         if self.epoch >= total:
-            logger.info('nothing to do: %d epochs are done and --epochs=%d; a larger --epochs goes on', self.epoch, total)
+            logger.info('nothing to do: %d epochs are done and --epochs=%d; a larger --epochs goes on', self.epoch,
+                        total)
         return range(self.epoch, total)
 
     def batches(self, batches):
         """What an epoch's steps take: `batches`, without those that were taken before the run was stopped.
 
-        BatchLoaders were set to their place by begin_epoch. Other loaders are read again from the epoch's beginning, with the random
-        states of then, and what was taken is passed over.
+        BatchLoaders were set to their place by begin_epoch. Other loaders are read again from the epoch's beginning,
+        with the random states of then, and what was taken is passed over.
         """
         skip = self.step if self.loader_states is not None and None in self.loader_states else 0
         self.loader_states = None
@@ -144,7 +156,8 @@ class Run:
         return iterator
 
     def begin_epoch(self, epoch, meters):
-        """Set the loaders to an epoch, and the meters to where they were. Returns the number of the epoch's first step."""
+        """Set the loaders to an epoch, and the meters to where they were. Returns the number of the epoch's first
+        step."""
         self.epoch = epoch
         if not self.step:
             self.loader_states, self.random = None, random_states()
@@ -178,18 +191,21 @@ class Run:
         self.stop_if_asked()
 
     def check_finite(self):
-        """To be called before results are written. Raises UserError (status 1) for weights or architecture parameters that are not
-        finite; the results and checkpoints of earlier epochs stay as they are."""
+        """To be called before results are written. Raises UserError (status 1) for weights or architecture parameters
+        that are not finite; the results and checkpoints of earlier epochs stay as they are."""
         self._refuse_not_finite({name: value.numpy() for name, value in self.model.state_dict().items()})
 
     def _refuse_not_finite(self, arrays):
-        wrong = next((name for name, value in arrays.items() if value.dtype.kind == 'f' and not np.isfinite(value).all()), None)
+        wrong = next((name for name, value in arrays.items() if value.dtype.kind == 'f'
+                      and not np.isfinite(value).all()), None)
         if wrong is None:
             return
-        flag = '--arch_learning_rate' if 'alphas' in wrong or 'betas' in wrong or wrong.startswith('optimizer1') else '--learning_rate'
+        of_architecture = 'alphas' in wrong or 'betas' in wrong or wrong.startswith('optimizer1')
+        flag = '--arch_learning_rate' if of_architecture else '--learning_rate'
         checkpoint = next(iter(self.checkpoints.paths()), None)
         last = f'the last checkpoint is {checkpoint}' if checkpoint else 'there is no checkpoint yet'
-        raise UserError(f'{wrong} is not finite at epoch {self.epoch}, step {self.step}, learning rate {self.schedule.get_lr():g}: try a '
+        raise UserError(f'{wrong} is not finite at epoch {self.epoch}, step {self.step}, learning rate '
+                        f'{self.schedule.get_lr():g}: try a '
                         f'lower {flag}; {last}', status=1)
 
     def _write_metrics(self):
@@ -212,12 +228,15 @@ class Run:
             return None
         arrays = {'model/' + name: value.numpy() for name, value in self.model.state_dict().items()}
         for i, (optimizer, parameters) in enumerate(self.optimizers):
-            arrays.update((f'optimizer{i}/{name}', value) for name, value in optimizer_state(optimizer, parameters).items())
-        arrays.update((f'rank{r}/{i}', value) for r, (_, values) in enumerate(everyone) for i, value in enumerate(values))
+            arrays.update((f'optimizer{i}/{name}', value) for name,
+                          value in optimizer_state(optimizer, parameters).items())
+        arrays.update((f'rank{r}/{i}', value) for r, (_, values) in enumerate(everyone) for i,
+                      value in enumerate(values))
         self._refuse_not_finite(arrays)
         info = {'epoch': self.epoch, 'step': self.step, 'results': self.results, 'metrics': self.metrics,
                 'seed': self.seed[0], 'schedule': self.schedule.state_dict(),
-                'scaler': self.scaler and {name: np.asarray(value).tolist() for name, value in self.scaler.state_dict().items()},
+                'scaler': self.scaler and {name: np.asarray(value).tolist() for name,
+                                           value in self.scaler.state_dict().items()},
                 'ranks': [state for state, _ in everyone], 'arguments': self.arguments, 'paddle': paddle.__version__}
         return self.checkpoints.save(self.epoch, self.step, arrays, info)
 
@@ -241,7 +260,8 @@ class Run:
             os._exit(128 + number)  # a second one: at once
 
     def check(self):
-        """To be called between the batches of an evaluation: one process can stop there; several stop together, after it."""
+        """To be called between the batches of an evaluation: one process can stop there; several stop together, after
+        it."""
         if world_size() == 1:
             self.stop_if_asked()
 
@@ -286,12 +306,14 @@ def set_random_states(states):
 
 
 def optimizer_state(optimizer, parameters):
-    """An optimizer's arrays by the place of their parameter: Paddle's own names depend on what else the process has built.
+    """An optimizer's arrays by the place of their parameter: Paddle's own names depend on what else the process has
+    built.
 
     Without what set_optimizer_state has put in the place of nothing.
     """
     place = {parameter.name: i for i, parameter in enumerate(parameters)}
-    # Until its first step an optimizer keeps what it was given apart, and some versions of Paddle then hand out nothing.
+    # Until its first step an optimizer keeps what it was given apart, and some versions of Paddle then hand out
+    # nothing.
     state = dict(getattr(optimizer, '_accumulators_holder', {}), **optimizer.state_dict())
     arrays = {f'{place[name]}/master': value.numpy() for name, value in state.get('master_weights', {}).items()}
     for name, value in state.items():
@@ -300,7 +322,8 @@ def optimizer_state(optimizer, parameters):
             i, value = place[match.group(1)], value.numpy()
             if match.group(2) != 'velocity_0' or value.any() or parameters[i].grad is not None:
                 arrays[f'{i}/{match.group(2)}'] = value
-    if isinstance(optimizer, paddle.optimizer.Momentum):  # a gradient of zeros before the first step: GDAS's architecture step
+    # a gradient of zeros before the first step: GDAS's architecture step
+    if isinstance(optimizer, paddle.optimizer.Momentum):
         for i, parameter in enumerate(parameters):
             if parameter.grad is not None and f'{i}/velocity_0' not in arrays:
                 arrays[f'{i}/velocity_0'] = np.zeros(parameter.shape, parameter.numpy().dtype)
@@ -310,8 +333,9 @@ def optimizer_state(optimizer, parameters):
 def set_optimizer_state(optimizer, parameters, arrays):
     """Set what optimizer_state gave.
 
-    A weight that has had no gradient yet, as of operations that a method has not drawn, has no velocity; Paddle takes all or none, so it
-    gets what its first step would begin with. One that has had a gradient keeps one of zeros where a step has none for it, as clear_grad
+    A weight that has had no gradient yet, as of operations that a method has not drawn, has no velocity; Paddle takes
+    all or none, so it gets what its first step would begin with. One that has had a gradient keeps one of zeros where
+    a step has none for it, as clear_grad
     leaves it: momentum and decay go on.
     """
     stepped = [name for name in arrays if name.endswith('/velocity_0')]

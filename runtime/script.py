@@ -13,7 +13,8 @@ from runtime.parallel import select_device, set_seed, world_size
 def run_script(main):
     """Run a script's main(). A UserError becomes one line on standard error and the exit status.
 
-    SIGTERM and SIGINT end the script at once with one line; while a runtime.run.Run is active, they write a checkpoint first.
+    SIGTERM and SIGINT end the script at once with one line; while a runtime.run.Run is active, they write a checkpoint
+    first.
     """
     def stop(number, frame):  # an exception could be caught by whatever code is running, such as an import
         print(f'{_program()}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
@@ -41,8 +42,8 @@ def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, resum
     """Create the output folder, start the log, select the device and set the seed. Returns the paddle place.
 
     save_dir: the folder of train.log; None for a script that writes no files. arguments: {name: value} to log.
-    batch_size, default_learning_rate: given when the user did not choose a learning rate; with several processes, the log
-    then suggests one for the larger total batch.
+    batch_size, default_learning_rate: given when the user did not choose a learning rate; with several processes, the
+    log then suggests one for the larger total batch.
     """
     if save_dir is not None:
         prepare_folder(save_dir, '--model_save_dir')
@@ -53,8 +54,10 @@ def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, resum
         import numba  # noqa: F401  must be imported before Paddle 2, see kernels/compiled.py
     place = select_device(use_gpu, use_data_parallel)
     if world_size() > 1 and default_learning_rate is not None:
-        logger.info('%d processes read %d images per step: consider --learning_rate=%g, %d times the default, which is for '
-                    'one GPU', world_size(), world_size() * batch_size, default_learning_rate * world_size(), world_size())
+        logger.info('%d processes read %d images per step: consider --learning_rate=%g, %d times the default, which is '
+                    'for '
+                    'one GPU', world_size(), world_size() * batch_size, default_learning_rate * world_size(),
+                    world_size())
     set_seed(seed)
     return place
 

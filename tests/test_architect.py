@@ -123,7 +123,8 @@ def test_the_dominant_eigenvalue_of_a_method_that_draws_is_that_of_one_draw(floa
         value = architect.dominant_eigenvalue(paddle.to_tensor(x), paddle.to_tensor(y), iterations)
         after.append(float(paddle.rand([1])))
     assert len({draw.tobytes() for draw in model.draws}) == 1 and after[0] == after[1]
-    hessian = [difference(lambda a: difference(lambda b: numpy_loss(w, b + model.draws[0], x, y), a, 1e-4)[i], alpha, 1e-4)
+    hessian = [difference(lambda a: difference(lambda b: numpy_loss(w, b + model.draws[0], x, y), a, 1e-4)[i], alpha,
+                          1e-4)
                for i in range(4)]
     values = np.linalg.eigvalsh((np.asarray(hessian) + np.transpose(hessian)) / 2)
     assert relative_error(value, values[np.abs(values).argmax()]) < 1e-3

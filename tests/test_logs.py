@@ -10,7 +10,8 @@ SMALL = ['--dataset=digits', '--init_channels=4', '--layers=3', '--trainset_num=
 
 def test_visualdl_reads_back_what_a_search_logged(script, tmp_path):
     reader = pytest.importorskip('visualdl').LogReader
-    result = script('search.py', *SMALL, '--epochs=2', '--method=PC-DARTS', '--use_vdl=True', '--arch_learning_rate=0.1')
+    result = script('search.py', *SMALL, '--epochs=2', '--method=PC-DARTS', '--use_vdl=True',
+                    '--arch_learning_rate=0.1')
     assert result.returncode == 0, result.stderr
     metrics = [json.loads(line) for line in (tmp_path / 'search_cifar' / 'metrics.jsonl').read_text().splitlines()]
     names = [name for name in os.listdir(str(tmp_path / 'search_cifar' / 'vdl')) if name.startswith('vdlrecords.')]
@@ -27,7 +28,8 @@ def test_visualdl_reads_back_what_a_search_logged(script, tmp_path):
     counts, edges = np.histogram(np.ravel(metrics[1]['alphas'][0]), bins=len(histogram.hist))
     assert list(histogram.hist) == list(counts)
     np.testing.assert_allclose(histogram.bin_edges, edges, rtol=1e-5)
-    assert {'architecture/betas_normal', 'architecture/betas_reduce', 'architecture/alphas_reduce'} <= set(tags['histogram'])
+    assert {'architecture/betas_normal', 'architecture/betas_reduce',
+            'architecture/alphas_reduce'} <= set(tags['histogram'])
     assert log.get_data('image', 'cells')[0].image.encoded_image_string[:4] == b'\x89PNG'
 
 
@@ -65,6 +67,7 @@ def test_the_summary_counts_and_ends(script, tmp_path, name):
 
 
 def test_the_summary_of_the_papers_network(script):
-    """4,243,728 parameters, 589,101,696 multiply-adds: the sizes that test_parity_network.py holds against the authors' code."""
+    """4,243,728 parameters, 589,101,696 multiply-adds: the sizes that test_parity_network.py holds against the
+    authors' code."""
     result = script('train.py', '--arch=DARTS_V2', '--summary', '--batch_size=1')
     assert result.stdout.split('\nall')[1].split()[:2] == ['4,243,728', '589,101,696']

@@ -41,7 +41,8 @@ def test_every_method_is_a_choice_of_the_flag_and_another_is_refused(script):
     from search import SEARCH_FLAGS
     assert dict((name, kind) for name, kind, *_ in SEARCH_FLAGS)['method'] == list(METHODS) + ['random']
     result = script('search.py', '--method=ENAS')
-    assert result.returncode == 2 and 'give one of DARTS, PC-DARTS, GDAS, DrNAS, FairDARTS, DARTS-, random' in result.stderr
+    assert result.returncode == 2
+    assert 'give one of DARTS, PC-DARTS, GDAS, DrNAS, FairDARTS, DARTS-, random' in result.stderr
 
 
 @pytest.mark.parametrize('method, unrolled', [('GDAS', False), ('DrNAS', True), ('FairDARTS', False), ('DARTS-', True)])
@@ -67,7 +68,8 @@ def test_drnas_draws_from_a_dirichlet_with_the_pathwise_gradient(float64):
     np.testing.assert_allclose(draws.numpy().var(0), variance, rtol=0.05)
     for i in range(4):
         gradient, = paddle.grad(draws[:, i].sum(), [a], retain_graph=True)
-        by_beta = gradient.numpy().mean(0) / np.where(row > 0, 1, np.exp(row))  # mean over the draws; elu's derivative taken out
+        # mean over the draws; elu's derivative taken out
+        by_beta = gradient.numpy().mean(0) / np.where(row > 0, 1, np.exp(row))
         np.testing.assert_allclose(by_beta, ((np.arange(4) == i) * total - b[i]) / total**2, atol=0.004)
 
 
@@ -134,8 +136,10 @@ def test_the_dominant_eigenvalue_against_the_whole_hessian(float64):
 
 
 def test_indicators_by_hand():
-    genotype = from_dict({'normal': [['skip_connect', 0], ['skip_connect', 1], ['max_pool_3x3', 0], ['skip_connect', 2]],
-                          'normal_concat': [2, 3], 'reduce': [['skip_connect', 0], ['skip_connect', 1]], 'reduce_concat': [2]})
+    genotype = from_dict({'normal': [['skip_connect', 0], ['skip_connect', 1], ['max_pool_3x3', 0],
+                                     ['skip_connect', 2]],
+                          'normal_concat': [2, 3], 'reduce': [['skip_connect', 0], ['skip_connect', 1]],
+                          'reduce_concat': [2]})
     found = indicators(genotype, [[[1.0, 1.0], [3.0, 1.0]], [[1.0, 0.0], [2.0, 2.0]]])
     assert found['skip_connects'] == 3
     assert found['alpha_entropy'] == pytest.approx(
@@ -167,7 +171,8 @@ def test_a_search_hands_its_resting_epochs_to_no_verdict(tmp_path, monkeypatch):
     skips = iter([0, 0, 3, 1, 2])
     monkeypatch.setattr(DARTSearch, '_collapse_indicators', lambda self, epoch: {'skip_connects': next(skips)})
     batch = (np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4))
-    search = DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9, save_dir=str(tmp_path),
+    search = DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9,
+                        save_dir=str(tmp_path),
                         epochs_no_archopt=2, monitor=MonitorOptions(validate=False, early_stop=EarlyStop('skip', 2)))
     search.train()
     assert search.run.results['stopped']['epoch'] == 4
@@ -186,7 +191,8 @@ def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch
     def search(resume):
         paddle.seed(0)
         batch = (np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4))
-        return DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9, save_dir=str(tmp_path),
+        return DARTSearch(Network(4, 4, 1, 'DARTS'), lambda: [batch], lambda: [batch], paddle.CPUPlace(), num_epochs=9,
+                          save_dir=str(tmp_path),
                           arch_learning_rate=1.0, monitor=MonitorOptions(early_stop=EarlyStop('skip', 2)),
                           checkpoint=CheckpointOptions(resume=resume)).train()
     genotype = search(False)

@@ -93,7 +93,8 @@ def test_batches_do_not_depend_on_the_workers():
 def test_evaluation_sees_each_image_once_and_as_it_is():
     _, valid = reader.train_search(64, 0.5, True, arguments())
     images, labels = read(valid.without_augmentation())
-    expected = (np.stack([image for image, _ in valid.source]) / 255 - transforms.DIGITS_PIXELS[0][0]) / transforms.DIGITS_PIXELS[1][0]
+    mean, std = transforms.DIGITS_PIXELS
+    expected = (np.stack([image for image, _ in valid.source]) / 255 - mean[0]) / std[0]
     assert np.abs(images - expected).max() < 1e-5 and (labels == [label for _, label in valid.source]).all()
     test = reader.train_valid(64, False, False, arguments())
     assert len(read(test)[1]) == 360 and len(test) == 6  # the last batch holds 40

@@ -4,7 +4,8 @@ import pytest
 from nas import methods, recipes
 from search import parse_arguments
 
-COLUMNS = ('batch_size', 'learning_rate', 'learning_rate_min', 'weight_decay', 'arch_learning_rate', 'arch_weight_decay',
+COLUMNS = ('batch_size', 'learning_rate', 'learning_rate_min', 'weight_decay', 'arch_learning_rate',
+           'arch_weight_decay',
            'init_channels', 'layers', 'epochs', 'epochs_no_archopt')
 AUTHORS = {
     'DARTS': (64, 0.025, 0.001, 3e-4, 3e-4, 1e-3, 16, 8, 50, 0),
@@ -26,7 +27,8 @@ def test_given_flags_win():
     args = parse_arguments(['--method=PC-DARTS', '--batch_size=32', '--epochs=10'])
     assert (args.batch_size, args.learning_rate, args.epochs_no_archopt) == (32, 0.1, 3)
     line = recipes.recipe_line('PC-DARTS', {'method', 'batch_size', 'epochs'}, vars(args))
-    assert line == ('--method=PC-DARTS: learning_rate 0.1, arch_learning_rate 0.0006, epochs_no_archopt 3 from its recipe; '
+    assert line == ('--method=PC-DARTS: learning_rate 0.1, arch_learning_rate 0.0006, epochs_no_archopt 3 from its '
+                    'recipe; '
                     'given instead: batch_size 32')
 
 

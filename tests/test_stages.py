@@ -22,7 +22,8 @@ def search(folder, method, resume=False, stop_before=None):
     paddle.seed(0)
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4)) for _ in range(2)]
-    searcher = DARTSearch(Network(12, 4, 1, method, steps=2, multiplier=2), lambda: batches, lambda: batches, paddle.CPUPlace(),
+    searcher = DARTSearch(Network(12, 4, 1, method, steps=2, multiplier=2), lambda: batches, lambda: batches,
+                          paddle.CPUPlace(),
                           num_epochs=4, epochs_no_archopt=1, arch_learning_rate=0.1, save_dir=str(folder),
                           checkpoint=CheckpointOptions(resume=resume, save_freq=1))
     step, done = searcher.train_step, [0]
