@@ -1,7 +1,7 @@
 """How many images a second one process reads and augments, beside a pipeline of one PIL image at a time.
 
     python benchmarks/bench_reader.py                                       CIFAR-sized images, in memory
-    python benchmarks/bench_reader.py --data_dir=PATH [--num_workers=2]     photos of a folder with train_list.txt as well
+    python benchmarks/bench_reader.py --data_dir=PATH [--num_workers=2]   photos of a folder with train_list.txt too
 
 The peer is written with paddle.vision.transforms: pad and crop, flip, to array, normalise, cutout. Both run in turn,
 in one process; the medians of the rounds and their ratio are printed, and the peak of the process's memory.
