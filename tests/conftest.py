@@ -33,13 +33,19 @@ needs_numba = pytest.mark.skipif(compiled.numba is None, reason='numba is not in
 # Quick and slow tests
 # ---------------------------------------------------------------------------------------------------------------------
 
-# The tests that `make test-fast` leaves out, by the beginning of their names; @pytest.mark.slow does the same.
-SLOW = ()
+# `make test-fast` leaves out what is marked slow: tests of these files and names (their beginnings), tests that run whole
+# scripts unless those end within a second, the full set of parity numbers, and whatever has @pytest.mark.slow.
+SLOW = ('test_resume.py', 'test_parallel.py', 'test_stages.py', 'test_train.py', 'test_parity_methods.py',
+        'test_hostile_inputs.py', 'test_bad_input.py::test_a_wrong_input',
+        'test_parity_search.py::test_trajectory', 'test_parity_network.py::test_parameters',
+        'test_acceleration.py::test_every_method_in_double_precision')
+QUICK_SCRIPTS = ('test_bad_input.py::test_a_wrong_argument', 'test_bad_input.py::test_help', 'test_visualize')
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.nodeid.split('/')[-1].startswith(SLOW):
+        name = item.nodeid.split('/')[-1]
+        if name.startswith(SLOW) or 'script' in item.fixturenames and not name.startswith(QUICK_SCRIPTS):
             item.add_marker(pytest.mark.slow)
 
 

@@ -65,7 +65,8 @@ def in_sets(*names):
     for name in names:
         kinds = [kind for kind, folder in (('full', FULL), ('extract', EXTRACT))
                  if os.path.exists(os.path.join(folder, name))] or ['full']
-        cases += [pytest.param(kind, name, id=f'{os.path.splitext(name)[0]}-{kind}') for kind in kinds]
+        cases += [pytest.param(kind, name, id=f'{os.path.splitext(name)[0]}-{kind}',
+                               marks=[pytest.mark.slow] if kind == 'full' else []) for kind in kinds]
     return pytest.mark.parametrize('parity, name', cases, indirect=['parity'])
 
 
