@@ -33,8 +33,8 @@ needs_numba = pytest.mark.skipif(compiled.numba is None, reason='numba is not in
 # Quick and slow tests
 # ---------------------------------------------------------------------------------------------------------------------
 
-# `make test-fast` leaves out what is marked slow: tests whose names begin like these, tests that run whole scripts unless
-# those end within a second, the full set of parity numbers, and whatever has @pytest.mark.slow.
+# `make test-fast` leaves out what is marked slow: tests whose names begin like these, tests that run whole scripts
+# unless those end within a second, the full set of parity numbers, and whatever has @pytest.mark.slow.
 SLOW = ('test_resume.py', 'test_parallel.py', 'test_stages.py', 'test_train.py', 'test_parity_methods.py',
         'test_hostile_inputs.py', 'test_bad_input.py::test_a_wrong_input',
         'test_parity_search.py::test_trajectory', 'test_parity_network.py::test_parameters',
