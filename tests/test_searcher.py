@@ -12,7 +12,8 @@ from conftest import shared_file
 from genotypes import get_genotype, read_genotype
 from model_search import Network
 from nas.options import MonitorOptions, WeightOptions
-from nas.searcher import DARTSearch, as_loader, endless
+from nas.readers import as_loader, endless
+from nas.searcher import DARTSearch
 from runtime.errors import UserError
 
 
