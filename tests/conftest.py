@@ -40,7 +40,8 @@ SLOW = ('test_resume.py', 'test_parallel.py', 'test_stages.py', 'test_train.py',
         'test_parity_search.py::test_trajectory', 'test_parity_network.py::test_parameters',
         'test_acceleration.py::test_every_method_in_double_precision', 'test_acceleration.py::test_random_small',
         'test_acceleration.py::test_copies', 'test_acceleration.py::test_compiled_passes',
-        'test_acceleration.py::test_changes_are_noticed', 'test_imports.py::test_numba', 'test_imports.py::test_the_change')
+        'test_acceleration.py::test_changes_are_noticed', 'test_imports.py::test_numba',
+        'test_imports.py::test_the_change')
 QUICK_SCRIPTS = ('test_bad_input.py::test_a_wrong_argument', 'test_bad_input.py::test_help', 'test_visualize')
 
 
