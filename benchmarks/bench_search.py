@@ -29,31 +29,32 @@ def make_step(args, plain, compiled_loops=True):
     import paddle
 
     from kernels import compiled  # before Paddle
-    from nas import architect, searcher
+    from nas import accelerate, architect, searcher
     from runtime.log import quiet_warnings
-    from runtime.parallel import use_the_cpu_well
+    from runtime.parallel import configure_cpu
     quiet_warnings()
     paddle.set_device('cpu')
     if plain or not compiled_loops:
         compiled.numba = None
     if plain:
         architect.frozen = searcher.frozen = contextlib.nullcontext
+        searcher.accelerate = accelerate = lambda network: network
     else:
-        use_the_cpu_well()
+        configure_cpu()
     paddle.seed(0)
     rng = np.random.default_rng(0)
     size = 224 if args.network == 'imagenet' else 32
     batches = [(paddle.to_tensor(rng.normal(size=(args.batch_size, 3, size, size)).astype('float32')),
                 paddle.to_tensor(rng.integers(0, 10, (args.batch_size, 1)))) for _ in range(2)]
     if args.network != 'search':
-        return make_training_step(args, batches[0])
+        return make_training_step(args, batches[0], accelerate)
     from model_search import Network
-    model = Network(args.init_channels, 10, args.layers, args.method, allow_fast=not plain)
+    model = Network(args.init_channels, 10, args.layers, args.method)
     search = searcher.DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), unrolled=args.unrolled)
     return model, lambda: search.train_step(*batches[0], *batches[1])
 
 
-def make_training_step(args, batch):
+def make_training_step(args, batch, accelerate):
     """A step of train.py or train_imagenet.py: the cell PC_DARTS, with auxiliary head."""
     import paddle
     import paddle.nn.functional as F
@@ -62,7 +63,8 @@ def make_training_step(args, batch):
     import model as networks
     network = {'cifar': networks.NetworkCIFAR, 'imagenet': networks.NetworkImageNet}[args.network]
     model = network(args.init_channels, 10, args.layers, True, genotypes.PC_DARTS)
-    model.drop_path_prob = 0.2
+    model.set_drop_path_prob(0.2)
+    accelerate(model)
     model.train()
     optimizer = paddle.optimizer.Momentum(0.025, 0.9, model.parameters(), weight_decay=3e-4,
                                           grad_clip=paddle.nn.ClipGradByGlobalNorm(5.0))

@@ -201,12 +201,12 @@ class Run:
         if wrong is None:
             return
         of_architecture = 'alphas' in wrong or 'betas' in wrong or wrong.startswith('optimizer1')
-        flag = '--arch_learning_rate' if of_architecture else '--learning_rate'
+        flags = '--learning_rate or --arch_learning_rate' if of_architecture else '--learning_rate or --grad_clip'
         checkpoint = next(iter(self.checkpoints.paths()), None)
         last = f'the last checkpoint is {checkpoint}' if checkpoint else 'there is no checkpoint yet'
         raise UserError(f'{wrong} is not finite at epoch {self.epoch}, step {self.step}, learning rate '
                         f'{self.schedule.get_lr():g}: try a '
-                        f'lower {flag}; {last}', status=1)
+                        f'lower {flags}; {last}', status=1)
 
     def _write_metrics(self):
         if rank() == 0:
