@@ -181,19 +181,17 @@ def test_the_curves_in_every_format(script, tmp_path, kind, start):
         assert all(word in text for word in PRIMITIVES + ['skip connections', 'entropy', 'validation', 'training'])
 
 
-@pytest.mark.parametrize('method, strengths', [
-    ('FairDARTS', lambda alphas: 1 / (1 + np.exp(-alphas))),
-    ('DrNAS', lambda alphas: (np.where(alphas > 0, alphas, np.expm1(alphas)) + 1)),
+@pytest.mark.parametrize('method, strengths, operations', [
+    ('FairDARTS', lambda record: 1 / (1 + np.exp(-np.array(record['alphas']))), PRIMITIVES[1:]),
+    ('PC-DARTS', lambda record: strengths_by_hand(record), PRIMITIVES),
 ])
-def test_the_weights_of_a_search_are_those_of_its_method(script, tmp_path, method, strengths):
+def test_the_weights_of_a_search_are_those_of_its_method(script, tmp_path, method, strengths, operations):
     run = script('search.py', *SMALL, '--method=' + method)
     assert run.returncode == 0, run.stderr
     record = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text())
-    expected = strengths(np.array(record['alphas']))
-    if method == 'DrNAS':  # the mean of the Dirichlet distribution
-        expected /= expected.sum(-1, keepdims=True)
-    np.testing.assert_allclose(record['weights'], expected, rtol=1e-5)
-    assert (record['cells'], record['operations'], 'edges' in record) == (['normal', 'reduce'], PRIMITIVES, False)
+    np.testing.assert_allclose(record['weights'], strengths(record), rtol=1e-5)
+    assert record['cells'] == ['normal', 'reduce'] and 'edges' not in record
+    assert record['operations'] == operations
     search = history.read_search(str(tmp_path / 'run'), '--alphas', with_weights=True)
     rows = [row for cell in search.epochs[0].weights for row in cell.tolist()]
     assert entropy(rows) == pytest.approx(record['alpha_entropy'], rel=1e-6)

@@ -209,7 +209,7 @@ HOSTILE = {
         metrics(own_line(genotype=dict(to_dict(DARTS_V2), normal=[['skip_connect', 10**30]] * 8))),
         'can take its input'),
     'an operation of another type': (
-        metrics(own_line(genotype=dict(to_dict(DARTS_V2), normal=[[['x'], 0]] * 8))), 'unknown operation'),
+        metrics(own_line(genotype=dict(to_dict(DARTS_V2), normal=[[5, 0]] * 8))), 'unknown operation'),
     'lines that differ': (
         metrics(own_line() + '\n' + own_line(epoch=1, weights=[[[1.0] * 8] * 13] * 2)), 'line 2: its cells'),
     'a line too long': (metrics(' ' * (2 << 20)), 'line 1: longer than 1 MB'),
