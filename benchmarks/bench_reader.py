@@ -24,7 +24,7 @@ quiet_warnings()
 from paddle.vision import transforms as T  # noqa: E402
 
 import reader  # noqa: E402
-from pipeline import loader, transforms  # noqa: E402
+from pipeline import loader, sources, transforms  # noqa: E402
 
 
 def per_image(images, cutout_length):
@@ -46,7 +46,7 @@ def per_image(images, cutout_length):
 def vectorised(images, cutout_length):
     """Ours, on whole batches."""
     augmentation = transforms.Augmentation(*transforms.CIFAR_PIXELS, padding=4, flip=True, cutout_length=cutout_length)
-    source = loader.ArrayImages(images, np.zeros(len(images), 'int64'), augmentation, 10)
+    source = sources.ArrayImages(images, np.zeros(len(images), 'int64'), augmentation, 10)
     return lambda indices: source.batch(indices, np.random.random((len(indices), source.draws)))[0]
 
 
@@ -74,11 +74,11 @@ def bench_photos(data_dir, rounds, batch_size, num_workers):
     source = reader.imagenet_reader(data_dir, 'train')
     source = source.subset(np.resize(np.arange(len(source)), 1000))
     for workers in (0, num_workers):
-        args = argparse.Namespace(seed=0, use_multiprocess=workers > 0, num_workers=workers, max_bad_images=0)
         rates = []
         for _ in range(rounds):
+            batches = loader.BatchLoader(source, batch_size, shuffle=True, stream=loader.TRAIN, workers=workers)
             start = time.perf_counter()
-            count = sum(image.shape[0] for image, _ in loader.BatchLoader(source, batch_size, True, loader.TRAIN, args))
+            count = sum(image.shape[0] for image, _ in batches)
             rates.append(count / (time.perf_counter() - start))
         print('photos to 224x224, {}: {:.0f} images/s ({:.0f} to {:.0f})'.format(
             f'{workers} worker processes' if workers else 'main process', statistics.median(rates), min(rates),
