@@ -162,12 +162,11 @@ class Network(nn.Layer):
 
     def _init_arch_parameters(self):
         edges = sum(2 + node for node in range(self._steps))
-
         deviation = self.method.alpha_deviation
 
         def parameter(*shape):
-            return self.create_parameter(list(shape), default_initializer=Normal(
-                0.0, deviation) if deviation else Constant(0.0))
+            initializer = Normal(0.0, deviation) if deviation else Constant(0.0)
+            return self.create_parameter(list(shape), default_initializer=initializer)
 
         self.alphas_normal = parameter(edges, len(self.method.primitives))
         self.alphas_reduce = parameter(edges, len(self.method.primitives))
@@ -250,8 +249,8 @@ class Network(nn.Layer):
         concats = []
         for cell in cells:
             last = range(2 + self._steps - self._multiplier, 2 + self._steps)
-            empty = {2 + node for node in range(self._steps) if all(name ==
-                                                'none' for name, _ in cell[2 * node:2 * node + 2])}
+            empty = {2 + node for node in range(self._steps)
+                     if all(operation == 'none' for operation, _ in cell[2 * node:2 * node + 2])}
             concats.append([state for state in last if state not in empty] if empty else last)
         return Genotype(normal=cells[0], normal_concat=concats[0], reduce=cells[1], reduce_concat=concats[1])
 

@@ -67,20 +67,19 @@ SEARCH_FLAGS = [
      "DARTS-: how the weight of the auxiliary skip connection decreases (default: linear)"),
     ('reg_type', ['l2', 'kl'], None,
      "DrNAS: regularise by Adam's weight decay or by the Kullback-Leibler divergence (default: l2)"),
-    ('init_channels', integer(1, 4096), 16, 'channels of the first cell; a multiple of 4 for PC-DARTS'),
+    ('init_channels', integer(1, 4096), 16, 'channels of the first cell; PC-DARTS: a multiple of 4, DrNAS: of 12'),
     ('layers', integer(1, 1000), 8, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction cells'),
 ]
 COLLAPSE_FLAGS = [
     ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none"),
     ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the '
-                                    'eigenvalue has '
-                                    'increased by that factor; the result is the genotype of the last good epoch'),
+                                    'eigenvalue has grown by that factor; the result is that of the last good epoch'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'batch size per GPU'),
     ('learning_rate', positive(), 0.025, 'initial learning rate of the weights; it decreases along a cosine over all '
                                          'epochs'),
-    ('learning_rate_min', number(0), None, 'learning rate at the end of the cosine (default: 1e-3; 0 for PC-DARTS)'),
+    ('learning_rate_min', number(0), None, 'final learning rate of the cosine (default: 1e-3; PC-DARTS and DrNAS 0)'),
     ('momentum', number(0, 1), 0.9, 'momentum of SGD'),
     ('weight_decay', number(0), 3e-4, 'L2 weight decay'),
     ('grad_clip', positive(), 5.0, "maximum global norm of the weights' gradient"),
@@ -91,8 +90,7 @@ ARCH_FLAGS = [
 ]
 HALVES_FLAGS = [
     ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, '
-                         'downloaded if '
-                         'necessary); with --dataset=folder, the folder'),
+                         'downloaded if necessary); with --dataset=folder, the folder'),
     ('class_num', integer(2, 10**6), 10, 'number of classes; without this flag that of the data'),
     ('train_portion', positive(0, 1), 0.5, 'fraction of the images used for weight training; the others train the '
                                            'architecture'),
@@ -105,8 +103,7 @@ SAVE_FLAGS = [
 
 # Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
 DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05',
-                   '--cutout=False',
-                   '--drop_path_prob=0']
+                   '--cutout=False', '--drop_path_prob=0']
 AUXILIARY_SIZE = 32  # height and width in pixels of the smallest images that the auxiliary classifier takes
 
 # The flags that decide which images there are; the seed selects the test images of a folder.
@@ -116,9 +113,8 @@ DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
-                         ('collapse', COLLAPSE_FLAGS), ('data', DATA_FLAGS + HALVES_FLAGS
-                                                        + reader_flags(num_workers=1)),
-                         ('device', DEVICE_FLAGS),
+                         ('collapse', COLLAPSE_FLAGS),
+                         ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
     given = given_flags(sys.argv[1:] if argv is None else argv)
@@ -130,12 +126,10 @@ def parse_arguments(argv=None):
         args.learning_rate_min = final_learning_rate(args.method, args.learning_rate)
     if args.learning_rate_min > args.learning_rate:
         parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most '
-                     '--learning_rate, '
-                     f'{args.learning_rate:g}')
+                     f'--learning_rate, {args.learning_rate:g}')
     if shortest_stage(args.method, args.epochs) <= args.epochs_no_archopt and args.method != 'random':
         parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the '
-                     'first '
-                     f'{args.epochs_no_archopt} epochs (--epochs_no_archopt)')
+                     f'first {args.epochs_no_archopt} epochs (--epochs_no_archopt)')
     if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
         parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
     if args.summary and args.method == 'random':
@@ -186,15 +180,8 @@ def main():
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
     if args.summary:
-        print(
-    summary(
-        Network(
-            args.init_channels,
-            args.class_num,
-            args.layers,
-            make_method(args)),
-            image_shape(args),
-             args.batch_size))
+        network = Network(args.init_channels, args.class_num, args.layers, make_method(args))
+        print(summary(network, image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
@@ -220,8 +207,8 @@ def main():
                                      arguments=dict(vars(args), class_num=class_num)),
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=args.validate,
                                search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
-                               eigenvalue_freq=args.eigenvalue_freq, early_stop=args.early_stop and EarlyStop(
-                                   *args.early_stop),
+                               eigenvalue_freq=args.eigenvalue_freq,
+                               early_stop=args.early_stop and EarlyStop(*args.early_stop),
                                on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None))
     genotype = searcher.train()
     if rank() == 0:

@@ -129,10 +129,10 @@ def _is_plain_reduction(layer):
 def _looks_like_a_cell(layer):
     """Whether a layer has the parts of model_search.Cell. What it computes is looked at later."""
     edges = getattr(layer, '_ops', None)
-    return (isinstance(edges, nn.LayerList) and len(edges) > 0 and all(hasattr(layer, name) for name in (
-        'preprocess0', 'preprocess1', '_steps', '_multiplier'))
-            and all(isinstance(getattr(edge, '_ops', None), nn.LayerList)
-                                                                         and hasattr(edge, 'method') for edge in edges))
+    parts = ('preprocess0', 'preprocess1', '_steps', '_multiplier')
+    if not isinstance(edges, nn.LayerList) or not len(edges) or not all(hasattr(layer, name) for name in parts):
+        return False
+    return all(isinstance(getattr(edge, '_ops', None), nn.LayerList) and hasattr(edge, 'method') for edge in edges)
 
 
 def _cell_forward(self, *args, **kwargs):

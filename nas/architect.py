@@ -1,24 +1,20 @@
-"""The architecture step: the gradient of the validation loss with respect to the architecture, and Adam's step along
-it.
+"""The architecture step: Adam on the gradient of the validation loss with respect to the architecture parameters.
 
 First order takes the gradient at the present weights. Second order (`unrolled`, DARTS, section 2.3) takes it at the
-weights w'
-that one weight step on the training batch would give, and so lets the architecture see how the weights follow it:
+weights w' after one weight step on the training batch, which takes into account how the weights depend on the
+architecture:
 
     w'  = w - eta * (momentum * v + dL_train(w, a)/dw + weight_decay * w)
     d/da L_valid(w', a)  -  eta * d2L_train(w, a)/(da dw) * dL_valid(w', a)/dw'
 
-v is the weight optimizer's own velocity and eta its present learning rate. The second derivative times a vector u is
-a central
-difference (equation 8): (dL_train(w + R u, a)/da - dL_train(w - R u, a)/da) / 2R with R = 0.01 / |u|.
+v is the weight optimizer's own velocity and eta its present learning rate. The second derivative times a vector u is a
+central difference (equation 8): (dL_train(w + R u, a)/da - dL_train(w - R u, a)/da) / 2R with R = 0.01 / |u|.
 
 Where a method draws the operations' weights (GDAS, DrNAS), passes that are compared with each other draw the same
-ones: the loss is
-that of one draw, and only w or a differ.
+ones: the loss is that of one draw, and only w or a differ.
 
-Gradients are taken by `paddle.grad` of exactly the tensors they are for. `.grad` of a weight is never written here,
-so nothing
-of the validation batch can reach the weight step.
+Gradients are computed by `paddle.grad` for the tensors concerned only. No gradient of the validation batch is written
+to `.grad` of a weight, so none can reach the weight step (GDAS writes zeros, see _gradient_and_reach).
 """
 import contextlib
 
@@ -79,8 +75,7 @@ class Architect:
 
     def _gradient_and_reach(self, image, label):
         """The first-order gradient. The weights that this pass has reached get a gradient of zeros, so that they move
-        by momentum and
-        weight decay in the steps that do not draw their operation, as in the authors' code of GDAS."""
+        by momentum and weight decay in the steps that do not draw their operation, as in the authors' code of GDAS."""
         loss = self.model._loss(image, label)
         gradients = paddle.grad(loss, self.arch_parameters + self.weights, allow_unused=True)
         for weight, gradient in zip(self.weights, gradients[len(self.arch_parameters):]):
@@ -103,11 +98,10 @@ class Architect:
     def unrolled_gradient(self, input_train, target_train, input_valid, target_valid):
         """The second-order gradient, a tensor for each architecture parameter.
 
-        It works in the model itself, whose weights are set to w' and to w +- R u and then to a copy of what they
-        were, so they
-        come back to the last bit and no second supernet is held. Batch norm's running statistics see the training
-        batch three
-        times, as in the authors' code, where the validation batch passes a throw-away copy of the network.
+        It works in the model itself, whose weights are set to w' and to w +- R u and then to a copy of what they were,
+        so they come back to the last bit and no second supernet is held. Batch norm's running statistics see the
+        training batch three times, as in the authors' code, where the validation batch passes a throw-away copy of the
+        network.
         """
         eta = self.weight_optimizer.get_lr()
         weights = [weight.clone() for weight in self.weights]
@@ -121,14 +115,8 @@ class Architect:
             _assign(statistics, self.statistics)
             arch_gradient, vector = gradients[:len(self.arch_parameters)], gradients[len(self.arch_parameters):]
             _assign(weights, self.weights)
-            product = self._central_difference(
-    self.weights,
-    vector,
-    self.EPSILON /
-    _norm(vector),
-    input_train,
-    target_train,
-     rewind)
+            product = self._central_difference(self.weights, vector, self.EPSILON / _norm(vector), input_train,
+                                               target_train, rewind)
         return [g - eta * p for g, p in zip(arch_gradient, product)]
 
     @paddle.no_grad()
@@ -137,18 +125,11 @@ class Architect:
         present weights.
 
         Power iteration; the Hessian times a vector of length 1 is a central difference of gradients, 0.01 to both
-        sides. A growing one
-        announces a collapse (Zela et al.: Understanding and Robustifying Differentiable Architecture Search, ICLR
-        2020, section 4).
+        sides. A growing one announces a collapse (Zela et al.: Understanding and Robustifying Differentiable
+        Architecture Search, ICLR 2020, section 4).
         """
         statistics = [value.clone() for value in self.statistics]
-        vector = [
-    paddle.ones_like(p) +
-    0.1 *
-    paddle.arange(
-        p.size).reshape(
-            p.shape).astype(
-                p.dtype).sin() for p in self.arch_parameters]
+        vector = [1 + 0.1 * paddle.arange(p.size).reshape(p.shape).astype(p.dtype).sin() for p in self.arch_parameters]
         eigenvalue = 0.0
         with same_draws() as rewind:
             for _ in range(iterations):
@@ -178,8 +159,7 @@ class Architect:
 
     def _central_difference(self, parameters, vector, r, image, label, rewind):
         """(dL/da at p + r u - dL/da at p - r u) / 2r for the loss on a batch, where u is `vector` and p the values of
-        `parameters`, which
-        are restored. A tensor for each architecture parameter. rewind: of same_draws."""
+        `parameters`, which are restored. A tensor for each architecture parameter. rewind: of same_draws."""
         values = [parameter.clone() for parameter in parameters]
         sides = []
         for sign in (1, -1):
@@ -215,8 +195,7 @@ def same_draws():
     """Give a function that sets Paddle's random numbers to one state, the same at every call.
 
     The state follows from the one before the block, and so does the one after it, whatever the block draws: a resumed
-    run has it too,
-    and what comes next does not draw again what the block drew.
+    run has it too, and what comes next does not draw again what the block drew.
     """
     inside, after = paddle.randint(0, 2**31 - 1, [2]).tolist()
     yield lambda: paddle.seed(inside)

@@ -41,21 +41,18 @@ def entropy(strengths):
 
 class EarlyStop:
     """When to stop: 'skip:2' at so many skip connections in the normal cell, 'eigenvalue:1.3' when the mean of the
-    last five dominant
-    eigenvalues is so many times that of the five before.
+    last five dominant eigenvalues is so many times that of the five before.
 
     The criterion is armed once an epoch has been good; the genotype that counts is that of the last good one. Epochs
-    in which the
-    architecture rests don't count.
+    in which the architecture rests don't count.
     """
 
     def __init__(self, kind, limit):
         self.kind, self.limit = kind, limit
 
     def verdict(self, history, first=0):
-        """history: the lines of metrics.jsonl so far, first: the first epoch that moves the architecture -> None to
-        go on, or the line
-        of the last good epoch."""
+        """history: the lines of metrics.jsonl so far, first: the first epoch that moves the architecture -> None to go
+        on, or the line of the last good epoch."""
         history = [line for line in history if line['epoch'] >= first]
         if self.kind == 'skip':
             good = [line for line in history if line.get('skip_connects', 0) < self.limit]

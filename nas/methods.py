@@ -104,8 +104,8 @@ class GDAS(DARTS):
     """Gumbel-softmax with a hard sample (GDAS, equations 3 to 6).
 
     h = softmax((log softmax(alpha) + o) / tau), o Gumbel noise. Only the operation with the largest h of an edge is
-    computed; its
-    weight is 1 with the gradient of h (straight-through). tau decreases linearly from 10 to 0.1 (section 4.1).
+    computed; its weight is 1 with the gradient of h (straight-through). tau decreases linearly from 10 to 0.1 (section
+    4.1).
     A node keeps its two strongest (operation, state) pairs, `none` excluded; both may lie on one edge.
     Order of the steps, batch norms, biases and clipping are those of the authors' code (AutoDL-Projects).
     """
@@ -156,13 +156,10 @@ class DrNAS(DARTS):
     """Weights drawn from a Dirichlet distribution (DrNAS, section 3.1): theta ~ Dir(c), c = elu(alpha) + 1, a draw
     for each edge.
 
-    The gradient of a draw is the implicit one through its Beta marginals, see `dirichlet_jacobian`. The search has
-    two stages
-    (section 3.3): 1/6 of the channels and all operations, then 1/4 and the four strongest operations of each edge. By
-    default Adam's
-    weight decay is the only regularizer; kl_weight = 1e-3 adds the Kullback-Leibler divergence of Dir(c) from Dir(1)
-    instead, to be
-    used without that weight decay.
+    The gradient of a draw is the implicit one through its Beta marginals, see `dirichlet_jacobian`. The search has two
+    stages (section 3.3): 1/6 of the channels and all operations, then 1/4 and the four strongest operations of each
+    edge. By default Adam's weight decay is the only regularizer; kl_weight = 1e-3 adds the Kullback-Leibler divergence
+    of Dir(c) from Dir(1) instead, to be used without that weight decay.
     """
 
     name = 'DrNAS'
@@ -211,8 +208,8 @@ def dirichlet_jacobian(theta, concentration):
     [edges, operations].
 
     F and f are the distribution function and the density of Beta(a, b), a = c_j and b = sum c - c_j held fixed. The
-    gradient of theta_i
-    by c_j is J_j (delta_ij - theta_i) (Figurnov et al.: Implicit Reparameterization Gradients, NeurIPS 2018).
+    gradient of theta_i by c_j is J_j (delta_ij - theta_i) (Figurnov et al.: Implicit Reparameterization Gradients,
+    NeurIPS 2018).
     """
     from scipy.special import betainc, betaln  # SciPy comes with scikit-learn
     a, b = concentration, concentration.sum(-1, keepdims=True) - concentration
@@ -229,12 +226,11 @@ def dirichlet_jacobian(theta, concentration):
 
 class FairDARTS(DARTS):
     """Independent operations (Fair DARTS, equation 2): sigmoid(alpha) in place of the softmax. The loss has the
-    additional term
-    -10 / N * sum (sigmoid(alpha) - 0.5)^2 over all N alphas, which drives weights to 0 or 1 (equation 3, section 4.1).
+    additional term -10 / N * sum (sigmoid(alpha) - 0.5)^2 over all N alphas, which drives weights to 0 or 1 (equation
+    3, section 4.1).
 
     A node keeps its two strongest edges, of which those below the threshold 0.85 become `none` (section 3.3): a node
-    may have two
-    edges, one or none.
+    may have two edges, one or none.
     """
 
     name = 'FairDARTS'
@@ -263,8 +259,7 @@ class FairDARTS(DARTS):
 
 class DARTSMinus(DARTS):
     """An auxiliary skip connection beside every mixed operation (DARTS-, equation 5): beta * x + sum p_o o(x). The
-    genotype
-    ignores it.
+    genotype ignores it.
 
     decay: how beta depends on the epoch, see skip_weight; 'linear' is the authors' default.
     """

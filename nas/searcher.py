@@ -57,11 +57,10 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     def __init__(self, model, train_reader, valid_reader, place, learning_rate=0.025, batchsize=64, num_imgs=50000,
                  arch_learning_rate=3e-4, unrolled=False, num_epochs=50, epochs_no_archopt=0, use_multiprocess=False,
                  save_dir='./', log_freq=50, *, seed=0, weight=WeightOptions(), arch=ArchOptions(),
-                 checkpoint=CheckpointOptions(),
-                 monitor=MonitorOptions()):
+                 checkpoint=CheckpointOptions(), monitor=MonitorOptions()):
         super().__init__(model, train_reader, valid_reader, place, learning_rate, batchsize, num_imgs,
-                         arch_learning_rate,
-                         unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir, log_freq)
+                         arch_learning_rate, unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir,
+                         log_freq)
         paddle.set_device(_device_name(place))
         self.checkpoint, self.monitor = checkpoint, monitor
         options = dict(batch_size=batchsize, workers=int(use_multiprocess), seed=seed)
@@ -82,21 +81,17 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.weight_options = weight
         self.optimizer = self._new_optimizer()
         self.architect = Architect(model, self.optimizer, arch_learning_rate=arch_learning_rate,
-                                   arch_weight_decay=arch.weight_decay,
-                                   unrolled=unrolled, momentum=weight.momentum, weight_decay=weight.weight_decay)
+                                   arch_weight_decay=arch.weight_decay, unrolled=unrolled,
+                                   momentum=weight.momentum, weight_decay=weight.weight_decay)
         arguments = checkpoint.arguments
         if arguments is None:
             arguments = dict(learning_rate=learning_rate, batchsize=batchsize, arch_learning_rate=arch_learning_rate,
-                             unrolled=unrolled,
-                             epochs=num_epochs, epochs_no_archopt=epochs_no_archopt,
-                             arch_weight_decay=arch.weight_decay,
-                             **dataclasses.asdict(weight))
+                             unrolled=unrolled, epochs=num_epochs, epochs_no_archopt=epochs_no_archopt,
+                             arch_weight_decay=arch.weight_decay, **dataclasses.asdict(weight))
         optimizers = [(self.optimizer, self.weights), (self.architect.optimizer, self.architect.arch_parameters)]
         self.run = Run(save_dir, model=model, optimizers=optimizers, schedule=self.schedule, arguments=arguments,
-                       seed=seed,
-                       loaders=[self.train_loader, self.valid_loader], save_freq=checkpoint.save_freq,
-                       keep=checkpoint.keep,
-                       on_epoch=monitor.on_epoch, prepare=self._restore_stage)
+                       seed=seed, loaders=[self.train_loader, self.valid_loader], save_freq=checkpoint.save_freq,
+                       keep=checkpoint.keep, on_epoch=monitor.on_epoch, prepare=self._restore_stage)
 
     def _new_optimizer(self):
         options = self.weight_options
@@ -112,8 +107,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         partial, kept = self.method.later_stages[stage - 2]
         generator = np.random.default_rng([self.run.seed[0], STAGES, stage])
         velocities = optimizer_state(self.optimizer, self.weights)
-        widenings = begin_stage(self.model, partial, kept, lambda name, axis,
-                                size, count: generator.integers(0, size, count))
+        widenings = begin_stage(self.model, partial, kept,
+                                lambda name, axis, size, count: generator.integers(0, size, count))
         widened = [widenings.get(id(weight)) for weight in self.weights]
         for name, value in velocities.items():
             new = widened[int(name.split('/')[0])]
@@ -126,20 +121,15 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.run.replace_optimizer(0, self.optimizer, self.weights)
         accelerate(self.model)
         self.run.results['stage'] = {'number': stage, 'epoch': epoch}
-        logger.info(
-    'stage %d begins with epoch %d: 1/%d of the channels, %d operations on each edge',
-    stage,
-    epoch,
-    partial,
-     kept)
+        logger.info('stage %d begins with epoch %d: 1/%d of the channels, %d operations on each edge', stage, epoch,
+                    partial, kept)
 
     @paddle.no_grad()
     def _give_momentum(self, velocities):
         """Set the momentum of a new optimizer, among whose weights are some of an earlier optimizer.
 
         Paddle would count up the names of their buffers, which a checkpoint goes by; a first step with gradients of
-        zeros, taken
-        back afterwards, creates them under the usual names.
+        zeros, taken back afterwards, creates them under the usual names.
         """
         values = [weight.clone() for weight in self.weights]
         set_optimizer_state(self.optimizer, self.weights, velocities)
@@ -260,8 +250,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """One pass over the training data. Returns the figures of the epoch for metrics.jsonl."""
         def train_step(batch):
             image, label = to_batch(batch[0])
-            loss, logits = self.train_step(image, label, *
-    to_batch(batch[1]), arch_step=not self._architecture_rests(epoch))
+            loss, logits = self.train_step(image, label, *to_batch(batch[1]),
+                                           arch_step=not self._architecture_rests(epoch))
             return loss, logits, label
 
         self.model.train()
@@ -305,9 +295,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
 
     def _clip_with_arch(self, gradients, arch_gradients):
         """Clip the weights' gradients by the global norm of weights and architecture parameters. The latter's part is
-        the gradient of
-        this step plus that of the previous architecture step, which the authors' code of GDAS does not clear in
-        between."""
+        the gradient of this step plus that of the previous architecture step, which the authors' code of GDAS does not
+        clear in between."""
         previous = self.run.results.get('arch_gradient') or [0.0] * len(arch_gradients)
         arch_gradients = [(0.0 if gradient is None else gradient) + paddle.to_tensor(before, parameter.dtype)
                           for gradient, before, parameter

@@ -1,5 +1,4 @@
-"""Reads files that may be damaged, endless or hostile. Stands in for the functions of the same names in
-runtime/files.py."""
+"""Reading files that may be damaged, endless or hostile: regular files of bounded size only."""
 import json
 import os
 import stat

@@ -1,11 +1,10 @@
-"""A run that may be stopped at any moment and goes on where it was: what it holds, when that is written, how it is
-taken up again.
+"""The state of a run, its checkpoints, and resuming from them.
 
-A checkpoint holds all that the next step depends on: weights, architecture and batch norm's statistics, the
-optimizers' velocity and moments, the learning rate's schedule, the place in the data, the epoch's meters, the random
-states of every rank, and the arguments that made the run. Paddle's own random state is not saved but set anew before
-every step, from the seed, the epoch and the step: not every version of Paddle can hand it out. So on a CPU a run that
-was killed and resumed ends with the same bits as one that was not.
+A checkpoint holds everything that the next step depends on: weights, architecture parameters and running statistics,
+the state of the optimizers and of the learning rate schedule, the position in the data, the epoch's meters, the random
+states of every rank, and the arguments of the run. Paddle's random state is not saved, since not every version of
+Paddle gives access to it; it is set before every step from the seed, the epoch and the step. So on a CPU a run that was
+killed and resumed gives bit-identical results.
 """
 import itertools
 import json
@@ -26,8 +25,8 @@ from runtime.parallel import rank, world_size
 
 # Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
 MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params',
-                        'num_workers', 'use_multiprocess',
-        'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export', 'pretrained'}
+                        'num_workers', 'use_multiprocess', 'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export',
+                        'pretrained'}
 
 
 class Run:
@@ -47,8 +46,7 @@ class Run:
     """
 
     def __init__(self, folder, *, model, optimizers, schedule, loaders, arguments, seed, save_freq=0, keep=2,
-                 scaler=None,
-                 same_on_all_ranks=True, on_epoch=None, prepare=None):
+                 scaler=None, same_on_all_ranks=True, on_epoch=None, prepare=None):
         self.folder, self.model, self.optimizers, self.schedule = folder, model, optimizers, schedule
         self.loaders, self.save_freq, self.scaler = loaders, save_freq, scaler
         self.metrics_path = os.path.join(folder, 'metrics.jsonl')
@@ -61,11 +59,11 @@ class Run:
         self.signal, self.on_epoch, self.prepare = None, on_epoch, prepare
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Going on
+    # Starting and resuming
     # -----------------------------------------------------------------------------------------------------------------
 
     def start(self, resume):
-        """Begin the run or, with `resume`, take up the newest checkpoint that is whole.
+        """Start the run or, with `resume`, continue from the newest intact checkpoint.
 
         Raises UserError for a checkpoint of other arguments or of another network.
         """
@@ -99,10 +97,10 @@ class Run:
         other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME
                  and saved[name] != self.arguments.get(name, saved[name])]
         if other:
-            raise UserError('--resume: the checkpoint was made with {}; now {}. Give the same, or start anew without '
-                            '--resume'.format(
-                ', '.join(f'--{name}={saved[name]}' for name in other),
-                'it is ' + ', '.join(str(self.arguments[name]) for name in other)))
+            before = ', '.join(f'--{name}={saved[name]}' for name in other)
+            now = ', '.join(str(self.arguments[name]) for name in other)
+            raise UserError(f'--resume: the checkpoint was made with {before}; now it is {now}. Give the same, or '
+                            'start anew without --resume')
 
     def _restore(self, arrays, info):
         if info['paddle'] != paddle.__version__:
@@ -335,8 +333,7 @@ def set_optimizer_state(optimizer, parameters, arrays):
 
     A weight that has had no gradient yet, as of operations that a method has not drawn, has no velocity; Paddle takes
     all or none, so it gets what its first step would begin with. One that has had a gradient keeps one of zeros where
-    a step has none for it, as clear_grad
-    leaves it: momentum and decay go on.
+    a step has none for it, as clear_grad leaves it: momentum and decay go on.
     """
     stepped = [name for name in arrays if name.endswith('/velocity_0')]
     if stepped:

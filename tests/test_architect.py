@@ -174,9 +174,8 @@ def test_the_architecture_step_leaves_the_weights_alone(unrolled):
 
 
 def test_the_validation_batch_does_not_reach_the_running_statistics_in_second_order(monkeypatch):
-    """As in the authors' code, where it passes a copy of the network. Without the Hessian-vector product's two
-    passes, one
-    pass of the training batch remains."""
+    """As in the authors' code, where it passes a copy of the network. Without the Hessian-vector product's two passes,
+    one pass of the training batch remains."""
     model, architect, batches = small_step(True)
     monkeypatch.setattr(Architect, '_central_difference',
                         lambda self, *_: [paddle.zeros_like(p) for p in self.arch_parameters])

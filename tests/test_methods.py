@@ -239,14 +239,8 @@ def test_the_cell_of_nas_bench_201_is_searched_by_the_same_searcher(tmp_path):
     rng = np.random.default_rng(0)
     model = NASBench201(4, 3, 1)
     batch = (rng.normal(size=(4, 3, 8, 8)).astype('float32'), np.arange(4) % 3)
-    result = DARTSearch(
-    model,
-    lambda: [batch] * 2,
-    lambda: [batch],
-    paddle.CPUPlace(),
-    num_epochs=1,
-    save_dir=str(tmp_path),
-     unrolled=True).train()
+    result = DARTSearch(model, lambda: [batch] * 2, lambda: [batch], paddle.CPUPlace(), num_epochs=1,
+                        save_dir=str(tmp_path), unrolled=True).train()
     for node, part in enumerate(result.split('+'), 1):
         operations = part.strip('|').split('|')
         assert [op.split('~')[1] for op in operations] == [str(source) for source in range(node)]

@@ -224,14 +224,8 @@ def test_a_start_in_the_folder_of_an_earlier_run_overwrites_it_with_its_first_ep
     (run / '2' / 'notes.txt').write_text('mine')
     (run / '10').mkdir()
     (run / '10' / 'photo.jpeg').write_text('mine')
-    before = {
-    name: (
-        run /
-        name).read_text() for name in (
-            'metrics.jsonl',
-            'train.log',
-            '2/genotype.json',
-             'genotype.json')}
+    names = ('metrics.jsonl', 'train.log', '2/genotype.json', 'genotype.json')
+    before = {name: (run / name).read_text() for name in names}
 
     # in its first epoch: nothing to show for
     assert script('search.py', *small, '--learning_rate=1e30').returncode == 1

@@ -1,6 +1,5 @@
 """Searches whose methods carry state from step to step: DrNAS with two stages, GDAS with gradients that are kept. A
-stopped and resumed
-run must end with the same bits."""
+stopped and resumed run must end with the same bits."""
 import json
 
 import numpy as np

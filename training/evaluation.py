@@ -133,8 +133,7 @@ def log_size(model, image_shape):
 
 
 def train(model, description, train_loader, valid_loader, *, schedule, epochs, optimizer_options, loss_options,
-          run_options,
-          drop_path_prob, precision_options, save_dir, log_freq, log_epoch):
+          run_options, drop_path_prob, precision_options, save_dir, log_freq, log_epoch):
     """Train a network and keep the best one in save_dir as best_model.pdparams. Returns the best top-1 accuracy.
 
     schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. optimizer_options: momentum, weight_decay,
@@ -150,8 +149,8 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
     precision = Precision(model=model, optimizer=optimizer, **precision_options)
     run_keywords = {name: value for name, value in run_options.items() if name != 'resume'}
     run = Run(save_dir, model=model, optimizers=[(optimizer, parameters)], schedule=schedule, loaders=[train_loader],
-              # each rank drops paths of its own images
-              scaler=precision.scaler, same_on_all_ranks=False, **run_keywords)
+              scaler=precision.scaler, same_on_all_ranks=False,  # each rank drops paths of its own images
+              **run_keywords)
     run.start(run_options['resume'])
 
     def report(metrics):
@@ -165,8 +164,7 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
         return dict(metrics, genotype=description['genotype'])
 
     fit(model, train_loader, valid_loader, optimizer=optimizer, schedule=schedule, epochs=epochs, report=report,
-        precision=precision,
-        run=run, loss_options=loss_options, drop_path_prob=drop_path_prob, log_freq=log_freq)
+        precision=precision, run=run, loss_options=loss_options, drop_path_prob=drop_path_prob, log_freq=log_freq)
     return run.results['best']
 
 
