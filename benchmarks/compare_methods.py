@@ -1,4 +1,4 @@
-"""Is it search at all? Search with each method over several seeds, train each found cell and random cells alike, and
+"""Does a search beat random cells? Search with each method over several seeds, train each found cell and random cells alike, and
 print a table.
 
     python benchmarks/compare_methods.py --output=compare                  on digits: under an hour on 2 cores
@@ -77,15 +77,20 @@ def row(name, results, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
-            ('output', 'compare', 'folder for all runs'), ('dataset', 'digits', 'digits, cifar10, …'),
-        ('data', None, 'for train.py and search.py'),
-            ('trainset_num', 50000, 'training images'), ('seeds', 3, 'searches of each method'),
-        ('samples', 6, 'random cells'),
-            ('search_epochs', 8, 'of a search'), ('train_epochs', 8, 'of a training'), ('init_channels', 8, ''),
-        ('layers', 3, 'cells'),
-            ('batch_size', 32, ''), ('methods', ','.join(METHODS), 'which ones')):
-        parser.add_argument('--' + name, type=str if default is None else type(default), default=default, help=text
-                            + ' (default: %(default)s)')
+            ('output', 'compare', 'folder for all runs'),
+            ('dataset', 'digits', 'digits, cifar10, …'),
+            ('data', None, 'for train.py and search.py'),
+            ('trainset_num', 50000, 'maximum number of training images'),
+            ('seeds', 3, 'searches of each method'),
+            ('samples', 6, 'random cells'),
+            ('search_epochs', 8, 'epochs of a search'),
+            ('train_epochs', 8, 'epochs of a training'),
+            ('init_channels', 12, 'channels of the first cell; DrNAS needs a multiple of 12'),
+            ('layers', 3, 'number of cells'),
+            ('batch_size', 32, 'batch size'),
+            ('methods', ','.join(METHODS), 'methods to compare')):
+        parser.add_argument('--' + name, type=str if default is None else type(default), default=default,
+                            help=text + ' (default: %(default)s)')
     args = parser.parse_args()
     args.output = os.path.abspath(args.output)
     rows, begin = [], time.time()
