@@ -1,5 +1,5 @@
-"""Does a search beat random cells? Search with each method over several seeds, train each found cell and random cells alike, and
-print a table.
+"""Does a search beat random cells? Search with each method over several seeds, train each found cell and random cells
+with the same settings, and print a table.
 
     python benchmarks/compare_methods.py --output=compare                  on digits: under an hour on 2 cores
     python benchmarks/compare_methods.py --dataset=cifar10 --data=ARCHIVE --trainset_num=2000 --output=compare_cifar
