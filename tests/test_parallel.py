@@ -110,7 +110,8 @@ def test_two_launchers_are_two_machines(tmp_path):
 def test_a_killed_rank_ends_the_job(tmp_path):
     process = start_ranks(tmp_path, 'search.py', *FLAGS, '--epochs=10000', '--batch_size=16')
     try:
-        assert wait_for(has_line(tmp_path / 'log' / 'workerlog.0', 'Step 1'), process), 'the search did not start'
+        started = has_line(tmp_path / 'log' / 'workerlog.0', 'Train Epoch 1, Step 0')  # an epoch has one step
+        assert wait_for(started, process), 'the search did not start'
         children = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(process.pid)], stdout=subprocess.PIPE,
                                   text=True)
         ranks = [int(line.split()[0]) for line in children.stdout.splitlines() if 'search.py' in line]
