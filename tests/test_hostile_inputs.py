@@ -97,6 +97,7 @@ def run_row(script, words):
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()
+        logger.propagate = True  # as a process begins; tests of log lines depend on it
     return end.value.code, stdout.getvalue(), stderr.getvalue()
 
 

@@ -64,11 +64,11 @@ def test_search_as_the_readme_launches_it(tmp_path):
     """101 images a half on two ranks: uneven last batches. --selected_gpus has no effect on a CPU."""
     status, logs = run_ranks(tmp_path, 'search.py', *FLAGS, '--trainset_num=202', '--batch_size=16',
                              '--method=PC-DARTS',
-                          launcher=('--selected_gpus=0,1', '--nproc_per_node', '2', '--log_dir', 'log'))
+                             launcher=('--selected_gpus=0,1', '--nproc_per_node', '2', '--log_dir', 'log'))
     assert status == 0, logs
-    assert '2 processes read 32 images per step: consider --learning_rate=0.05, 2 times the default' in logs[0]
+    assert '2 processes read 32 images per step: consider --learning_rate=0.2, 2 times the default' in logs[0]
     assert 'Train Epoch' not in logs[1] and 'genotype = ' not in logs[1]
-    assert sorted(os.listdir(str(tmp_path / 'search_cifar')))== [
+    assert sorted(os.listdir(str(tmp_path / 'search_cifar'))) == [
         '0', 'checkpoints', 'genotype.json', 'metrics.jsonl', 'train.log']
     metrics = [json.loads(line) for line in open(str(tmp_path / 'search_cifar' / 'metrics.jsonl'))]
     assert len(metrics) == 1
@@ -79,7 +79,7 @@ def test_search_as_the_readme_launches_it(tmp_path):
 
 def test_train_on_two_ranks(tmp_path):
     status, logs = run_ranks(tmp_path, 'train.py', *FLAGS, '--auxiliary=False', '--trainset_num=75', '--batch_size=16',
-                          '--learning_rate=0.05')
+                             '--learning_rate=0.05')
     assert status == 0, logs
     assert 'consider --learning_rate' not in logs[0]
     metrics = json.loads(open(str(tmp_path / 'eval_cifar' / 'metrics.jsonl')).read())

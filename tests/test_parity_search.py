@@ -33,7 +33,7 @@ def momentum_optimizer(model, learning_rate):
 
 
 @pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('operation', sorted(OPS))
+@pytest.mark.parametrize('operation', sorted(set(OPS) - {'conv_3x1_1x3'}))  # which the authors' list does not have
 @in_sets('ops.npz')
 def test_operation(parity, name, operation, stride):
     arrays = parity.load(name)

@@ -167,7 +167,8 @@ def test_other_arguments_are_refused_by_name_and_free_ones_are_not(tmp_path):
     for change, message in (
             (['--layers=4'], 'was made with --layers=3; now it is 4'),
             (['--seed=1'], 'was made with --seed=0; now it is 1'),
-            (['--method=PC-DARTS', '--unrolled'], '--method=DARTS, --unrolled=False; now it is 0.0, PC-DARTS, True'),
+            (['--method=PC-DARTS', '--unrolled'],  # the recipe of the other method is named too
+             '--learning_rate_min=0.001, --method=DARTS, --unrolled=False; now it is 0.0006, 0.1, 0.0, PC-DARTS, True'),
             (['--trainset_num=100'], '--trainset_num=64')):
         result = run(tmp_path, *command, '--resume', *change)
         assert result.returncode == 2 and message in result.stderr.splitlines()[-1], result.stderr
