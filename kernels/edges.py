@@ -64,16 +64,23 @@ class Edges:
         for layer in layers:
             self.layers_by_shape.setdefault(tuple(layer.weight.shape[1:]), []).append(layer)
         # For each layer the stack of its weight, and where it begins there, in elements.
-        place_of = {id(layer): (stack, position * layer.weight.size) for stack,
-                    members in enumerate(self.layers_by_shape.values())
+        place_of = {id(layer): (stack, position * layer.weight.size)
+                    for stack, members in enumerate(self.layers_by_shape.values())
                     for position, layer in enumerate(members)}
         self.weight_places = np.array([place_of[id(layer)] for layer in layers], np.int64).reshape(-1, 2)
         self.pools = [pool[0] for pool in pools]
-        self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again] + [pool[1]
-                                                                                                 for pool in pools]
+        self.norms = ([layers[3] for layers in convolutions] + [layers[7] for layers in again]
+                      + [pool[1] for pool in pools])
         # The poolings of the other edges see the same images: their batch norms' running statistics are updated alike.
         pool_columns = [k for k, op in enumerate(operations[0]) if type(op) is nn.Sequential]
-        self.other_norms = [[ops[k][1] for ops in operations[1:]] for k in pool_columns]
+        other_norms = [[ops[k][1] for ops in operations[1:]] for k in pool_columns]
+        # Whoever makes this object notices when a layer gets other tensors (nas/acceleration.py), so they are kept: an
+        # attribute of a layer takes Paddle a microsecond to find.
+        self.running = [(norm._mean, norm._variance) for norm in self.norms]
+        self.other_running = [[(norm._mean, norm._variance) for norm in norms] for norms in other_norms]
+        self.weights = [[layer.weight for layer in members] for members in self.layers_by_shape.values()]
+        self.tensors = [tensor for tensors in [*self.weights, *self.running, *sum(self.other_running, [])]
+                        for tensor in tensors]
         self.ends = np.cumsum([len(convolutions), len(again), len(pools)])
         # what pass 2 goes on with
         self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)
@@ -99,23 +106,23 @@ class Edges:
         """The addresses of [depthwise, pointwise] weights of passes 1 and 2, from the tensors that hold those of one
         shape each."""
         starts = addresses(stacks)
-        return (starts[self.weight_places[:, 0]] + 4 * self.weight_places[:, 1] if len(starts) else starts).reshape(-1,
-                                                                                                                    2)
+        if not len(starts):
+            return starts.reshape(-1, 2)
+        return (starts[self.weight_places[:, 0]] + 4 * self.weight_places[:, 1]).reshape(-1, 2)
 
     def applies(self, x):
         """Whether the compiled passes cover a state x: single precision on a CPU, training mode, the channels of the
         layers."""
-        return (available(x) and x.size and all(bn.training for bn in self.norms)
-                and all(bn._mean.dtype == paddle.float32 and bn._mean.shape[0] == x.shape[1] for bn in self.norms)
-                and all(layer.weight.dtype == paddle.float32 for pairs in self.convolutions for pair in pairs
-                        for layer in pair))
+        return (available(x) and x.size and all(norm.training for norm in self.norms)
+                and all(mean.shape[0] == x.shape[1] for mean, _ in self.running)
+                and all(tensor.dtype == paddle.float32 for tensor in self.tensors))
 
     def __call__(self, x, matrix):
         """x [N, C, H, W], matrix [edges of the cell, operations] -> for each edge that leaves x a tensor."""
         if tuple(x.shape) not in self.sizes:
             self.sizes[tuple(x.shape)] = Sizes(self, *x.shape)
         # Weights of one shape as one tensor: few inputs, each of which costs Python's time.
-        stacks = [paddle.concat([layer.weight for layer in layers]) for layers in self.layers_by_shape.values()]
+        stacks = [paddle.concat(weights) for weights in self.weights]
         out = _Edges.apply(self, self.sizes[tuple(x.shape)], x, matrix, *stacks)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
@@ -222,7 +229,7 @@ class Passes:
         """Passes 1 and 2 and the poolings of x, an address."""
         edges, sizes, (first, second, last) = self.edges, self.sizes, self.edges.ends
         moments = np.empty((last, sizes.groups, sizes.c, 2), np.float32)
-        running = np.array([addresses([bn._mean, bn._variance]) for bn in edges.norms])
+        running = np.array([addresses(pair) for pair in edges.running])
 
         def run(function, some, source, *arguments):
             some = slice(*some)
@@ -236,11 +243,11 @@ class Passes:
         self.between = np.stack([self.inverse[edges.twice], -self.mean[edges.twice] * self.inverse[edges.twice]], -1)
         run(forward_pass, (first, second), self.at[edges.twice], 0, self.between, sizes.tables[1])
         run(pool_forward, (second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts, sizes.tables[2])
-        for norms in zip(*edges.other_norms):
+        for pairs in zip(*edges.other_running):
             ignored = np.empty((2, last - second, sizes.c), np.float32)
             update_statistics(moments[second:last], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon,
                               edges.norms[0]._momentum,
-                              np.array([addresses([bn._mean, bn._variance]) for bn in norms]), ignored[0], ignored[1])
+                              np.array([addresses(pair) for pair in pairs]), ignored[0], ignored[1])
 
     def _relu_alone(self):
         """Scale and shift in front of the ReLU of pass 1."""

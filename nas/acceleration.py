@@ -48,12 +48,15 @@ PADDLE_FORWARDS = {kind: kind.forward for kind in (nn.Conv2D, nn.BatchNorm2D, nn
 
 # The attributes on which the result of a layer depends.
 SETTINGS = {
-    nn.Conv2D: ('_stride', '_updated_padding', '_dilation', '_groups', '_padding_mode', '_data_format', 'bias'),
-    nn.BatchNorm2D: ('_momentum', '_epsilon', '_use_global_stats', '_data_format', 'weight', 'bias'),
-    nn.MaxPool2D: ('ksize', 'stride', 'padding', 'ceil_mode', 'return_mask', 'data_format'),
-    nn.AvgPool2D: ('ksize', 'stride', 'padding', 'ceil_mode', 'exclusive', 'divisor', 'data_format'),
-    Zero: ('stride',),
+    nn.Conv2D: ('forward', '_stride', '_updated_padding', '_dilation', '_groups', '_padding_mode', '_data_format',
+                'bias'),
+    nn.BatchNorm2D: ('forward', '_momentum', '_epsilon', '_use_global_stats', '_data_format', 'weight', 'bias'),
+    nn.MaxPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'return_mask', 'data_format'),
+    nn.AvgPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'exclusive', 'divisor', 'data_format'),
+    nn.ReLU: ('forward',),
+    Zero: ('forward', 'stride'),
 }
+CELL_SETTINGS = ('forward', 'mix', 'method', '_steps', '_multiplier', 'mp', 'auxiliary_op')  # of all other layers
 
 
 def accelerate(network):
@@ -159,7 +162,7 @@ class CellAcceleration:
 
     def __init__(self, name, said):
         self.name, self.said = name, said
-        self.edges, self.records = None, []
+        self.edges, self.record = None, None
 
     def __deepcopy__(self, memo):
         return CellAcceleration(self.name, self.said)  # the copy looks at the copied cell
@@ -169,7 +172,7 @@ class CellAcceleration:
         active = kwargs.get('active', args[4] if len(args) > 4 else None)
         if active is not None or len(args) < 3:
             return None
-        if not self.records or not _unchanged(self.records):
+        if self.record is None or not self.record.is_current():
             self.update(cell)
         if self.edges is None or not self._one_mode() or _normalises_single_values(cell, args[1]):
             return None
@@ -185,7 +188,7 @@ class CellAcceleration:
     def update(self, cell):
         """Look at the cell as it is now."""
         self.edges = None
-        self.records = [_record(layer) for layer in _layers_without_inputs(cell)]
+        self.record = Record(_layers_without_inputs(cell))
         reason = _reason_against(cell)
         if reason:
             self._say(f'{reason}: run as written')
@@ -287,30 +290,35 @@ def _has_hooks(layer):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _record(layer):
-    """What a layer's result depends on, to be compared by _unchanged."""
-    values, kind = vars(layer), type(layer)
-    keys = SETTINGS.get(kind, ('method', 'mix', '_steps', '_multiplier', 'mp', 'auxiliary_op')) + ('forward',)
-    return (values, layer, kind, kind.forward, getattr(kind, 'mix', None), list(values['_sub_layers'].values()),
-            list(values['_parameters'].values()), keys, tuple(map(_frozen, map(values.get, keys))), _has_hooks(layer))
+class Record:
+    """What the result of a cell depends on, as it was when the record was made: classes and their functions, hooks,
+    parts, parameters and settings of all layers."""
 
+    def __init__(self, layers):
+        self.functions = {(kind, name): getattr(kind, name, None)
+                          for kind in map(type, layers) for name in ('forward', 'mix')}
+        self.layers = []
+        for layer in layers:
+            values, keys = vars(layer), SETTINGS.get(type(layer), CELL_SETTINGS)
+            settings = tuple(list(value) if isinstance(value, list) else value for value in map(values.get, keys))
+            self.layers.append((layer, type(layer), values, list(values['_sub_layers'].values()),
+                                list(values['_parameters'].values()), keys, settings, _has_hooks(layer)))
 
-def _frozen(value):
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _unchanged(records):
-    """Whether all layers still are as they were recorded."""
-    for values, layer, kind, forward, mix, children, parameters, keys, settings, hooks in records:
-        if (type(layer) is not kind or kind.forward is not forward or getattr(kind, 'mix', None) is not mix
-                or list(values['_sub_layers'].values()) != children
-                or bool(values['_forward_pre_hooks'] or values['_forward_post_hooks']) is not hooks
-                or tuple(map(_frozen, map(values.get, keys))) != settings):
-            return False
-        present = values['_parameters'].values()
-        if len(present) != len(parameters) or not all(map(operator.is_, present, parameters)):
-            return False
-    return True
+    def is_current(self):
+        """Whether nothing has changed. Called at every forward pass, for hundreds of layers."""
+        for (kind, name), function in self.functions.items():
+            if getattr(kind, name, None) is not function:
+                return False
+        for layer, kind, values, parts, parameters, keys, settings, hooks in self.layers:
+            if (layer.__class__ is not kind or tuple(map(values.get, keys)) != settings
+                    or (values['_sub_layers'] or parts) and list(values['_sub_layers'].values()) != parts
+                    or bool(values['_forward_pre_hooks'] or values['_forward_post_hooks']) is not hooks):
+                return False
+            if parameters or values['_parameters']:
+                present = values['_parameters'].values()
+                if len(present) != len(parameters) or not all(map(operator.is_, present, parameters)):
+                    return False
+        return True
 
 
 _known_code = {}

@@ -328,6 +328,10 @@ def _is_separable(op):
     layers = list(op.op)
     if [type(layer) for layer in layers] != unit * (1 + (type(op) is SepConv)):
         return False
+    channels = layers[1].weight.shape[0]
+    if any(layer.weight.shape[:2] != [channels, channels] for layer in layers[2::4]) or any(
+            norm._mean.shape[0] != channels for norm in layers[3::4]):
+        return False
     return all(depthwise._groups == depthwise.weight.shape[0] and depthwise.weight.shape[1] == 1
                and is_square(depthwise)
                and pointwise._groups == 1 and is_pointwise(pointwise)
