@@ -1,4 +1,4 @@
-# make search      searches a cell on scikit-learn's handwritten digits: about a minute on 2 cores, downloads only packages
+# make search      searches a cell on scikit-learn's handwritten digits: one to three minutes on 2 cores, downloads only packages
 # make test        runs all tests; PADDLE=2.6.2 runs them on that version, in an environment of its own
 # make test-fast   runs the quick tests: less than 90 seconds on 2 cores
 # make lint        checks the style (pyproject.toml)
