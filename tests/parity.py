@@ -78,14 +78,13 @@ def in_sets(*names):
 def complete(arrays, folder):
     """The arrays of a file of the extract with what it refers to; the arrays of another file as they are.
 
-    Arrays that several files have in common are stored once: `shared/KEY` names the array of shared.npz and its type.
-    Weights that are PyTorch's default initialization are stored as their seed: `seed`, `dtype`, and `shapes`, a JSON
-    object {key: shape} of all weights in the order in which they are drawn. The auxiliary head's are left out.
+    Inputs are stored as `normal/KEY`: seed, position, type and shape for torch_normal. Weights that are PyTorch's
+    default initialization are stored as their seed: `seed`, `dtype`, and `shapes`, a JSON object {key: shape} of all
+    weights in the order in which they are drawn. The auxiliary head's are left out.
     """
-    for key in [key for key in arrays if key.startswith('shared/')]:
-        with np.load(os.path.join(folder, 'shared.npz')) as shared:
-            name, dtype = str(arrays.pop(key)).split()
-            arrays[key[len('shared/'):]] = shared[name].astype(dtype)
+    for key in [key for key in arrays if key.startswith('normal/')]:
+        seed, position, dtype, *shape = str(arrays.pop(key)).split()
+        arrays[key[len('normal/'):]] = torch_normal(int(seed), int(position), tuple(map(int, shape))).astype(dtype)
     if 'shapes' in arrays:
         shapes, dtype = json.loads(str(arrays.pop('shapes'))), str(arrays.pop('dtype'))
         for key, weight in torch_initialization(int(arrays.pop('seed')), shapes).items():
@@ -94,22 +93,45 @@ def complete(arrays, folder):
     return arrays
 
 
+def torch_uniform(random, count):
+    """The next numbers of torch.rand in double precision on a CPU: 53 bits of two 32-bit numbers each.
+
+    random: a RandomState with the seed that PyTorch had; its Mersenne Twister draws the same 32-bit numbers.
+    """
+    words = random.randint(0, 2**32, (count, 2), dtype=np.uint32).astype(np.uint64)
+    bits = words[:, 0] << np.uint64(32) | words[:, 1]
+    return (bits & np.uint64(2**53 - 1)).astype(np.float64) / 2**53
+
+
+def torch_normal(seed, position, shape):
+    """torch.randn of a shape of a multiple of 16 numbers, in double precision on a CPU.
+
+    seed: what PyTorch's generator was seeded with. position: how many numbers of torch_uniform were drawn since then.
+    In every 16 numbers, the first 8 and the last 8 are the two results of the Box-Muller transform.
+    """
+    random = np.random.RandomState(seed)
+    torch_uniform(random, position)
+    first, second = torch_uniform(random, math.prod(shape)).reshape(-1, 2, 8).swapaxes(0, 1)
+    radius, angle = np.sqrt(-2 * np.log(1 - first)), 2 * np.pi * second
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).reshape(shape)
+
+
 def torch_initialization(seed, shapes):
     """PyTorch's default initialization of convolutions and linear layers after torch.manual_seed(seed), float64, CPU.
 
-    It is uniform in +-1 / sqrt(inputs of an output), drawn from a Mersenne Twister, 53 bits of two 32-bit numbers a
-    weight. shapes: {key: shape} in the order of construction; a bias has the bound of the weight before it. What
-    has one dimension and is no bias of a classifier belongs to a batch norm, which draws nothing. Returns {key: array}.
+    It is uniform in +-1 / sqrt(inputs of an output). shapes: {key: shape} in the order of construction; keys are
+    `w/NNNN/NAME`. A bias has the bound of its weight. The other arrays of one dimension belong to batch norms, which
+    draw nothing. Returns {key: array}.
     """
-    random, weights, fan_in = np.random.RandomState(seed), {}, None
+    random, weights, bounds = np.random.RandomState(seed), {}, {}
     for key, shape in shapes.items():
-        if len(shape) > 1:
-            fan_in = math.prod(shape[1:])
-        elif 'classifier' not in key:
+        layer, kind = key.split('/')[-1].rsplit('.', 1)
+        if kind == 'weight' and len(shape) > 1:
+            bounds[layer] = 1 / math.sqrt(math.prod(shape[1:]))
+        elif layer not in bounds:
             continue
-        words = random.randint(0, 2**32, (math.prod(shape), 2), dtype=np.uint32).astype(np.uint64)
-        fraction = ((words[:, 0] << np.uint64(32) | words[:, 1]) & np.uint64(2**53 - 1)).astype(np.float64) / 2**53
-        weights[key] = ((2 * fraction - 1) / math.sqrt(fan_in)).reshape(shape)
+        fraction = torch_uniform(random, math.prod(shape))
+        weights[key] = ((2 * fraction - 1) * bounds[layer]).reshape(shape)
     return weights
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import relative_error
-from parity import as_paddle, eval_logits, ordered
+from parity import as_paddle, eval_logits, in_sets, ordered
 
 from model_search import Network
 from nas.architect import weight_parameters
@@ -149,8 +149,9 @@ def check_sparse_cell(expected, cell, concat):
 
 class TestFairDARTS:
 
-    def test_supernet(self, parity):
-        arrays = parity.load('fairdarts_supernet.npz')
+    @in_sets('fairdarts_supernet.npz')
+    def test_supernet(self, parity, name):
+        arrays = parity.load(name)
         model, weights = supernet(arrays, 'FairDARTS')
         check_supernet(arrays, model, weights)
         regularizer = model.method.regularizer(model.arch_parameters())
@@ -163,13 +164,15 @@ class TestFairDARTS:
         model, _ = supernet(arrays, 'FairDARTS')  # with fresh running statistics
         check_eval(arrays, model)
 
-    def test_trajectory(self, parity, tmp_path):
-        arrays = parity.load('fairdarts_trajectory.npz')
+    @in_sets('fairdarts_trajectory.npz')
+    def test_trajectory(self, parity, name, tmp_path):
+        arrays = parity.load(name)
         model, weights = supernet(arrays, 'FairDARTS', parity.load('fairdarts_supernet.npz'))
         check_trajectory(arrays, model, weights, searcher_for(model, tmp_path, 0.005, 3e-3))
 
-    def test_genotypes(self, parity):
-        for expected, ours in genotypes_of(parity, 'fairdarts_genotypes.json', 'FairDARTS'):
+    @in_sets('fairdarts_genotypes.json')
+    def test_genotypes(self, parity, name):
+        for expected, ours in genotypes_of(parity, name, 'FairDARTS'):
             check_sparse_cell(expected['normal'], ours.normal, ours.normal_concat)
             check_sparse_cell(expected['reduce'], ours.reduce, ours.reduce_concat)
 
@@ -191,8 +194,9 @@ def set_beta(model, beta):
 
 class TestDARTSMinus:
 
-    def test_supernet(self, parity):
-        arrays = parity.load('dartsminus_supernet.npz')
+    @in_sets('dartsminus_supernet.npz')
+    def test_supernet(self, parity, name):
+        arrays = parity.load(name)
         model, weights = supernet(arrays, 'DARTS-')
         for beta in (0, 1):
             set_beta(model, beta)
@@ -206,19 +210,22 @@ class TestDARTSMinus:
         set_beta(model, arrays['beta'])
         check_eval(arrays, model)
 
-    def test_trajectory(self, parity, tmp_path):
-        arrays = parity.load('dartsminus_trajectory.npz')
+    @in_sets('dartsminus_trajectory.npz')
+    def test_trajectory(self, parity, name, tmp_path):
+        arrays = parity.load(name)
         model, weights = supernet(arrays, 'DARTS-', parity.load('dartsminus_supernet.npz'))
         check_trajectory(arrays, model, weights, searcher_for(model, tmp_path, 0.025, 3e-4),
                          lambda at: set_beta(model, at['beta']))
 
-    def test_genotypes(self, parity):
-        for expected, ours in genotypes_of(parity, 'dartsminus_genotypes.json', 'DARTS-'):
+    @in_sets('dartsminus_genotypes.json')
+    def test_genotypes(self, parity, name):
+        for expected, ours in genotypes_of(parity, name, 'DARTS-'):
             assert [ours.normal, ours.reduce] == [list(map(tuple, expected[kind])) for kind in KINDS]
 
     @pytest.mark.parametrize('decay', ['linear', 'cosine', 'slow_cosine', 'constant'])
-    def test_schedule(self, parity, decay):
-        schedule = parity.load('dartsminus_schedule.json')
+    @in_sets('dartsminus_schedule.json')
+    def test_schedule(self, parity, name, decay):
+        schedule = parity.load(name)
         method = METHODS['DARTS-'](decay=decay)
         expected = schedule['beta_by_epoch' + ('' if decay == 'linear' else '_' + decay)]
         for epoch, beta in enumerate(expected):
@@ -250,16 +257,18 @@ class TestGDAS:
     def pairs(self, cell):
         return [(self.OPERATIONS.get(pair[0], pair[0]), pair[1]) for node in cell for pair in node]
 
-    def test_supernet(self, parity):
-        arrays = parity.load('gdas_supernet.npz')
+    @in_sets('gdas_supernet.npz')
+    def test_supernet(self, parity, name):
+        arrays = parity.load(name)
         model, weights = supernet(arrays, 'GDAS')
         set_tau(model, arrays['tau'])
         check_supernet(arrays, model, weights, before_pass=lambda: give_noise(model, arrays, ''))
         expected, ours = json.loads(str(arrays['genotype'])), model.genotype()
         assert [ours.normal, ours.reduce] == [self.pairs(expected[kind]) for kind in KINDS]
 
-    def test_eval(self, parity):
-        arrays = parity.load('gdas_supernet.npz')
+    @in_sets('gdas_supernet.npz')
+    def test_eval(self, parity, name):
+        arrays = parity.load(name)
         model, _ = supernet(arrays, 'GDAS')
         set_tau(model, arrays['tau'])
 
@@ -268,8 +277,9 @@ class TestGDAS:
             return model(image)
         check_eval(arrays, model, call)
 
-    def test_draws(self, parity):
-        arrays = parity.load('gdas_draws.npz')
+    @in_sets('gdas_draws.npz')
+    def test_draws(self, parity, name):
+        arrays = parity.load(name)
         cases = sorted({key.split('/')[0] for key in arrays})
         assert cases
         for case in cases:
@@ -283,22 +293,24 @@ class TestGDAS:
             gradient, = paddle.grad(weights, [alphas], paddle.to_tensor(at['upstream']))
             assert relative_error(gradient, at['grad_alphas']) < TOLERANCE
 
-    @pytest.mark.parametrize('name, moves', [('gdas_trajectory.npz', True), ('gdas_trajectory_torch2.npz', False)])
-    def test_trajectory(self, parity, tmp_path, name, moves):
+    @in_sets('gdas_trajectory.npz', 'gdas_trajectory_torch2.npz')
+    def test_trajectory(self, parity, name, tmp_path):
         """torch2: with PyTorch 2's zero_grad, weights that are not drawn stay as they are."""
-        arrays = parity.load(name)
+        arrays, moves = parity.load(name), name == 'gdas_trajectory.npz'
         model, weights = supernet(arrays, 'GDAS', parity.load('gdas_supernet.npz'))
         model.method.undrawn_weights_move = moves
         set_tau(model, arrays['tau'])
         check_trajectory(arrays, model, weights, searcher_for(model, tmp_path, 0.025, 3e-4, weight_decay=5e-4),
                          lambda at: give_noise(model, at, 'train_', 'valid_'))
 
-    def test_genotypes(self, parity):
-        for expected, ours in genotypes_of(parity, 'gdas_genotypes.json', 'GDAS'):
+    @in_sets('gdas_genotypes.json')
+    def test_genotypes(self, parity, name):
+        for expected, ours in genotypes_of(parity, name, 'GDAS'):
             assert [ours.normal, ours.reduce] == [self.pairs(expected[kind]) for kind in KINDS]
 
-    def test_schedule(self, parity):
-        schedule = parity.load('gdas_schedule.json')
+    @in_sets('gdas_schedule.json')
+    def test_schedule(self, parity, name):
+        schedule = parity.load(name)
         method = METHODS['GDAS']()
         for epoch, tau in enumerate(schedule['tau_by_epoch']):
             method.set_epoch(epoch, schedule['epochs'])
@@ -327,9 +339,9 @@ def set_masks(model, masks):
 
 class TestDrNAS:
 
-    @pytest.mark.parametrize('name', ['drnas_supernet', 'drnas_full_channels_supernet', 'drnas_second_stage_supernet'])
+    @in_sets('drnas_supernet.npz', 'drnas_full_channels_supernet.npz', 'drnas_second_stage_supernet.npz')
     def test_supernet(self, parity, name):
-        arrays = parity.load(name + '.npz')
+        arrays = parity.load(name)
 
         def network():
             model, weights = supernet(arrays, drnas(arrays['partial']))
@@ -358,8 +370,9 @@ class TestDrNAS:
             for kind, gradient in zip(KINDS, paddle.grad(term, model.arch_parameters())):
                 assert relative_error(gradient, arrays['kl/grad_regularizer/alphas_' + kind]) < TOLERANCE
 
-    def test_draws(self, parity):
-        arrays = parity.load('drnas_draws.npz')
+    @in_sets('drnas_draws.npz')
+    def test_draws(self, parity, name):
+        arrays = parity.load(name)
         cases = sorted({key.split('/')[0] for key in arrays})
         assert cases
         for case in cases:
@@ -423,8 +436,9 @@ class TestDrNAS:
         expected, ours = json.loads(str(arrays['genotype_after'])), model.genotype()
         assert [ours.normal, ours.reduce] == [list(map(tuple, expected[kind])) for kind in KINDS]
 
-    def test_genotypes(self, parity):
-        data = parity.load('drnas_genotypes.json')
+    @in_sets('drnas_genotypes.json')
+    def test_genotypes(self, parity, name):
+        data = parity.load(name)
         model = Network(12, 10, 1, 'DrNAS')
         assert data['cases'] and list(model.method.primitives) == data['primitives']
         ones = {kind: np.ones([14, 7]) for kind in KINDS}
@@ -439,8 +453,9 @@ class TestDrNAS:
             ours = model.genotype()
             assert [ours.normal, ours.reduce] == [list(map(tuple, case['genotype'][kind])) for kind in KINDS]
 
-    def test_schedule(self, parity):
-        schedule, method = parity.load('drnas_schedule.json'), METHODS['DrNAS']()
+    @in_sets('drnas_schedule.json')
+    def test_schedule(self, parity, name):
+        schedule, method = parity.load(name), METHODS['DrNAS']()
         stages = [(method.partial, len(method.primitives)), *method.later_stages]
         for epoch, expected in enumerate(zip(schedule['partial_by_epoch'], schedule['operations_by_epoch'])):
             assert stages[method.stage_at(epoch, schedule['epochs']) - 1] == expected
