@@ -185,7 +185,7 @@ class Network(nn.Layer):
 
     def _weights(self, alphas, betas, mask):
         """The arguments of Cell.forward for one kind of cell: weights, edge weights, columns of active operations."""
-        weights = _masked(self.method.operation_weights(alphas), mask)
+        weights = masked(self.method.operation_weights(alphas), mask)
         return weights, self.method.edge_weights(betas, self._steps), self.method.active_operations(weights)
 
     def set_epoch(self, epoch, epochs):
@@ -215,9 +215,7 @@ class Network(nn.Layer):
     def keep_strongest(self, count):
         """Remove all but the `count` largest alphas of each edge: the others become 0 and are masked."""
         for alphas, mask in ((self.alphas_normal, self.mask_normal), (self.alphas_reduce, self.mask_reduce)):
-            kept = F.one_hot(alphas.topk(count, axis=-1)[1], alphas.shape[-1]).sum(1).astype(mask.dtype)
-            mask.set_value(kept)
-            alphas.set_value(alphas * kept)
+            keep_strongest(alphas, mask, count)
 
     def rebuild_edges(self, partial):
         """New mixed operations for another share of channels. Returns (name, parameter before, parameter now) for all
@@ -238,7 +236,7 @@ class Network(nn.Layer):
         for alphas, betas, mask in ((self.alphas_normal, self.betas_normal, self.mask_normal),
                                     (self.alphas_reduce, self.betas_reduce, self.mask_reduce)):
             edges = self.method.edge_weights(betas, self._steps)
-            scores = _masked(self.method.strengths(alphas), mask)
+            scores = masked(self.method.strengths(alphas), mask)
             strengths.append(scores if edges is None else scores * edges.unsqueeze(-1))
         return strengths
 
@@ -255,7 +253,18 @@ class Network(nn.Layer):
         return Genotype(normal=cells[0], normal_concat=concats[0], reduce=cells[1], reduce_concat=concats[1])
 
 
-def _masked(weights, mask):
+@paddle.no_grad()
+def keep_strongest(alphas, mask, count):
+    """Set all but the `count` largest alphas of each edge to 0, and mask to 1 for those that stay and 0 for the others.
+
+    alphas, mask: [edges, operations].
+    """
+    kept = F.one_hot(alphas.topk(count, axis=-1)[1], alphas.shape[-1]).sum(1).astype(mask.dtype)
+    mask.set_value(kept)
+    alphas.set_value(alphas * kept)
+
+
+def masked(weights, mask):
     """Weights without the operations that an edge no longer has, normalised; mask None: as they are."""
     if mask is None:
         return weights

@@ -71,9 +71,11 @@ SEARCH_FLAGS = [
     ('layers', integer(1, 1000), 8, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction cells'),
 ]
 COLLAPSE_FLAGS = [
-    ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none"),
+    ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none "
+                                       '(with --early_stop=eigenvalue:…: every 2 epochs)'),
     ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the '
-                                    'eigenvalue has grown by that factor; the result is that of the last good epoch'),
+                                    'mean of five eigenvalues exceeds 1.3 times the mean four measurements before; the '
+                                    'result is the genotype of an earlier epoch'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'batch size per GPU'),
@@ -121,8 +123,16 @@ def parse_arguments(argv=None):
     first = parser.parse_args(argv)
     parser.set_defaults(**recipe(first.method, first.epochs if 'epochs' in given else None))
     args = parser.parse_data(argv)
+    check_search_flags(parser, args)
+    return args
+
+
+def check_search_flags(parser, args):
+    """Set the defaults that depend on other flags, and refuse flags that do not go together."""
     check_method_flags(parser, args)
-    if args.learning_rate_min is None:  # a default that depends on other flags
+    if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
+        args.eigenvalue_freq = 2  # epochs, as the authors of the rule measure
+    if args.learning_rate_min is None:
         args.learning_rate_min = final_learning_rate(args.method, args.learning_rate)
     if args.learning_rate_min > args.learning_rate:
         parser.error(f'argument --learning_rate_min: {args.learning_rate_min:g} is not allowed: give at most '
@@ -130,11 +140,8 @@ def parse_arguments(argv=None):
     if shortest_stage(args.method, args.epochs) <= args.epochs_no_archopt and args.method != 'random':
         parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the '
                      f'first {args.epochs_no_archopt} epochs (--epochs_no_archopt)')
-    if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
-        parser.error('argument --early_stop: eigenvalue needs --eigenvalue_freq, the epochs between two measurements')
     if args.summary and args.method == 'random':
         parser.error('argument --summary: --method=random has no supernet to summarise; give another --method')
-    return args
 
 
 def check_method_flags(parser, args):
@@ -148,15 +155,15 @@ def check_method_flags(parser, args):
         parser.error('argument --partial_channels: --method=random has no supernet')
 
 
-def make_method(args):
-    """The method object that the flags describe."""
+def make_method(args, make=None):
+    """The method object that the flags describe. make: called with its name and options; default: its class."""
     from nas.methods import METHODS
     options = {'partial': args.partial_channels}
     if args.auxiliary_decay is not None:
         options['decay'] = args.auxiliary_decay
     if args.reg_type == 'kl':
         options['kl_weight'] = 1e-3
-    return METHODS[args.method](**options)
+    return make(args.method, **options) if make else METHODS[args.method](**options)
 
 
 def main():
@@ -171,10 +178,6 @@ def main():
         return
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     from model_search import Network
-    from nas import DARTSearch
-    from nas.collapse import EarlyStop
-    from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
-    from pictures.vdl import visual_log
     from reader import class_count, image_shape, train_search
     from training.summary import summary
 
@@ -185,34 +188,48 @@ def main():
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
-    searcher = DARTSearch(
-        Network(args.init_channels, class_num, args.layers, make_method(args)),
-        train_loader,
-        valid_loader,
-        place,
-        learning_rate=args.learning_rate,
-        batchsize=args.batch_size,
-        arch_learning_rate=args.arch_learning_rate,
-        unrolled=args.unrolled,
-        num_epochs=args.epochs,
-        epochs_no_archopt=args.epochs_no_archopt,
-        save_dir=args.model_save_dir,
-        log_freq=args.log_freq,
-        seed=args.seed,
-        weight=WeightOptions(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip,
-                             learning_rate_min=args.learning_rate_min),
-        arch=ArchOptions(weight_decay=0.0 if args.reg_type == 'kl' else args.arch_weight_decay),
-        checkpoint=CheckpointOptions(resume=args.resume, save_freq=args.save_freq, keep=args.keep,
-                                     save_params=args.save_params,
-                                     arguments=dict(vars(args), class_num=class_num)),
-        monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=args.validate,
-                               search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset},
-                               eigenvalue_freq=args.eigenvalue_freq,
-                               early_stop=args.early_stop and EarlyStop(*args.early_stop),
-                               on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None))
+    network = Network(args.init_channels, class_num, args.layers, make_method(args))
+    searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num))
     genotype = searcher.train()
     if rank() == 0:
         report(genotype, args, given, train_loader.source.image_shape)
+
+
+def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None):
+    """The searcher for a network, a loader of each half of the data and a Paddle place.
+
+    flags: {name: value} of all flags; a resumed run must repeat those that decide the result. cell_figures: as in
+    nas.options.MonitorOptions.
+    """
+    from nas import DARTSearch
+    from nas.collapse import EarlyStop
+    from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
+    from pictures.vdl import visual_log
+    return DARTSearch(
+        network,
+        train_loader,
+        valid_loader,
+        place,
+        learning_rate=flags['learning_rate'],
+        batchsize=flags['batch_size'],
+        arch_learning_rate=flags['arch_learning_rate'],
+        unrolled=flags['unrolled'],
+        num_epochs=flags['epochs'],
+        epochs_no_archopt=flags['epochs_no_archopt'],
+        save_dir=flags['model_save_dir'],
+        log_freq=flags['log_freq'],
+        seed=flags['seed'],
+        weight=WeightOptions(**{name: flags[name] for name in ('momentum', 'weight_decay', 'grad_clip',
+                                                               'learning_rate_min')}),
+        arch=ArchOptions(weight_decay=0.0 if flags['reg_type'] == 'kl' else flags['arch_weight_decay']),
+        checkpoint=CheckpointOptions(arguments=flags, **{name: flags[name] for name in ('resume', 'save_freq', 'keep',
+                                                                                        'save_params')}),
+        monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=flags['validate'],
+                               search_info={name: flags[name] for name in ('method', 'seed', 'dataset')},
+                               eigenvalue_freq=flags['eigenvalue_freq'],
+                               early_stop=flags['early_stop'] and EarlyStop(*flags['early_stop']),
+                               on_epoch=visual_log(flags['model_save_dir']) if flags['use_vdl'] else None,
+                               cell_figures=cell_figures))
 
 
 def draw(args, given):

@@ -65,7 +65,17 @@ def search_flags(method, args):
     return flags
 
 
+def has_edges(cell):
+    """Whether both cells of a genotype.json have an edge: those of FairDARTS have none before any weight reaches its
+    threshold, and can't be trained."""
+    with open(cell) as f:
+        genotype = json.load(f)
+    return all(any(operation != 'none' for operation, _ in genotype[kind]) for kind in ('normal', 'reduce'))
+
+
 def row(name, results, seconds):
+    if not results:
+        return f'| {name} | 0 | no cell with edges | | | {statistics.mean(seconds):.0f} |'
     accuracies, parameters, skips = zip(*results)
     deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     return '| {} | {} | {:.2f} ± {:.2f} | {:.0f} k | {:.1f} | {} |'.format(
@@ -99,7 +109,9 @@ def main():
         for seed in range(args.seeds):
             folder = os.path.join(args.output, f'{method} seed {seed}')
             seconds.append(run('search.py', folder, data_flags(args) + search_flags(method, args) + [f'--seed={seed}']))
-            results.append(train(os.path.join(folder, 'genotype.json'), folder + ' trained', seed, args))
+            cell = os.path.join(folder, 'genotype.json')
+            if has_edges(cell):
+                results.append(train(cell, folder + ' trained', seed, args))
         rows.append(row(method, results, seconds))
         print(rows[-1], file=sys.stderr, flush=True)
     folder = os.path.join(args.output, 'random')

@@ -1,11 +1,13 @@
-"""Example of a custom search space: the cell of NAS-Bench-201 (Dong, Yang, ICLR 2020, section 2.1).
+"""A search space of another kind as an example: the cell of NAS-Bench-201 (Dong, Yang, ICLR 2020, section 2.1).
 
     python examples/nasbench201.py              first-order DARTS on scikit-learn's digits, minutes on a CPU
-    python examples/nasbench201.py --dataset=cifar10 --N=5 --epochs=50 --batch_size=64    the paper's network
-    python visualize.py --alphas search_nasbench201                                       curves of the six edges
+    python examples/nasbench201.py --method=GDAS --dataset=cifar10 --N=5 --epochs=50         the size of the paper
+    python examples/nasbench201.py --table=nasbench201.csv         logs the true test accuracy of the cell in each epoch
+    python visualize.py --alphas search_nasbench201                curves of the six edges, and of those accuracies
+    python examples/train_nasbench201.py --arch='|nor_conv_3x3~0|+…'                   trains a cell
 
 The result is the architecture string of the benchmark, |op~0|+|op~0|op~1|+|op~0|op~1|op~2|: for each node the operation
-on each edge and the node that the edge comes from.
+on each edge and the node that the edge comes from. All methods and flags of search.py apply but those of sizes.
 """
 import os
 import sys
@@ -21,59 +23,83 @@ from kernels import compiled  # noqa: E402, F401, I001  numba must be imported b
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
-from paddle.nn.initializer import Normal  # noqa: E402
+from paddle.nn.initializer import Constant, Normal  # noqa: E402
 
-from nas import DARTSearch  # noqa: E402
-from nas.methods import METHODS  # noqa: E402
-from nas.options import MonitorOptions  # noqa: E402
+import search  # noqa: E402
+from examples.nasbench201_table import EDGES, PRIMITIVES, Table, cell_string, parse_cell  # noqa: E402
+from model_search import keep_strongest, masked  # noqa: E402
+from nas.recipes import METHOD_NAMES  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
 from reader import class_count, train_search  # noqa: E402
-from runtime.flags import DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, integer, path, positive, reader_flags  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
+from runtime.flags import DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, given_flags, integer, path, reader_flags, run_flags  # noqa: E402
+from runtime.log import logger  # noqa: E402
+from runtime.parallel import rank  # noqa: E402
 from runtime.script import run_script, start_script  # noqa: E402
 
+# name: function of channels and affine, whether the batch norm has a trainable part
 OPS = {
-    'none': lambda c: Zero(1),
-    'skip_connect': lambda c: Identity(),
-    'nor_conv_1x1': lambda c: ReLUConvBN(c, c, 1, 1, 0, affine=False),
-    'nor_conv_3x3': lambda c: ReLUConvBN(c, c, 3, 1, 1, affine=False),
-    'avg_pool_3x3': lambda c: nn.AvgPool2D(3, 1, padding=1, exclusive=True),
+    'none': lambda c, affine=False: Zero(1),
+    'skip_connect': lambda c, affine=False: Identity(),
+    'nor_conv_1x1': lambda c, affine=False: ReLUConvBN(c, c, 1, 1, 0, affine),
+    'nor_conv_3x3': lambda c, affine=False: ReLUConvBN(c, c, 3, 1, 1, affine),
+    'avg_pool_3x3': lambda c, affine=False: nn.AvgPool2D(3, 1, padding=1, exclusive=True),
 }
-PRIMITIVES = list(OPS)
 NODES = 4  # node 0 is the input of the cell, node 3 its output
-EDGES = [(node, source) for node in range(1, NODES) for source in range(node)]
 
-# The methods that need no more of a supernet than weights of the operations.
-USABLE_METHODS = [name for name, method in METHODS.items()
-                  if method.partial == 1 and not method.with_betas and not method.auxiliary_skip]
-
-SEARCH_FLAGS = [
-    ('method', USABLE_METHODS, 'DARTS', 'the search method, a class of nas/methods.py'),
-    ('epochs', integer(1), 5, 'search epochs'),
-    ('batch_size', integer(1), 32, 'batch size'),
-    ('arch_learning_rate', positive(), 3e-3, 'learning rate of Adam for the architecture parameters'),
+# Defaults of flags that suit digits, where they are not those of search.py.
+DEFAULTS = dict(method='DARTS', dataset='digits', epochs=5, batch_size=32, arch_learning_rate=3e-3, num_workers=0,
+                log_freq=10, model_save_dir='search_nasbench201')
+SPACE_FLAGS = [
     ('C', integer(1, 4096), 16, 'channels of the first stage'),
-    ('N', integer(1, 100), 1, 'cells of each of the three stages'),
-    ('model_save_dir', path, 'search_nasbench201', 'output directory'),
+    ('N', integer(1, 100), 1, "cells of each of the three stages; the paper's networks have 5"),
+    ('table', path, None, 'csv file with the true accuracy of every cell, see examples/nasbench201_table.py: logs '
+                          'accuracy and rank of the present cell in each epoch'),
 ]
-SEARCH_DATA_FLAGS = [
-    (name, kind, 'digits' if name == 'dataset' else default, text) for name, kind, default, text in DATA_FLAGS] + [
-    ('data', path, None, 'the CIFAR archive or the folder it unpacks to; with --dataset=folder, the folder'),
-    ('cutout', boolean, False, 'mask a random square of every training image'),
-]
+
+
+class Edge(nn.Layer):
+    """The weighted sum of all operations on an edge, through 1/partial of the channels as in model_search.MixedOp."""
+
+    def __init__(self, c, method):
+        super().__init__()
+        self.c, self.method = c, method
+        self.ops = nn.LayerList([OPS[name](c // method.partial) for name in PRIMITIVES])
+        self.auxiliary_op = Identity() if method.auxiliary_skip else None
+
+    def forward(self, x, weights, active=None):
+        """x [N, C, H, W], weights [operations] -> [N, C, H, W]. active: the columns of the operations to compute; None
+        for all."""
+        partial = self.method.partial
+        if partial == 1:
+            return self.mix(x, weights, active)
+        c = x.shape[1] // partial
+        return F.channel_shuffle(paddle.concat([self.mix(x[:, :c], weights, active), x[:, c:]], axis=1), partial)
+
+    def mix(self, x, weights, active):
+        weights = weights.unbind()
+        computed = [column for column, name in enumerate(PRIMITIVES) if name != 'none'] if active is None else active
+        mixed = sum(weights[column] * self.ops[column](x) for column in computed)
+        if active is not None:  # GDAS's authors add the weights of the other operations, zeros that have a gradient
+            mixed = mixed + sum(weight for column, weight in enumerate(weights) if column not in active)
+        if self.auxiliary_op is not None:
+            mixed = mixed + self.method.skip_weight * self.auxiliary_op(x)
+        return mixed
 
 
 class SearchCell(nn.Layer):
-    """Each node is the sum of a weighted sum of all operations from each node before it."""
+    """Each node is the sum of the edges from all nodes before it."""
 
-    def __init__(self, c):
+    def __init__(self, c, method):
         super().__init__()
-        self.edges = nn.LayerList([nn.LayerList([OPS[name](c) for name in PRIMITIVES]) for _ in EDGES])
+        self.edges = nn.LayerList([Edge(c, method) for _ in EDGES])
 
-    def forward(self, x, weights):
-        """x [N, C, H, W], weights: a list of scalar tensors for each edge -> [N, C, H, W]."""
+    def forward(self, x, weights, edge_weights=None, active=None):
+        """x [N, C, H, W] -> [N, C, H, W]; the other arguments as of model_search.Cell."""
         states = [x] + [0] * (NODES - 1)
-        for (node, source), operations, row in zip(EDGES, self.edges, weights):
-            states[node] += sum(w * op(states[source]) for w, op in zip(row, operations))
+        for number, (node, source) in enumerate(EDGES):
+            mixed = self.edges[number](states[source], weights[number], None if active is None else active[number])
+            states[node] += mixed if edge_weights is None else edge_weights[number] * mixed
         return states[-1]
 
 
@@ -90,12 +116,37 @@ class ResidualBlock(nn.Layer):
         return self.conv_b(self.conv_a(x)) + self.downsample(x)
 
 
-class Network(nn.Layer):
-    """Three stages of N cells with C, 2C and 4C channels (NAS-Bench-201, section 2.1).
+class Skeleton(nn.Layer):
+    """Three stages of N cells with C, 2C and 4C channels (NAS-Bench-201, section 2.1). make_cell: number of channels ->
+    a cell."""
 
-    The searcher requires `arch_parameters`, `_loss`, `genotype` and that the network is callable on images. If there
-    are `set_epoch`, `strengths` and the names of cells, operations and edges, it uses them, for the method and for
-    the curves.
+    def __init__(self, c, num_classes, n, make_cell):
+        super().__init__()
+        self.stem = nn.Sequential(conv2d(3, c, 3, padding=1), batch_norm(c))
+        self.blocks = nn.LayerList()
+        for stage in range(3):
+            if stage:
+                self.blocks.append(ResidualBlock(c * 2**(stage - 1), c * 2**stage))
+            self.blocks.extend([make_cell(c * 2**stage) for _ in range(n)])
+        self.last = nn.Sequential(batch_norm(4 * c), nn.ReLU(), nn.AdaptiveAvgPool2D(1), nn.Flatten())
+        self.classifier = linear(4 * c, num_classes)
+
+    def forward(self, image, *weights):
+        """image [N, 3, H, W] -> logits [N, num_classes]; weights: further arguments of the cells."""
+        x = self.stem(image)
+        for block in self.blocks:
+            x = block(x) if isinstance(block, ResidualBlock) else block(x, *weights)
+        return self.classifier(self.last(x))
+
+
+class Network(Skeleton):
+    """The supernet. method: a name or an object of nas/methods.py.
+
+    The searcher requires `arch_parameters`, `_loss`, `genotype` and that the network is callable on images. What else
+    it has is used where it exists: `set_epoch`, `strengths` and the names of cells, operations and edges for methods
+    and curves; `keep_strongest` and `rebuild_edges` for the stages of DrNAS.
+
+    Raises UserError for a number of channels that the method cannot divide.
     """
 
     cell_names = ['cell']
@@ -103,64 +154,114 @@ class Network(nn.Layer):
     edge_names = [f'{source} → {node}' for node, source in EDGES]
 
     def __init__(self, C, num_classes, N, method='DARTS'):
-        super().__init__()
-        self.method = METHODS[method]()
-        self.alphas = self.create_parameter([len(EDGES), len(PRIMITIVES)], default_initializer=Normal(0.0, 1e-3))
-        self.stem = nn.Sequential(conv2d(3, C, 3, padding=1), batch_norm(C))
-        self.blocks = nn.LayerList()
-        for stage in range(3):
-            if stage:
-                self.blocks.append(ResidualBlock(C * 2**(stage - 1), C * 2**stage))
-            self.blocks.extend([SearchCell(C * 2**stage) for _ in range(N)])
-        self.last = nn.Sequential(batch_norm(4 * C), nn.ReLU(), nn.AdaptiveAvgPool2D(1), nn.Flatten())
-        self.classifier = linear(4 * C, num_classes)
+        method = make_method(method) if isinstance(method, str) else method
+        for partial in [method.partial] + [partial for partial, _ in method.later_stages]:
+            if C % partial:
+                raise UserError(f'--C: {C} is not allowed: {method.name} passes 1/{partial} of the channels through an '
+                                f'edge, give a multiple of {partial}')
+        super().__init__(C, num_classes, N, lambda c: SearchCell(c, method))
+        self.method = method
+        deviation, shape = method.alpha_deviation, [len(EDGES), len(PRIMITIVES)]
+        initializer = Normal(0.0, deviation) if deviation else Constant(0.0)
+        self.alphas = self.create_parameter(shape, default_initializer=initializer)
+        self.betas = (self.create_parameter(shape[:1], default_initializer=Normal(0.0, deviation))
+                      if method.with_betas else None)
+        self.register_buffer('mask', paddle.ones(shape, self.alphas.dtype) if method.later_stages else None)
 
     def forward(self, image):
         """image [N, 3, H, W] -> logits [N, num_classes]."""
-        weights = self.method.operation_weights(self.alphas) if self.training else self.method.strengths(self.alphas)
-        rows = [row.unbind() for row in weights.unbind()]
-        x = self.stem(image)
-        for block in self.blocks:
-            x = block(x, rows) if isinstance(block, SearchCell) else block(x)
-        return self.classifier(self.last(x))
+        weights = masked(self.method.operation_weights(self.alphas), self.mask)
+        return super().forward(image, weights, self.method.edge_weights(self.betas, NODES - 1, inputs=1),
+                               self.method.active_operations(weights))
 
     def arch_parameters(self):
-        return [self.alphas]
+        return [self.alphas] if self.betas is None else [self.alphas, self.betas]
 
     def _loss(self, image, label):
         return F.cross_entropy(self(image), label) + self.method.regularizer([self.alphas])
 
-    @paddle.no_grad()
-    def strengths(self):
-        return [self.method.strengths(self.alphas)]
-
     def set_epoch(self, epoch, epochs):
         self.method.set_epoch(epoch, epochs)
 
+    @paddle.no_grad()
+    def strengths(self):
+        return [masked(self.method.strengths(self.alphas), self.mask)]
+
     def genotype(self):
         """The architecture string of the benchmark: the strongest operation of each edge, `none` included."""
-        best = [PRIMITIVES[column] for column in self.strengths()[0].argmax(-1).tolist()]
-        nodes = [[f'{name}~{source}' for (target, source), name in zip(EDGES, best) if target == node]
-                 for node in range(1, NODES)]
-        return '+'.join(f'|{"|".join(edges)}|' for edges in nodes)
+        return cell_string([PRIMITIVES[column] for column in self.strengths()[0].argmax(-1).tolist()])
+
+    def keep_strongest(self, count):
+        keep_strongest(self.alphas, self.mask, count)
+
+    def rebuild_edges(self, partial):
+        """As model_search.Network.rebuild_edges."""
+        self.method.partial = partial
+        replaced = []
+        for number, cell in enumerate(self.blocks):
+            for place, old in enumerate(cell.edges) if isinstance(cell, SearchCell) else ():
+                cell.edges[place] = Edge(old.c, self.method)
+                replaced += [(f'blocks.{number}.edges.{place}.{name}', before, now) for (name, before), now
+                             in zip(old.named_parameters(), cell.edges[place].parameters())]
+        return replaced
+
+
+def make_method(name, **options):
+    """The method object for this space. Its operations are those of the space for every method.
+
+    DrNAS: 1/4 of the channels, then 1/2 and three operations on each edge (DrNAS, section 4.3).
+    """
+    from nas.methods import METHODS
+    method = METHODS[name](**options)
+    if method.later_stages:
+        partial = options.get('partial')
+        method.partial, method.later_stages = partial or 4, ((partial or 2, 3),)
+    return method
+
+
+def parse_arguments():
+    parser = ArgumentParser(__doc__)
+    sizes = ('method', 'samples', 'init_channels', 'layers')
+    methods = [('method', METHOD_NAMES, None, 'the search method, a class of nas/methods.py')]
+    flags = methods + [row for row in search.SEARCH_FLAGS if row[0] not in sizes] + SPACE_FLAGS
+    for title, table in (('search', flags), ('weight step', search.WEIGHT_FLAGS),
+                         ('architecture step', search.ARCH_FLAGS), ('collapse', search.COLLAPSE_FLAGS),
+                         ('data', DATA_FLAGS + search.HALVES_FLAGS + reader_flags(num_workers=0)),
+                         ('device', DEVICE_FLAGS),
+                         ('run', run_flags(log_freq=10, model_save_dir='') + search.SAVE_FLAGS)):
+        parser.add_flags(title, [(name, kind, DEFAULTS.get(name, default), text)
+                                 for name, kind, default, text in table])
+    args = parser.parse_data(None)
+    search.check_search_flags(parser, args)
+    return args
 
 
 def main():
-    parser = ArgumentParser(__doc__)
-    parser.add_flags('search', SEARCH_FLAGS)
-    parser.add_flags('data', SEARCH_DATA_FLAGS + reader_flags(num_workers=0))
-    parser.add_flags('device', DEVICE_FLAGS)
-    args = parser.parse_data(None)
-    place = start_script(args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
-                         use_data_parallel=args.use_data_parallel, seed=args.seed)
-    train_loader, valid_loader = train_search(args.batch_size, 0.5, True, args)
-    network = Network(args.C, class_count(train_loader), args.N, args.method)
-    monitor = MonitorOptions(eval_reader=valid_loader.without_augmentation(),
-                             search_info={'method': args.method, 'seed': args.seed, 'dataset': args.dataset})
-    searcher = DARTSearch(network, train_loader, valid_loader, place, arch_learning_rate=args.arch_learning_rate,
-                          num_epochs=args.epochs, save_dir=args.model_save_dir, log_freq=10, seed=args.seed,
-                          monitor=monitor)
-    print(searcher.train())
+    args = parse_arguments()
+    place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume)
+    table = Table(args.table) if args.table else None
+
+    def cell_figures(cell):
+        """What metrics.jsonl keeps of a cell."""
+        return dict({'skip_connects': parse_cell(cell).count('skip_connect')}, **(table.figures(cell) if table else {}))
+
+    method = search.make_method(args, make_method)
+    if args.summary:
+        from reader import image_shape
+        from training.summary import summary
+        print(summary(Network(args.C, args.class_num, args.N, method), image_shape(args), args.batch_size))
+        return
+    train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
+    class_num = class_count(train_loader, args.class_num if 'class_num' in given_flags(sys.argv[1:]) else None)
+    searcher = search.make_searcher(Network(args.C, class_num, args.N, method), train_loader, valid_loader, place,
+                                    dict(vars(args), class_num=class_num), cell_figures)
+    cell = searcher.train()
+    if rank() == 0:
+        if table:
+            logger.info('%s', ', '.join(f'{name}: test accuracy {accuracy:.2f} %, rank {table[cell].rank[name]} of '
+                                        f'{len(table)}' for name, accuracy in table[cell].accuracy.items()))
+        print(cell)
 
 
 if __name__ == '__main__':

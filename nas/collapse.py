@@ -9,7 +9,9 @@ import math
 
 from genotypes import Genotype
 
-WINDOW = 5  # measurements that are averaged, and how far back they are compared (Zela et al., section 4.2)
+# The rule of Zela et al., section 4.3: means of WINDOW measurements, each counted for the epoch in the middle of them;
+# the newest one is compared with the one DISTANCE means before, whose epoch must be at least FIRST_EPOCH.
+WINDOW, DISTANCE, FIRST_EPOCH = 5, 4, 10
 
 
 def indicators(genotype, strengths):
@@ -40,11 +42,11 @@ def entropy(strengths):
 
 
 class EarlyStop:
-    """When to stop: 'skip:2' at so many skip connections in the normal cell, 'eigenvalue:1.3' when the mean of the
-    last five dominant eigenvalues is so many times that of the five before.
+    """When to stop: 'skip:2' at so many skip connections in the normal cell, 'eigenvalue:1.3' when the mean of five
+    dominant eigenvalues is more than so many times the mean four measurements earlier.
 
-    The criterion is armed once an epoch has been good; the genotype that counts is that of the last good one. Epochs
-    in which the architecture rests don't count.
+    The genotype that counts is that of the last epoch below the limit ('skip'), or of the epoch in the middle of the
+    earlier five measurements ('eigenvalue'). Epochs in which the architecture rests don't count.
     """
 
     def __init__(self, kind, limit):
@@ -58,9 +60,9 @@ class EarlyStop:
             good = [line for line in history if line.get('skip_connects', 0) < self.limit]
             return good[-1] if good and history[-1].get('skip_connects', 0) >= self.limit else None
         measured = [line for line in history if 'eigenvalue' in line]
-        if not history or 'eigenvalue' not in history[-1] or len(measured) <= WINDOW:
+        if not history or 'eigenvalue' not in history[-1] or len(measured) < WINDOW + DISTANCE:
             return None
         values = [line['eigenvalue'] for line in measured]
-        before, now = values[max(0, len(values) - 2 * WINDOW):-WINDOW], values[-WINDOW:]
-        grown = sum(now) / len(now) > self.limit * sum(before) / len(before) > 0
-        return measured[-WINDOW - 1] if grown else None
+        before, now = sum(values[-WINDOW - DISTANCE:-DISTANCE]) / WINDOW, sum(values[-WINDOW:]) / WINDOW
+        earlier = measured[-DISTANCE - WINDOW // 2 - 1]
+        return earlier if now > self.limit * before > 0 and earlier['epoch'] >= FIRST_EPOCH else None

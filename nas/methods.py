@@ -74,8 +74,11 @@ class DARTS:
         """alphas [edges, operations] -> the scores that rank operations for the genotype, [edges, operations]."""
         return F.softmax(alphas, axis=-1)
 
-    def edge_weights(self, betas, steps):
-        """betas [edges] or None -> the weights of the edges, [edges], or None where edges have none."""
+    def edge_weights(self, betas, steps, inputs=2):
+        """betas [edges] or None -> the weights of the edges, [edges], or None where edges have none.
+
+        steps: the nodes of a cell; inputs: the states before the first one, so that node i has i + inputs edges.
+        """
         return None
 
     def regularizer(self, alphas):
@@ -95,9 +98,9 @@ class PCDARTS(DARTS):
     partial = 4  # K = 4 for CIFAR-10 and ImageNet, section 4.1
     with_betas = True
 
-    def edge_weights(self, betas, steps):
-        """Softmax over the edges that enter a node; node i has i + 2 of them."""
-        return softmax_by_node(betas, steps)
+    def edge_weights(self, betas, steps, inputs=2):
+        """Softmax over the edges that enter a node; node i has i + inputs of them."""
+        return softmax_by_node(betas, steps, inputs)
 
 
 class GDAS(DARTS):
@@ -279,9 +282,9 @@ class DARTSMinus(DARTS):
                 'constant': 1.0}[self.decay]
 
 
-def softmax_by_node(betas, steps):
-    """betas [edges] -> the softmax over the edges that enter each node, [edges]; node i has i + 2 of them."""
-    return paddle.concat([F.softmax(node, axis=-1) for node in betas.split([node + 2 for node in range(steps)])])
+def softmax_by_node(betas, steps, inputs=2):
+    """betas [edges] -> the softmax over the edges that enter each node, [edges]; node i has i + inputs of them."""
+    return paddle.concat([F.softmax(node, axis=-1) for node in betas.split([node + inputs for node in range(steps)])])
 
 
 def method_of(model):

@@ -220,9 +220,12 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return dict(found, weights=strengths)
 
     def _collapse_indicators(self, epoch):
-        """The figures of collapse.py for the epoch; they are logged too."""
+        """The figures of collapse.py and of monitor.cell_figures for the epoch; they are logged too."""
         strengths = [s.tolist() for s in self.model.strengths()] if hasattr(self.model, 'strengths') else []
-        indicators = collapse.indicators(self._current_genotype(), strengths)
+        genotype = self._current_genotype()
+        indicators = collapse.indicators(genotype, strengths)
+        if self.monitor.cell_figures is not None:
+            indicators.update(self.monitor.cell_figures(genotype))
         if self.monitor.eigenvalue_freq and (epoch + 1) % self.monitor.eigenvalue_freq == 0:
             self.model.train()
             # The same batch and the same random numbers, whether or not the run was resumed since the last step of the

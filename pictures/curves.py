@@ -184,15 +184,17 @@ def _style(axes, numbers):
 
 
 def _draw_summary(page, search, top):
-    """Skip connections (of a Genotype), entropy and accuracies."""
+    """Skip connections, entropy and accuracies."""
     numbers = [epoch.number for epoch in search.epochs]
     plots = [_plot_entropy]
-    if all(epoch.genotype is not None for epoch in search.epochs):
+    if all(epoch.skip_connects is not None for epoch in search.epochs):
         plots.insert(0, _plot_skip_connections)
     if not all(math.isnan(value) for epoch in search.epochs for value in (epoch.train_acc, epoch.valid_acc)):
         plots.append(_plot_accuracies)
-    gap = 0.55
-    width = (min(page.width, 14) - LEFT - RIGHT - 2 * gap) / 3
+    if any(epoch.true_acc for epoch in search.epochs):
+        plots.append(_plot_true_accuracies)
+    gap, columns = 0.55, max(3, len(plots))
+    width = (min(page.width, 14) - LEFT - RIGHT - (columns - 1) * gap) / columns
     for position, plot in enumerate(plots):
         axes = page.axes(LEFT + position * (width + gap), top + 0.45, width, SUMMARY - 1)
         plot(axes, search, numbers, {'marker': 'o', 'ms': 3 if len(numbers) <= 20 else 0, 'lw': 2})
@@ -204,11 +206,12 @@ def _draw_summary(page, search, top):
 
 
 def _plot_skip_connections(axes, search, numbers, style):
-    counts = [sum(operation == 'skip_connect' for operation, _ in epoch.genotype.normal) for epoch in search.epochs]
+    counts = [epoch.skip_connects for epoch in search.epochs]
     colour, _ = operation_styles(search.operations).get('skip_connect', (DARK, '-'))
     axes.step(numbers, counts, where='mid', color=colour, **style)
-    axes.set_title('skip connections, normal cell')
-    edges = len(search.epochs[0].genotype.normal)
+    first = search.epochs[0]
+    axes.set_title('skip connections' if first.genotype is None else 'skip connections, normal cell')
+    edges = sum(map(len, first.weights)) if first.genotype is None else len(first.genotype.normal)
     axes.set_ylim(-0.04 * edges, 1.04 * edges)
     axes.set_yticks(range(0, edges + 1, max(2, edges // 4)))
 
@@ -232,4 +235,13 @@ def _plot_accuracies(axes, search, numbers, style):
         if not all(map(math.isnan, values)):
             axes.plot(numbers, values, color=colour, label=name, **style)
     axes.set_title('accuracy, %')
+    axes.set_ylim(0, 102)
+
+
+def _plot_true_accuracies(axes, search, numbers, style):
+    names = sorted({name for epoch in search.epochs for name in epoch.true_acc})
+    for position, name in enumerate(names):
+        axes.plot(numbers, [100 * epoch.true_acc.get(name, math.nan) for epoch in search.epochs],
+                  color=CELL_COLOURS[position % len(CELL_COLOURS)], label=name.replace('$', r'\$'), **style)
+    axes.set_title('true test accuracy, %')
     axes.set_ylim(0, 102)

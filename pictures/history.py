@@ -7,6 +7,8 @@ valid_acc. The curves also read
     cells        the names of the kinds of cells, such as ["normal", "reduce"]
     operations   the names of the operations
     edges        the names of the edges (only of search spaces other than that of DARTS)
+    skip_connects       the number of skip connections in a cell that is no Genotype
+    test_acc_NAME       the true test accuracy of the epoch's cell on data set NAME, where a table has it
 """
 import math
 import os
@@ -21,10 +23,12 @@ from runtime.errors import UserError
 MAX_METRICS_BYTES, MAX_LINE_BYTES = 64 << 20, 1 << 20
 MAX_CELLS, MAX_PANELS, MAX_OPERATIONS, MAX_NAME = 8, 400, 64, 80
 MAX_EPOCH = 10**9
+TRUE_ACCURACY = 'test_acc_'  # how the keys of true accuracies begin
 
 # One epoch. genotype: None for a search space whose result is no Genotype. Accuracies are NaN where there are none.
 # weights: a list of arrays [edges, operations], one for each kind of cell; None unless it was asked for.
-Epoch = namedtuple('Epoch', 'number genotype train_acc valid_acc weights')
+# skip_connects: their number, None where it is unknown. true_acc: {data set: true test accuracy of the cell}.
+Epoch = namedtuple('Epoch', 'number genotype train_acc valid_acc weights skip_connects true_acc', defaults=(None, {}))
 
 # epochs: [Epoch] in order. cells, operations, edges: names, edges None in the space of DARTS.
 Search = namedtuple('Search', 'epochs cells operations edges')
@@ -108,7 +112,8 @@ def _read_epoch(line, folder, with_weights):
             weights = _read_weights(line['weights'])
         else:
             weights = _weights_of_alphas(_required(line, 'alphas'), genotype)
-    return Epoch(number, genotype, _accuracy(line, 'train_acc'), _accuracy(line, 'valid_acc'), weights)
+    return Epoch(number, genotype, _accuracy(line, 'train_acc'), _accuracy(line, 'valid_acc'), weights,
+                 _skip_connections(line, genotype), _true_accuracies(line))
 
 
 def _required(line, key):
@@ -140,6 +145,23 @@ def _accuracy(line, key):
     if type(value) not in (int, float) or value < 0 or value > 1:  # NaN is allowed
         raise ValueError(f'{key} must be a number from 0 to 1, it is {value!r:.40}')
     return float(value)
+
+
+def _skip_connections(line, genotype):
+    """The skip connections of the normal cell, or of a cell of another kind; None where they are unknown."""
+    if genotype is not None:
+        return sum(operation == 'skip_connect' for operation, _ in genotype.normal)
+    value = line.get('skip_connects')
+    if value is not None and (type(value) is not int or not 0 <= value <= MAX_PANELS):
+        raise ValueError(f'skip_connects must be a whole number from 0 to {MAX_PANELS}, it is {value!r:.40}')
+    return value
+
+
+def _true_accuracies(line):
+    names = [key[len(TRUE_ACCURACY):] for key in line if key.startswith(TRUE_ACCURACY)]
+    if len(names) > MAX_CELLS or not all(name.isprintable() and 0 < len(name) <= MAX_NAME for name in names):
+        raise ValueError(f'{TRUE_ACCURACY}… must name at most {MAX_CELLS} data sets, in printable characters')
+    return {name: _accuracy(line, TRUE_ACCURACY + name) for name in names}
 
 
 def _read_weights(data):

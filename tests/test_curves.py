@@ -208,8 +208,3 @@ def test_the_example_of_another_space_runs_from_any_folder_and_is_drawn(script, 
     assert record['edges'] == ['0 → 1', '0 → 2', '1 → 2', '0 → 3', '1 → 3', '2 → 3']
     run = script('visualize.py', '--alphas=run')
     assert (run.returncode, run.stdout.strip(), run.stderr) == (0, os.path.join('run', 'alphas.png'), '')
-
-
-def test_the_example_refuses_methods_that_it_cannot_search_with(script):
-    run = script(os.path.join('examples', 'nasbench201.py'), '--method=PC-DARTS')
-    assert run.returncode == 2 and 'give one of DARTS, GDAS' in run.stderr

@@ -159,12 +159,26 @@ def test_when_to_stop():
     assert skip.verdict(lines(skip_connects=[0, 0, 2]), first=2) is None
     assert skip.verdict(lines(skip_connects=[0, 0, 2, 1, 2]), first=2)['epoch'] == 3
     assert skip.verdict(lines(skip_connects=[2, 0, 2]), first=3) is None
-    growth = EarlyStop('eigenvalue', 1.3)
-    assert growth.verdict(lines(eigenvalue=[0.1] * 5 + [1.0] * 7), first=5) is None
-    assert growth.verdict(lines(eigenvalue=[1.0] * 5)) is None
-    assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.4])) is None  # the mean of the last five is 1.28
-    assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.6]))['epoch'] == 4
-    assert growth.verdict(lines(eigenvalue=[1.0] * 9 + [2.6]) + [{'epoch': 10}]) is None  # not measured now
+
+
+def test_when_a_growing_eigenvalue_stops_a_search():
+    """Against the rule of Zela et al. written out: means of five, compared with the one four before, from epoch 10
+    on."""
+    random, stops = np.random.default_rng(0), 0
+    rule = EarlyStop('eigenvalue', 1.3)
+    for _ in range(200):
+        first, every = int(random.integers(0, 4)), int(random.integers(1, 4))
+        values = random.uniform(0.5, 1.5, 30).cumsum() if random.random() < 0.5 else random.uniform(0.5, 1.5, 30)
+        history = [dict(epoch=every * i, eigenvalue=value) for i, value in enumerate(values)]
+        means = {every * (i + 2): values[i:i + 5].mean() for i in range(26) if every * i >= first}
+        for length in range(1, 31):
+            newest, earlier = every * (length - 3), every * (length - 7)
+            stop = (newest in means and earlier in means and earlier >= 10 and means[newest] > 1.3 * means[earlier])
+            verdict = rule.verdict(history[:length], first)
+            assert (verdict and verdict['epoch']) == (earlier if stop else None)
+            stops += stop
+    assert stops > 50
+    assert rule.verdict(history[:20] + [{'epoch': 1000}]) is None  # not measured now
 
 
 def test_a_search_hands_its_resting_epochs_to_no_verdict(tmp_path, monkeypatch):
@@ -208,7 +222,7 @@ def test_an_early_stop_goes_back_to_the_last_good_genotype(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize('text', ['skip', 'skip:0', 'skip:x', 'eigenvalue:',
-                         'eigenvalue:-1', 'hessian:2', 'eigenvalue:1.3'])
+                         'eigenvalue:-1', 'hessian:2'])
 def test_wrong_early_stops_are_refused(script, text):
     result = script('search.py', '--early_stop=' + text)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and 'argument --early_stop' in result.stderr

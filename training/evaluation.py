@@ -137,14 +137,15 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
     """Train a network and keep the best one in save_dir as best_model.pdparams. Returns the best top-1 accuracy.
 
     schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. optimizer_options: momentum, weight_decay,
-    grad_clip. loss_options: of engine.classification_loss. precision_options: level and dtype of engine.Precision.
-    run_options: resume, and keywords of runtime.run.Run. log_epoch: called with the figures of each epoch and the
-    best top-1 so far, to log them.
+    grad_clip, nesterov (default: False). loss_options: of engine.classification_loss. precision_options: level and
+    dtype of engine.Precision. run_options: resume, and keywords of runtime.run.Run. log_epoch: called with the figures
+    of each epoch and the best top-1 so far, to log them.
     """
     broadcast(model.parameters())
     parameters = [p for p in model.parameters() if p.trainable]
     optimizer = paddle.optimizer.Momentum(schedule, optimizer_options['momentum'], parameters=parameters,
                                           weight_decay=optimizer_options['weight_decay'],
+                                          use_nesterov=optimizer_options.get('nesterov', False),
                                           grad_clip=paddle.nn.ClipGradByGlobalNorm(optimizer_options['grad_clip']))
     precision = Precision(model=model, optimizer=optimizer, **precision_options)
     run_keywords = {name: value for name, value in run_options.items() if name != 'resume'}
