@@ -23,6 +23,7 @@ from kernels.compiled import (
     pixels_to_line,
     spread,
 )
+from kernels.operation import Operation
 
 
 def conv2d(x, layer):
@@ -38,11 +39,11 @@ def conv2d(x, layer):
     if x.shape[1] != weight.shape[1] * layer._groups or weight.shape[0] % layer._groups:
         return None  # Paddle says what is wrong
     if layer._groups == 1 and is_pointwise(layer):
-        return _Pointwise.apply(x, weight)
+        return _Pointwise()(x, weight)
     if layer._groups == x.shape[1] == weight.shape[0] and is_square(layer):
         kernel, stride, padding, dilation = square_geometry(layer)
         if min(x.shape[2:]) + 2 * padding > dilation * (kernel - 1):
-            return _Depthwise.apply(x, weight, stride, padding, dilation)
+            return _Depthwise(stride, padding, dilation)(x, weight)
     return None
 
 
@@ -66,31 +67,30 @@ def square_geometry(layer):
     return layer.weight.shape[2], layer._stride[0], layer._updated_padding[0], layer._dilation[0]
 
 
-class _Depthwise(paddle.autograd.PyLayer):
+class _Depthwise(Operation):
 
-    @staticmethod
-    def forward(ctx, x, weight, stride, padding, dilation):
-        x, weight = x.contiguous(), weight.contiguous()
+    def __init__(self, stride, padding, dilation):
+        self.settings = stride, padding, dilation
+
+    def forward(self, x, weight):
+        self.x, self.weight = x, weight = x.contiguous(), weight.contiguous()
         n, c, h, w = x.shape
-        ctx.group = compiled.group_size(n, h * w)
-        ctx.geometry = geometry(h, w, weight.shape[2], stride, padding, dilation, ctx.group)
-        out = paddle.empty([n, c, int(ctx.geometry[6]), int(ctx.geometry[7])], 'float32')
-        on_all_cores(_forward, c * -(-n // ctx.group), addresses([x, weight, out]), ctx.geometry, n, c, ctx.group)
-        ctx.save_for_backward(x, weight)
-        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
+        self.group = compiled.group_size(n, h * w)
+        self.geometry = geometry(h, w, weight.shape[2], *self.settings, self.group)
+        out = paddle.empty([n, c, int(self.geometry[6]), int(self.geometry[7])], 'float32')
+        on_all_cores(_forward, c * -(-n // self.group), addresses([x, weight, out]), self.geometry, n, c, self.group)
         return out
 
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensor()
+    def backward(self, gradient):
+        x, weight = self.x, self.weight
         n, c = x.shape[:2]
         gradient = gradient.contiguous()
-        groups = -(-n // ctx.group)
-        dx = paddle.zeros(x.shape, 'float32') if ctx.wanted[0] else None
+        groups = -(-n // self.group)
+        dx = paddle.zeros(x.shape, 'float32') if self.wanted[0] else None
         dweight = np.zeros((groups, weight.size), np.float32)
-        on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * ctx.wanted[0]), ctx.geometry, n, c,
-                     ctx.group, dweight, ctx.wanted[1])
-        return dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if ctx.wanted[1] else None
+        on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * self.wanted[0]), self.geometry, n,
+                     c, self.group, dweight, self.wanted[1])
+        return [dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if self.wanted[1] else None]
 
 
 @jit
@@ -133,33 +133,29 @@ def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin,
                     False)
 
 
-class _Pointwise(paddle.autograd.PyLayer):
+class _Pointwise(Operation):
 
-    @staticmethod
-    def forward(ctx, x, weight):
-        x, weight = x.contiguous(), weight.contiguous()
+    def forward(self, x, weight):
+        self.x, self.weight = x, weight = x.contiguous(), weight.contiguous()
         n, c, h, w = x.shape
         out = paddle.empty([n, weight.shape[0], h, w], 'float32')
         on_all_cores(_multiply, n, addresses([x, weight, out]), n, c, weight.shape[0], h * w, False)
-        ctx.save_for_backward(x, weight)
-        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
         return out
 
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensor()
+    def backward(self, gradient):
+        x, weight = self.x, self.weight
         gradient = gradient.contiguous()
         (n, c, h, w), filters = x.shape, weight.shape[0]
         dx = dweight = None
-        if ctx.wanted[0]:
+        if self.wanted[0]:
             dx = paddle.empty(x.shape, 'float32')
             on_all_cores(_multiply, n, addresses([gradient, weight, dx]), n, filters, c, h * w, True)
-        if ctx.wanted[1]:
+        if self.wanted[1]:
             parts = min(n, 64)  # whose sums are put together afterwards, in the same order on any number of cores
             sums = np.zeros((parts, filters * c), np.float32)
             on_all_cores(_multiply_weight, parts, addresses([x, gradient]), n, c, filters, h * w, sums)
             dweight = paddle.to_tensor(sums.sum(0)).reshape(weight.shape)
-        return dx, dweight
+        return [dx, dweight]
 
 
 @jit

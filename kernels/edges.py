@@ -38,6 +38,7 @@ from kernels.edge_loops import (
     sum_groups,
     update_statistics,
 )
+from kernels.operation import Operation
 
 
 class Edges:
@@ -123,7 +124,7 @@ class Edges:
             self.sizes[tuple(x.shape)] = Sizes(self, *x.shape)
         # Weights of one shape as one tensor: few inputs, each of which costs Python's time.
         stacks = [paddle.concat(weights) for weights in self.weights]
-        out = _Edges.apply(self, self.sizes[tuple(x.shape)], x, matrix, *stacks)
+        out = _Edges(self, self.sizes[tuple(x.shape)])(x, matrix, *stacks)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
 
@@ -171,37 +172,36 @@ def _inverse_counts(height, width, kernel, stride, padding):
     return (1 / np.outer(along(height), along(width))).ravel()
 
 
-class _Edges(paddle.autograd.PyLayer):
+class _Edges(Operation):
     """The passes as one operation of Paddle's; gradients of x, the matrix and the weights, each if it is wanted."""
 
-    @staticmethod
-    def forward(ctx, edges, sizes, x, matrix, *weights):
-        x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
+    def __init__(self, edges, sizes):
+        self.edges, self.sizes = edges, sizes
+
+    def forward(self, x, matrix, *weights):
+        edges, sizes = self.edges, self.sizes
+        self.x, self.weights, self.matrix_shape = x.contiguous(), [w.contiguous() for w in weights], matrix.shape
         # What is kept for the way back: a row for each number but the identity's.
-        kept = paddle.empty([len(edges.norms), sizes.n * sizes.c * sizes.pixels], 'float32')
-        ctx.passes = Passes(edges, sizes, _rows(kept, x), edges.weight_addresses(weights), matrix.numpy()[edges.place])
-        ctx.passes.convolve_and_pool(x.data_ptr())
+        self.kept = paddle.empty([len(edges.norms), sizes.n * sizes.c * sizes.pixels], 'float32')
+        self.passes = Passes(edges, sizes, _rows(self.kept, self.x), edges.weight_addresses(self.weights),
+                             matrix.numpy()[edges.place])
+        self.passes.convolve_and_pool(self.x.data_ptr())
         outs = [paddle.empty([sizes.n, sizes.c] + sizes.out, 'float32') for _ in edges.final]
-        ctx.passes.add_up(outs)
-        ctx.save_for_backward(x, kept, *weights)
-        ctx.matrix_shape, ctx.wanted = matrix.shape, [not tensor.stop_gradient for tensor in (x, matrix, *weights)]
+        self.passes.add_up(outs)
         return tuple(outs) if len(outs) > 1 else outs[0]
 
-    @staticmethod
-    def backward(ctx, *ds):
-        ds = [d.contiguous() for d in ds]
-        x, kept, *weights = ctx.saved_tensor()
-        x_wanted, matrix_wanted, *weights_wanted = ctx.wanted
-        ctx.passes.sum_gradients(ds)
-        dx = paddle.zeros(x.shape, 'float32') if x_wanted else None
-        dmatrix = paddle.to_tensor(ctx.passes.matrix_gradient(ctx.matrix_shape)) if matrix_wanted else None
-        dweights = [paddle.empty(weight.shape, 'float32') for weight in weights] if any(weights_wanted) else []
+    def backward(self, *ds):
+        x_wanted, matrix_wanted, *weights_wanted = self.wanted
+        self.passes.sum_gradients([d.contiguous() for d in ds])
+        dx = paddle.zeros(self.x.shape, 'float32') if x_wanted else None
+        dmatrix = paddle.to_tensor(self.passes.matrix_gradient(self.matrix_shape)) if matrix_wanted else None
+        dweights = [paddle.empty(weight.shape, 'float32') for weight in self.weights] if any(weights_wanted) else []
         if x_wanted or dweights:
-            ctx.passes.convolve_backward(x.data_ptr(), dx, dweights)
+            self.passes.convolve_backward(self.x.data_ptr(), dx, dweights)
         if x_wanted:
-            ctx.passes.pool_backward(x.data_ptr(), dx)
-        return (dx, dmatrix) + tuple(dweight if wanted else None for dweight,
-                                     wanted in zip(dweights or weights, weights_wanted))
+            self.passes.pool_backward(self.x.data_ptr(), dx)
+        return [dx, dmatrix] + [dweight if wanted else None
+                                for dweight, wanted in zip(dweights or self.weights, weights_wanted)]
 
 
 def _rows(kept, x=None):
