@@ -155,15 +155,24 @@ def largest_backward(gradient, line, values, buffer, images, g):
     length = ((images - 1) * g[5] + g[6]) * g[4]
     left, total = line[g[9]:][:length], values[:length]
     fill(gradient, ZERO)
+    for tap in range(g[10]):  # in the order of the window's rows, as Paddle does, not of the planes
+        place = place_of_tap(g, tap)
+        pixels, to = buffer[place:][:length], gradient[place:][:length]
+        for p in range(length):
+            given = left[p] if pixels[p] == total[p] else ZERO
+            to[p] += given
+            left[p] -= given
+
+
+@jit
+def place_of_tap(g, tap):
+    """Where the pixels that a tap of the kernel meets begin in the planes."""
     for k in range(g[11]):
-        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
+        t = 12 + k * 11
         for i in range(5):
-            if g[t + 1 + 2 * i] >= 0:
-                pixels, to = buffer[base + g[t + 2 + 2 * i]:][:length], gradient[base + g[t + 2 + 2 * i]:][:length]
-                for p in range(length):
-                    given = left[p] if pixels[p] == total[p] else ZERO
-                    to[p] += given
-                    left[p] -= given
+            if g[t + 1 + 2 * i] == tap:
+                return g[t] * g[8] + g[t + 2 + 2 * i]
+    return 0
 
 
 @jit

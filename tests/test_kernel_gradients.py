@@ -2,11 +2,12 @@
 import numpy as np
 import paddle
 import pytest
-from conftest import needs_numba
+from conftest import needs_numba, relative_error
 from test_acceleration import twins
 
 import genotypes
 from kernels import convolutions, operation
+from kernels.edges import Edges
 from model import NetworkCIFAR
 from nas.acceleration import accelerate
 from nas.architect import weight_parameters
@@ -107,3 +108,20 @@ def test_gradients_of_a_derived_network_by_some_parameters():
     image.stop_gradient = False
     compare_gradients(plain, fast, lambda: [network(image)[0].square().mean() for network in (fast, plain)],
                       lambda network: [[image], network.parameters()[::2], network.parameters()[1::3]])
+
+
+@needs_numba
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [(8, 8), (7, 5), (2, 3)])
+def test_equal_pixels_in_a_window_of_max_pooling(stride, size):
+    """The gradient goes to the first of the largest pixels in the order of rows."""
+    paddle.seed(0)
+    pools = paddle.nn.Sequential(paddle.nn.MaxPool2D(3, stride, 1), paddle.nn.BatchNorm2D(3, weight_attr=False,
+                                                                                          bias_attr=False))
+    edges = Edges([[pools]], [0], [0])
+    x = paddle.randint(0, 3, [5, 3, *size]).astype('float32')  # many are equal
+    x.stop_gradient = False
+    ours, theirs = edges(x, paddle.to_tensor([[1.5]]))[0], 1.5 * pools(x)
+    upstream = paddle.randn(ours.shape)
+    a, b = [paddle.grad((out * upstream).sum(), [x])[0].numpy() for out in (ours, theirs)]
+    assert relative_error(a, b) < 1e-5
