@@ -33,8 +33,8 @@ def conv2d(x, layer):
     in both directions (weight [C, 1, k, k]) and pointwise ones (weight [out, in, 1, 1], stride 1).
     """
     weight = layer.weight
-    if not (layer.bias is None and compiled.available(x) and x.ndim == 4 and x.size and weight.dtype == paddle.float32
-            and layer._data_format == 'NCHW' and layer._padding_mode == 'zeros'):
+    if not (layer.bias is None and compiled.available(x) and compiled.available(weight) and x.ndim == weight.ndim == 4
+            and x.size and weight.size and layer._data_format == 'NCHW' and layer._padding_mode == 'zeros'):
         return None
     if x.shape[1] != weight.shape[1] * layer._groups or weight.shape[0] % layer._groups:
         return None  # Paddle says what is wrong
@@ -49,17 +49,18 @@ def conv2d(x, layer):
 
 def is_pointwise(layer):
     """Whether a Conv2D layer is a product of matrices: kernel 1x1, stride 1, no padding."""
-    return (list(layer._stride) == [1, 1] and layer._updated_padding in (0, [0, 0])
-            and list(layer.weight.shape[2:]) == [1, 1])
+    return (list(layer._stride) == [1, 1] and layer._updated_padding in (0, [0, 0]) and min(layer._dilation) > 0
+            and layer._padding_algorithm == 'EXPLICIT' and list(layer.weight.shape[2:]) == [1, 1])
 
 
 def is_square(layer):
     """Whether kernel, stride, padding and dilation are the same in both directions and the output is no larger than
     the input."""
     padding, stride, dilation, kernel = layer._updated_padding, layer._stride, layer._dilation, layer.weight.shape[2:]
-    return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and kernel[0] == kernel[1]
-            and stride[0] == stride[1] and stride[0] in (1, 2) and dilation[0] == dilation[1]
-            and 2 * padding[0] <= dilation[0] * (kernel[0] - 1))
+    return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and len(kernel) == 2
+            and kernel[0] == kernel[1] and stride[0] == stride[1] and stride[0] in (1, 2)
+            and dilation[0] == dilation[1] > 0 and layer._padding_algorithm == 'EXPLICIT'
+            and 0 <= 2 * padding[0] <= dilation[0] * (kernel[0] - 1))
 
 
 def square_geometry(layer):

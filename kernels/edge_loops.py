@@ -65,7 +65,7 @@ def moments_of(row, result):
 def update_statistics(moments, images, group, pixels, epsilon, momentum, running, mean, inverse):
     """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the
     running statistics, whose addresses are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for
-    putting groups together)."""
+    putting groups together). Without groups mean and variance are the running ones."""
     rows, groups, channels, _ = moments.shape
     for r in range(rows):
         old_mean, old_variance = floats(running[r, 0], channels), floats(running[r, 1], channels)
@@ -77,15 +77,18 @@ def update_statistics(moments, images, group, pixels, epsilon, momentum, running
                 squares += moments[r, k, c, 1] + delta * delta * n * more / (n + more)
                 n += more
                 m += delta * more / n
-            mean[r, c], inverse[r, c] = m, 1 / np.sqrt(squares / n + epsilon)
-            old_mean[c] = old_mean[c] * momentum + m * (1 - momentum)
-            old_variance[c] = old_variance[c] * momentum + squares / n * (1 - momentum)
+            if groups:
+                mean[r, c], inverse[r, c] = m, 1 / np.sqrt(squares / n + epsilon)
+                old_mean[c] = old_mean[c] * momentum + m * (1 - momentum)
+                old_variance[c] = old_variance[c] * momentum + squares / n * (1 - momentum)
+            else:
+                mean[r, c], inverse[r, c] = old_mean[c], 1 / np.sqrt(old_variance[c] + epsilon)
 
 
 @jit
 def forward_pass(memory, nchw, affine, tables, images, channels, group, moments, begin, end):
     """ReLU(scale * x + shift), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C,
-    2]; moments [jobs, groups, C, 2]."""
+    2]; moments [jobs, groups, C, 2] or, where they are not wanted, [jobs, 0, C, 2]."""
     jobs = len(memory)
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
@@ -103,7 +106,7 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments,
             line_to_pixels(between, c * size, outside, line, 0, count, g)
         result = out[first * channels * outside:][:channels * size]
         multiply(result, channels, point, 0, False, between, channels, size)
-        for c in range(channels):
+        for c in range(channels if moments.shape[1] else 0):
             moments_of(result[c * size:][:size], moments[j, k, c])
 
 
@@ -132,7 +135,8 @@ def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group,
             else:
                 largest(line, buffer, count, g)
                 line_to_pixels(row, 0, outside, line, 0, count, g)
-            moments_of(row, moments[j, k, c])
+            if moments.shape[1]:
+                moments_of(row, moments[j, k, c])
 
 
 @jit

@@ -19,6 +19,8 @@ pass computes it again where the weights' gradient needs it. Batch norm is linea
 
 so one pass over the upstream gradients takes both sums, of all operations of an edge, and the next one uses df as a
 scale of d, a scale of f and a shift.
+
+In evaluation mode mean and variance are the running statistics; gradients are left to Paddle's operations then.
 """
 import numpy as np
 import paddle
@@ -73,15 +75,16 @@ class Edges:
         self.norms = ([layers[3] for layers in convolutions] + [layers[7] for layers in again]
                       + [pool[1] for pool in pools])
         # The poolings of the other edges see the same images: their batch norms' running statistics are updated alike.
-        pool_columns = [k for k, op in enumerate(operations[0]) if type(op) is nn.Sequential]
-        other_norms = [[ops[k][1] for ops in operations[1:]] for k in pool_columns]
+        self.pool_columns = [k for k, op in enumerate(operations[0]) if type(op) is nn.Sequential]
+        other_norms = [[ops[k][1] for ops in operations[1:]] for k in self.pool_columns]
         # Whoever makes this object notices when a layer gets other tensors (nas/acceleration.py), so they are kept: an
         # attribute of a layer takes Paddle a microsecond to find.
         self.running = [(norm._mean, norm._variance) for norm in self.norms]
         self.other_running = [[(norm._mean, norm._variance) for norm in norms] for norms in other_norms]
         self.weights = [[layer.weight for layer in members] for members in self.layers_by_shape.values()]
-        self.tensors = [tensor for tensors in [*self.weights, *self.running, *sum(self.other_running, [])]
-                        for tensor in tensors]
+        self.other_norms = sum(other_norms, [])
+        self.statistics = [tensor for pair in self.running + sum(self.other_running, []) for tensor in pair]
+        self.tensors = sum(self.weights, []) + self.statistics
         self.ends = np.cumsum([len(convolutions), len(again), len(pools)])
         # what pass 2 goes on with
         self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)
@@ -111,29 +114,47 @@ class Edges:
             return starts.reshape(-1, 2)
         return (starts[self.weight_places[:, 0]] + 4 * self.weight_places[:, 1]).reshape(-1, 2)
 
-    def applies(self, x):
-        """Whether the compiled passes cover a state x: single precision on a CPU, training mode, the channels of the
-        layers."""
-        return (available(x) and x.size and all(norm.training for norm in self.norms)
-                and all(mean.shape[0] == x.shape[1] for mean, _ in self.running)
-                and all(tensor.dtype == paddle.float32 for tensor in self.tensors))
+    def applies(self, x, matrix):
+        """Whether the compiled passes cover a state x and a matrix of weights: single precision on a CPU, shapes that
+        the layers allow, training mode or evaluation without gradients. Paddle says what is wrong with the others."""
+        if not (available(x) and x.ndim == 4 and x.size and matrix.dtype == paddle.float32):
+            return False
+        modes = {norm.training for norm in self.norms + self.other_norms}
+        return (len(modes) == 1 and (modes == {True} or not paddle.is_grad_enabled())
+                and all(tensor.dtype == paddle.float32 for tensor in self.tensors)
+                and all(tensor.shape[0] == x.shape[1] and tensor.is_contiguous() for tensor in self.statistics)
+                and self.sizes_of(x).fit)
+
+    def sizes_of(self, x):
+        shape = tuple(x.shape)
+        if shape not in self.sizes:
+            self.sizes[shape] = Sizes(self, *shape)
+        return self.sizes[shape]
 
     def __call__(self, x, matrix):
         """x [N, C, H, W], matrix [edges of the cell, operations] -> for each edge that leaves x a tensor."""
-        if tuple(x.shape) not in self.sizes:
-            self.sizes[tuple(x.shape)] = Sizes(self, *x.shape)
         # Weights of one shape as one tensor: few inputs, each of which costs Python's time.
         stacks = [paddle.concat(weights) for weights in self.weights]
-        out = _Edges(self, self.sizes[tuple(x.shape)])(x, matrix, *stacks)
+        out = _Edges(self, self.sizes_of(x), self.norms[0].training)(x, matrix, *stacks)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
 
 class Sizes:
     """What follows from the shape of a state: groups of images, the tables of geometries of passes 1 and 2 and of the
-    poolings, output pixels."""
+    poolings, output pixels.
+
+    fit: whether all operations have an output for images of this size, and outputs of one size; if not, that is all
+    there is.
+    """
 
     def __init__(self, edges, n, c, height, width):
         self.n, self.c = n, c
+        outs = {_output_size(height, width, layer)
+                for layer in [depthwise for depthwise, _ in edges.convolutions[0]] + edges.pools}
+        self.fit = (len(outs) == 1 and min(min(outs)) > 0 and (edges.final.min() >= 0 or outs == {(height, width)})
+                    and all(_output_size(*min(outs), depthwise) in outs for depthwise, _ in edges.convolutions[1]))
+        if not self.fit:
+            return
         self.group = group_size(n, height * width)
         self.groups = -(-n // self.group)
         first = self.table([depthwise for depthwise, _ in edges.convolutions[0]], height, width)
@@ -164,6 +185,11 @@ def _kernel(layer):
     return layer.ksize, layer.stride, layer.padding, 1
 
 
+def _output_size(height, width, layer):
+    kernel, stride, padding, dilation = _kernel(layer)
+    return tuple((length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for length in (height, width))
+
+
 def _inverse_counts(height, width, kernel, stride, padding):
     """1 / how many pixels each window of an average pooling has, without the padding, as a row."""
     def along(length):
@@ -175,8 +201,8 @@ def _inverse_counts(height, width, kernel, stride, padding):
 class _Edges(Operation):
     """The passes as one operation of Paddle's; gradients of x, the matrix and the weights, each if it is wanted."""
 
-    def __init__(self, edges, sizes):
-        self.edges, self.sizes = edges, sizes
+    def __init__(self, edges, sizes, training):
+        self.edges, self.sizes, self.training = edges, sizes, training
 
     def forward(self, x, matrix, *weights):
         edges, sizes = self.edges, self.sizes
@@ -185,7 +211,7 @@ class _Edges(Operation):
         self.kept = paddle.empty([len(edges.norms), sizes.n * sizes.c * sizes.pixels], 'float32')
         self.passes = Passes(edges, sizes, _rows(self.kept, self.x), edges.weight_addresses(self.weights),
                              matrix.numpy()[edges.place])
-        self.passes.convolve_and_pool(self.x.data_ptr())
+        self.passes.convolve_and_pool(self.x.data_ptr(), self.training)
         outs = [paddle.empty([sizes.n, sizes.c] + sizes.out, 'float32') for _ in edges.final]
         self.passes.add_up(outs)
         return tuple(outs) if len(outs) > 1 else outs[0]
@@ -225,29 +251,35 @@ class Passes:
         self.nchw = (edges.final[0] < 0).astype(np.int64)
         self.images = sizes.n, sizes.c, sizes.group
 
-    def convolve_and_pool(self, x):
-        """Passes 1 and 2 and the poolings of x, an address."""
+    def convolve_and_pool(self, x, training):
+        """Passes 1 and 2 and the poolings of x, an address, and what the batch norms make of them."""
         edges, sizes, (first, second, last) = self.edges, self.sizes, self.edges.ends
-        moments = np.empty((last, sizes.groups, sizes.c, 2), np.float32)
-        running = np.array([addresses(pair) for pair in edges.running])
+        moments = np.empty((last, sizes.groups if training else 0, sizes.c, 2), np.float32)
 
         def run(function, some, source, *arguments):
             some = slice(*some)
             weights = self.weights[some].T if function is forward_pass else []
             memory = np.column_stack([source, *weights, self.at[some]])
             on_all_cores(function, len(memory) * sizes.groups, memory, *arguments, *self.images, moments[some])
-            update_statistics(moments[some], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon,
-                              edges.norms[0]._momentum, running[some],
-                              self.mean[some], self.inverse[some])
+            self.mean[some], self.inverse[some] = self._statistics(edges.running[some], moments[some])
         run(forward_pass, (0, first), np.full(first, x), 1, self._relu_alone(), sizes.tables[0])
         self.between = np.stack([self.inverse[edges.twice], -self.mean[edges.twice] * self.inverse[edges.twice]], -1)
         run(forward_pass, (first, second), self.at[edges.twice], 0, self.between, sizes.tables[1])
         run(pool_forward, (second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts, sizes.tables[2])
-        for pairs in zip(*edges.other_running):
-            ignored = np.empty((2, last - second, sizes.c), np.float32)
-            update_statistics(moments[second:last], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon,
-                              edges.norms[0]._momentum,
-                              np.array([addresses(pair) for pair in pairs]), ignored[0], ignored[1])
+        self.final_mean, self.final_inverse = self.mean[edges.final], self.inverse[edges.final]
+        for edge, running in enumerate(zip(*edges.other_running), 1):
+            # The same in training; in evaluation each edge has its own.
+            statistics = self._statistics(running, moments[second:last])
+            self.final_mean[edge, edges.pool_columns], self.final_inverse[edge, edges.pool_columns] = statistics
+
+    def _statistics(self, running, moments):
+        """Mean and 1 / standard deviation, [rows, C]: from the moments [rows, groups, C, 2] of a batch, which the
+        running statistics follow, or, without moments, these."""
+        sizes, norm = self.sizes, self.edges.norms[0]
+        mean, inverse = np.empty((2, len(running), sizes.c), np.float32)
+        update_statistics(moments, sizes.n, sizes.group, sizes.pixels, norm._epsilon, norm._momentum,
+                          np.array([addresses(pair) for pair in running], np.int64).reshape(-1, 2), mean, inverse)
+        return mean, inverse
 
     def _relu_alone(self):
         """Scale and shift in front of the ReLU of pass 1."""
@@ -256,8 +288,8 @@ class Passes:
     def add_up(self, outs):
         """Pass 3."""
         final = self.edges.final
-        self.scale = self.strength[..., None] * self.inverse[final]
-        shift = -(self.scale * self.mean[final]).sum(1)
+        self.scale = self.strength[..., None] * self.final_inverse
+        shift = -(self.scale * self.final_mean).sum(1)
         on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, shift,
                      addresses(outs), *self.images, self.sizes.pixels)
 

@@ -114,7 +114,7 @@ class OutgoingEdges:
         """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it
         adds to its node."""
         parts = []
-        if self.compiled is not None and self.compiled.applies(x):
+        if self.compiled is not None and self.compiled.applies(x, weights):
             parts += self.compiled(x, weights)
         else:
             parts += self.stacked(x, scales.of(self))

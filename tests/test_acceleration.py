@@ -10,6 +10,7 @@ from conftest import needs_numba, relative_error
 
 import model_search
 import operations
+from kernels import edges
 from model_search import Network
 from nas import acceleration, fused
 from nas.acceleration import accelerate
@@ -86,8 +87,33 @@ def test_every_method_in_double_precision(float64, method, size):
 def test_compiled_passes_in_single_precision(method, channels, size, batch):
     plain, fast, image, label = twins(method, size, channels, batch, layers=1 if channels == 4 else 3)
     compiled = fast.cells[0]._acceleration.edges.outgoing[2].compiled
-    assert compiled.applies(paddle.zeros([batch, compiled.norms[0]._mean.shape[0], size, size]))
+    state = paddle.zeros([batch, compiled.norms[0]._mean.shape[0], size, size])
+    assert compiled.applies(state, paddle.zeros([1]))
     assert_equal(plain, fast, image, label, 1e-2)
+
+
+@needs_numba
+@pytest.mark.parametrize('method, size', [('DARTS', 7), ('PC-DARTS', 8), ('DARTS-', 8)])
+def test_compiled_passes_in_evaluation_mode(method, size, monkeypatch):
+    """Each batch norm uses its own running statistics, none of which changes; with gradients Paddle computes."""
+    plain, fast, image, _ = twins(method, size, steps=2, multiplier=2)
+    rng = np.random.default_rng(1)
+    for norm in fast.sublayers():
+        if isinstance(norm, paddle.nn.BatchNorm2D):
+            norm._mean.set_value(rng.normal(size=norm._mean.shape).astype('float32'))
+            norm._variance.set_value(rng.uniform(0.5, 2, size=norm._mean.shape).astype('float32'))
+    plain.set_state_dict(fast.state_dict())
+    plain.eval()
+    fast.eval()
+    before = {name: value.numpy() for name, value in fast.state_dict().items()}
+    passes, forward = [], edges._Edges.forward
+    monkeypatch.setattr(edges._Edges, 'forward', lambda self, *inputs: passes.append(self) or forward(self, *inputs))
+    with paddle.no_grad():
+        assert relative_error(fast(image).numpy(), plain(image).numpy()) < 1e-6
+    assert len(passes) == 3 * 3
+    assert all(np.array_equal(before[name], value.numpy()) for name, value in fast.state_dict().items())
+    assert relative_error(fast(image).numpy(), plain(image).numpy()) < 1e-6
+    assert len(passes) == 3 * 3
 
 
 def test_random_small_configurations(float64):
