@@ -29,18 +29,20 @@ from kernels.operation import Operation
 def conv2d(x, layer):
     """The output of a paddle.nn.Conv2D layer for x [N, C, H, W], or None where these loops do not cover the case.
 
-    Covered are, in single precision on a CPU and without bias, depthwise convolutions of a geometry that is the same
-    in both directions (weight [C, 1, k, k]) and pointwise ones (weight [out, in, 1, 1], stride 1).
+    Covered are, in single precision on a CPU, depthwise convolutions without bias of a geometry that is the same in
+    both directions (weight [C, 1, k, k]) and pointwise ones (weight [out, in, 1, 1], stride 1).
     """
-    weight = layer.weight
-    if not (layer.bias is None and compiled.available(x) and compiled.available(weight) and x.ndim == weight.ndim == 4
-            and x.size and weight.size and layer._data_format == 'NCHW' and layer._padding_mode == 'zeros'):
+    weight, bias = layer.weight, layer.bias
+    if not (compiled.available(x) and compiled.available(weight) and x.ndim == weight.ndim == 4 and x.size
+            and weight.size and layer._data_format == 'NCHW' and layer._padding_mode == 'zeros'):
+        return None
+    if bias is not None and not (compiled.available(bias) and list(bias.shape) == [weight.shape[0]]):
         return None
     if x.shape[1] != weight.shape[1] * layer._groups or weight.shape[0] % layer._groups:
         return None  # Paddle says what is wrong
     if layer._groups == 1 and is_pointwise(layer):
-        return _Pointwise()(x, weight)
-    if layer._groups == x.shape[1] == weight.shape[0] and is_square(layer):
+        return _Pointwise()(x, weight) if bias is None else _Pointwise()(x, weight, bias)
+    if bias is None and layer._groups == x.shape[1] == weight.shape[0] and is_square(layer):
         kernel, stride, padding, dilation = square_geometry(layer)
         if min(x.shape[2:]) + 2 * padding > dilation * (kernel - 1):
             return _Depthwise(stride, padding, dilation)(x, weight)
@@ -135,48 +137,62 @@ def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin,
 
 
 class _Pointwise(Operation):
+    """With a weight [filters, C, 1, 1] and, if there is one, a bias [filters]."""
 
-    def forward(self, x, weight):
-        self.x, self.weight = x, weight = x.contiguous(), weight.contiguous()
+    def forward(self, x, weight, *bias):
+        self.x, self.weight, *bias = [tensor.contiguous() for tensor in (x, weight, *bias)]
         n, c, h, w = x.shape
         out = paddle.empty([n, weight.shape[0], h, w], 'float32')
-        on_all_cores(_multiply, n, addresses([x, weight, out]), n, c, weight.shape[0], h * w, False)
+        on_all_cores(_multiply, n, addresses([self.x, self.weight, out, *bias]), n, c, weight.shape[0], h * w, False)
         return out
 
     def backward(self, gradient):
         x, weight = self.x, self.weight
         gradient = gradient.contiguous()
         (n, c, h, w), filters = x.shape, weight.shape[0]
-        dx = dweight = None
+        gradients = [None] * len(self.wanted)
         if self.wanted[0]:
-            dx = paddle.empty(x.shape, 'float32')
-            on_all_cores(_multiply, n, addresses([gradient, weight, dx]), n, filters, c, h * w, True)
-        if self.wanted[1]:
+            gradients[0] = paddle.empty(x.shape, 'float32')
+            on_all_cores(_multiply, n, addresses([gradient, weight, gradients[0]]), n, filters, c, h * w, True)
+        if any(self.wanted[1:]):
             parts = min(n, 64)  # whose sums are put together afterwards, in the same order on any number of cores
-            sums = np.zeros((parts, filters * c), np.float32)
+            sums = np.zeros((parts, filters * c + filters * (len(self.wanted) > 2)), np.float32)
             on_all_cores(_multiply_weight, parts, addresses([x, gradient]), n, c, filters, h * w, sums)
-            dweight = paddle.to_tensor(sums.sum(0)).reshape(weight.shape)
-        return [dx, dweight]
+            both = paddle.to_tensor(sums.sum(0))
+            gradients[1:] = [both[:filters * c].reshape(weight.shape), both[filters * c:]][:len(self.wanted) - 1]
+        return [gradient if wanted else None for gradient, wanted in zip(gradients, self.wanted)]
 
 
 @jit
 def _multiply(memory, images, channels, filters, pixels, transposed, begin, end):
-    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, transposed, [C, filters], and the output
-    [N, filters, pixels]."""
+    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, transposed, [C, filters], the output
+    [N, filters, pixels] and, if there is one, the bias [filters]."""
     x, weight = floats(memory[0], images * channels * pixels), floats(memory[1], filters * channels)
     out = floats(memory[2], images * filters * pixels)
     for image in range(begin, end):
-        multiply(out[image * filters * pixels:][:filters * pixels], filters, weight, 0, transposed,
-                 x[image * channels * pixels:][:channels * pixels],
+        result = out[image * filters * pixels:][:filters * pixels]
+        multiply(result, filters, weight, 0, transposed, x[image * channels * pixels:][:channels * pixels],
                  channels, pixels)
+        if len(memory) > 3:
+            bias = floats(memory[3], filters)
+            for o in range(filters):
+                row = result[o * pixels:][:pixels]
+                for p in range(pixels):
+                    row[p] += bias[o]
 
 
 @jit
 def _multiply_weight(memory, images, channels, filters, pixels, sums, begin, end):
     """memory: the addresses of x and of the gradient of the output; a job is a part of the images, sums [parts,
-    filters * C]."""
+    filters * C] or, with those of a bias behind, [parts, filters * C + filters]."""
     x, gradient = floats(memory[0], images * channels * pixels), floats(memory[1], images * filters * pixels)
     for part in range(begin, end):
         for image in range(images * part // len(sums), images * (part + 1) // len(sums)):
-            multiply_weight(sums[part], 0, gradient[image * filters * pixels:][:filters * pixels], filters,
+            upstream = gradient[image * filters * pixels:][:filters * pixels]
+            multiply_weight(sums[part], 0, upstream, filters,
                             x[image * channels * pixels:][:channels * pixels], channels, pixels)
+            for o in range(sums.shape[1] - filters * channels):
+                row, total = upstream[o * pixels:][:pixels], np.float32(0)
+                for p in range(pixels):
+                    total += row[p]
+                sums[part, filters * channels + o] += total

@@ -62,10 +62,11 @@ def moments_of(row, result):
 
 
 @jit
-def update_statistics(moments, images, group, pixels, epsilon, momentum, running, mean, inverse):
+def update_statistics(moments, images, group, pixels, epsilon, momentum, running, biases, mean, inverse):
     """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the
     running statistics, whose addresses are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for
-    putting groups together). Without groups mean and variance are the running ones."""
+    putting groups together). biases [rows, C] are added to the running means only. Without groups mean and variance
+    are the running ones."""
     rows, groups, channels, _ = moments.shape
     for r in range(rows):
         old_mean, old_variance = floats(running[r, 0], channels), floats(running[r, 1], channels)
@@ -79,10 +80,10 @@ def update_statistics(moments, images, group, pixels, epsilon, momentum, running
                 m += delta * more / n
             if groups:
                 mean[r, c], inverse[r, c] = m, 1 / np.sqrt(squares / n + epsilon)
-                old_mean[c] = old_mean[c] * momentum + m * (1 - momentum)
+                old_mean[c] = old_mean[c] * momentum + (m + biases[r, c]) * (1 - momentum)
                 old_variance[c] = old_variance[c] * momentum + squares / n * (1 - momentum)
             else:
-                mean[r, c], inverse[r, c] = old_mean[c], 1 / np.sqrt(old_variance[c] + epsilon)
+                mean[r, c], inverse[r, c] = old_mean[c] - biases[r, c], 1 / np.sqrt(old_variance[c] + epsilon)
 
 
 @jit
@@ -181,7 +182,7 @@ def place_of_tap(g, tap):
 
 @jit
 def add_up(memory, nchw, scale, shift, outs, images, channels, group, pixels, begin, end):
-    """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory [edges, operations]: f; scale [edges, operations, C],
+    """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory, nchw [edges, operations]: f; scale [edges, operations, C],
     shift [edges, C]."""
     edges = len(memory)
     for number in range(begin, end):
@@ -191,8 +192,8 @@ def add_up(memory, nchw, scale, shift, outs, images, channels, group, pixels, be
         for c in range(channels):
             fill(row, shift[t, c])
             for k in range(memory.shape[1]):
-                gather(row, floats(memory[t, k], images * channels * pixels), nchw[k], first, count, c, channels,
-                       pixels, scale[t, k, c], True)
+                gather(row, floats(memory[t, k], images * channels * pixels), nchw[t, k], first, count, c,
+                       channels, pixels, scale[t, k, c], True)
             for image in range(count):
                 gather(out[((first + image) * channels + c) * pixels:][:pixels], row, 0, 0, 1, image, 1, pixels, ONE,
                        False)
@@ -211,8 +212,8 @@ def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, group, pix
         for c in range(channels):
             gather(d, floats(ups[t], images * channels * pixels), 1, first, count, c, channels, pixels, ONE, False)
             for o in range(memory.shape[1]):
-                gather(f, floats(memory[t, o], images * channels * pixels), nchw[o], first, count, c, channels, pixels,
-                       ONE, False)
+                gather(f, floats(memory[t, o], images * channels * pixels), nchw[t, o], first, count, c, channels,
+                       pixels, ONE, False)
                 two_sums(d, f, mean[t, o, c], inverse[t, o, c], sums[t, o, k, c])
 
 

@@ -118,7 +118,7 @@ def test_equal_pixels_in_a_window_of_max_pooling(stride, size):
     paddle.seed(0)
     pools = paddle.nn.Sequential(paddle.nn.MaxPool2D(3, stride, 1), paddle.nn.BatchNorm2D(3, weight_attr=False,
                                                                                           bias_attr=False))
-    edges = Edges([[pools]], [0], [0])
+    edges = Edges([[pools]], [0], [[0]])
     x = paddle.randint(0, 3, [5, 3, *size]).astype('float32')  # many are equal
     x.stop_gradient = False
     ours, theirs = edges(x, paddle.to_tensor([[1.5]]))[0], 1.5 * pools(x)

@@ -55,7 +55,8 @@ def compare_convolution(layer, x):
     x.stop_gradient = False
     out, expected = convolutions.conv2d(x, layer), layer(x)
     upstream = paddle.randn(out.shape)
-    ours, theirs = [[value] + paddle.grad((value * upstream).sum(), [x, layer.weight]) for value in (out, expected)]
+    inputs = [x, layer.weight] + [layer.bias] * (layer.bias is not None)
+    ours, theirs = [[value] + paddle.grad((value * upstream).sum(), inputs) for value in (out, expected)]
     for a, b in zip(ours, theirs):
         # a weight's gradient is a sum over all pixels, of which single precision keeps 7 digits
         assert relative_error(a.numpy(), b.numpy()) < 3e-6
@@ -78,8 +79,11 @@ def test_the_compiled_depthwise_convolution_equals_paddles(kernel, padding, dila
 @pytest.mark.parametrize('images, size', [(1, (32, 32)), (70, (3, 3)), (3, (7, 9))])
 def test_the_compiled_pointwise_convolution_equals_paddles(channels, filters, images, size):
     paddle.seed(0)
-    compare_convolution(paddle.nn.Conv2D(channels, filters, 1, bias_attr=False),
-                        paddle.randn([images, channels, *size]))
+    x = paddle.randn([images, channels, *size])
+    compare_convolution(paddle.nn.Conv2D(channels, filters, 1, bias_attr=False), x)
+    layer = paddle.nn.Conv2D(channels, filters, 1)
+    layer.bias.set_value(paddle.randn([filters]))
+    compare_convolution(layer, x)
 
 
 @pytest.mark.parametrize('arguments', [dict(kernel_size=(1, 7), padding=(0, 3)), dict(kernel_size=1, padding=1),
