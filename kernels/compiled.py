@@ -160,8 +160,8 @@ def _row_in_planes(row, column, image, g):
 
 
 @jit
-def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
-    """Write max(floor, scale * image + shift) into the planes; source[start + image * stride_image + pixel]."""
+def spread(buffer, source, start, stride_image, images, g, scale, mean, floor):
+    """Write max(floor, scale * (image - mean)) into the planes; source[start + image * stride_image + pixel]."""
     height, width, stride = g[0], g[1], g[3]
     for image in range(images):
         for row in range(height):
@@ -169,7 +169,7 @@ def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
             if stride == 1:
                 pixels, target = source[first:first + width], buffer[_row_in_planes(row, 0, image, g):][:width]
                 for k in range(width):
-                    value = scale * pixels[k] + shift
+                    value = scale * (pixels[k] - mean)
                     target[k] = floor if value < floor else value
             else:
                 for column in range(min(2, width)):
@@ -177,7 +177,7 @@ def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
                     pixels, target = source[first + column:first
                                             + width], buffer[_row_in_planes(row, column, image, g):][:count]
                     for k in range(count):
-                        value = scale * pixels[2 * k] + shift
+                        value = scale * (pixels[2 * k] - mean)
                         target[k] = floor if value < floor else value
 
 

@@ -55,10 +55,11 @@ def moments_of(row, result):
     total = ZERO
     for p in range(len(row)):
         total += row[p]
-    mean, squares = total / np.float32(len(row)), ZERO
+    mean, squares, rest = total / np.float32(len(row)), ZERO, ZERO
     for p in range(len(row)):
         squares += (row[p] - mean) * (row[p] - mean)
-    result[0], result[1] = mean, squares
+        rest += row[p] - mean  # what rounding has left
+    result[0], result[1] = mean + rest / np.float32(len(row)), squares
 
 
 @jit
@@ -88,8 +89,8 @@ def update_statistics(moments, images, group, pixels, epsilon, momentum, running
 
 @jit
 def forward_pass(memory, nchw, affine, tables, images, channels, group, moments, begin, end):
-    """ReLU(scale * x + shift), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C,
-    2]; moments [jobs, groups, C, 2] or, where they are not wanted, [jobs, 0, C, 2]."""
+    """ReLU(scale * (x - mean)), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C,
+    2]: scale and mean; moments [jobs, groups, C, 2] or, where they are not wanted, [jobs, 0, C, 2]."""
     jobs = len(memory)
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
@@ -181,22 +182,33 @@ def place_of_tap(g, tap):
 
 
 @jit
-def add_up(memory, nchw, scale, shift, outs, images, channels, group, pixels, begin, end):
-    """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory, nchw [edges, operations]: f; scale [edges, operations, C],
-    shift [edges, C]."""
+def add_up(memory, nchw, scale, mean, outs, images, channels, group, pixels, begin, end):
+    """out_t = sum_k scale_tk * (f_tk - mean_tk), nchw; memory, nchw [edges, operations]: f; scale, mean [edges,
+    operations, C]."""
     edges = len(memory)
     for number in range(begin, end):
         t, first = number % edges, number // edges * group
         count = min(group, images - first)
-        row, out = np.empty(count * pixels, np.float32), floats(outs[t], images * channels * pixels)
+        out = floats(outs[t], images * channels * pixels)
         for c in range(channels):
-            fill(row, shift[t, c])
             for k in range(memory.shape[1]):
-                gather(row, floats(memory[t, k], images * channels * pixels), nchw[t, k], first, count, c,
-                       channels, pixels, scale[t, k, c], True)
-            for image in range(count):
-                gather(out[((first + image) * channels + c) * pixels:][:pixels], row, 0, 0, 1, image, 1, pixels, ONE,
-                       False)
+                start, stride_image = where(nchw[t, k], first, count, c, channels, pixels)
+                source = floats(memory[t, k], images * channels * pixels)
+                for image in range(count):
+                    some = source[start + image * stride_image:][:pixels]
+                    row = out[((first + image) * channels + c) * pixels:][:pixels]
+                    add_difference(row, scale[t, k, c], some, mean[t, k, c], k > 0)
+
+
+@jit
+def add_difference(row, scale, values, mean, add):
+    """row (+)= scale * (values - mean): taking a mean away first keeps digits that a shift would lose."""
+    if add:
+        for p in range(len(row)):
+            row[p] += scale * (values[p] - mean)
+    else:
+        for p in range(len(row)):
+            row[p] = scale * (values[p] - mean)
 
 
 @jit
@@ -234,7 +246,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
     memory [jobs, 6]: x, both weights, f, d and the gradient of x, which jobs add to one tensor where x is nchw (zero
     before), and else have for themselves. nchw: of x, and [jobs] of d. coefficients [jobs, C, 3]. wanted: of x, of the
     weights. dweights [groups, jobs, C * k * k + C * C]: for each job both gradients. sums [jobs, groups, C, 2]: of the
-    gradient of scale * x + shift, and its product with (x - mean) * inverse.
+    gradient of scale * (x - mean), and its product with (x - mean) * inverse.
     """
     x_nchw, d_nchw = nchw
     jobs = len(memory)

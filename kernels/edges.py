@@ -7,8 +7,8 @@ For every edge t it computes the weighted sum of its convolutions, its poolings 
 as model_search.MixedOp does, but in a few passes over the images, each of which reads and writes memory once:
 
     1   of every convolution: ReLU, depthwise, pointwise; the mean and variance of what comes out, channel by channel
-    2   of the SepConvs: batch norm (a scale and a shift by then) and ReLU, depthwise, pointwise; mean and variance
-    3   the sum, with batch norm and w_tk as one scale and shift
+    2   of the SepConvs: batch norm (a mean and a scale by then) and ReLU, depthwise, pointwise; mean and variance
+    3   the sum, with batch norm and w_tk as one scale of f - mean
 
 Between the passes lies only what the batch norms need to be known for. A pass goes through the images in groups, that
 stay in a core's own cache; what lies between ReLU and pointwise convolution is never written to memory, the backward
@@ -285,7 +285,7 @@ class Passes:
             if function is forward_pass:
                 self.mean[some], self.inverse[some] = self._statistics(edges.running[some], moments[some], biases[some])
         run(forward_pass, slice(first), np.full(first, x), 1, self._relu_alone(), sizes.tables[0])
-        self.between = np.stack([self.inverse[edges.twice], -self.mean[edges.twice] * self.inverse[edges.twice]], -1)
+        self.between = np.stack([self.inverse[edges.twice], self.mean[edges.twice]], -1)
         run(forward_pass, slice(first, second), self.at[edges.twice], 0, self.between, sizes.tables[1])
         run(pool_forward, slice(second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts,
             sizes.tables[2])
@@ -309,15 +309,14 @@ class Passes:
         return mean, inverse
 
     def _relu_alone(self):
-        """Scale and shift in front of the ReLU of pass 1."""
+        """Scale and mean in front of the ReLU of pass 1."""
         return np.tile(np.float32([1, 0]), (self.edges.ends[0], self.sizes.c, 1))
 
     def add_up(self, outs):
         """Pass 3."""
         final = self.edges.final
         self.scale = self.strength[..., None] * self.final_inverse
-        shift = -(self.scale * self.final_mean).sum(1)
-        on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, shift,
+        on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, self.final_mean,
                      addresses(outs), *self.images, self.sizes.pixels)
 
     def sum_gradients(self, ds):
