@@ -14,7 +14,6 @@ from kernels.compiled import (
     convolve_backward,
     convolve_weight,
     floats,
-    geometry,
     jit,
     line_to_pixels,
     multiply,
@@ -23,6 +22,7 @@ from kernels.compiled import (
     pixels_to_line,
     spread,
 )
+from kernels.layout import FRONT, HEIGHT, KERNEL, OUT_HEIGHT, OUT_WIDTH, PLANE, STRIDE, WIDTH, geometry
 from kernels.operation import Operation
 
 
@@ -80,7 +80,7 @@ class _Depthwise(Operation):
         n, c, h, w = x.shape
         self.group = compiled.group_size(n, h * w)
         self.geometry = geometry(h, w, weight.shape[2], *self.settings, self.group)
-        out = paddle.empty([n, c, int(self.geometry[6]), int(self.geometry[7])], 'float32')
+        out = paddle.empty([n, c, int(self.geometry[OUT_HEIGHT]), int(self.geometry[OUT_WIDTH])], 'float32')
         on_all_cores(_forward, c * -(-n // self.group), addresses([x, weight, out]), self.geometry, n, c, self.group)
         return out
 
@@ -100,38 +100,38 @@ class _Depthwise(Operation):
 def _forward(memory, g, images, channels, group, begin, end):
     """memory: the addresses of x [N, C, H, W], weight [C, 1, k, k] and the output; a job is a channel of a group of
     images."""
-    inside, outside = g[0] * g[1], g[6] * g[7]
+    inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
     for job in range(begin, end):
         channel, first = job % channels, job // channels * group
         count = min(group, images - first)
-        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[10])
+        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[KERNEL])
         out = floats(memory[2], images * channels * outside)
-        buffer, line = np.zeros(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
+        buffer, line = np.zeros(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
         spread(buffer, x, (first * channels + channel) * inside, channels * inside, count, g, np.float32(1),
                np.float32(0), np.float32(-3.4e38))
-        convolve(line, buffer, count, g, weight, channel * g[10])
+        convolve(line, buffer, count, g, weight, channel * g[KERNEL])
         line_to_pixels(out, (first * channels + channel) * outside, channels * outside, line, 0, count, g)
 
 
 @jit
 def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin, end):
     """memory: x, weight, the gradient of the output and, if it is wanted, of x; dweight [groups, C * k * k]."""
-    inside, outside = g[0] * g[1], g[6] * g[7]
+    inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
     for job in range(begin, end):
         channel, first = job % channels, job // channels * group
         count = min(group, images - first)
-        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[10])
+        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[KERNEL])
         upstream = floats(memory[2], images * channels * outside)
-        planes = g[3] * g[3] * g[8]
+        planes = g[STRIDE] * g[STRIDE] * g[PLANE]
         buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
-        line = np.zeros(g[9] + g[8], np.float32)
+        line = np.zeros(g[FRONT] + g[PLANE], np.float32)
         start, stride_image = (first * channels + channel) * inside, channels * inside
-        pixels_to_line(line, g[9], upstream, (first * channels + channel) * outside, channels * outside, count, g)
+        pixels_to_line(line, g[FRONT], upstream, (first * channels + channel) * outside, channels * outside, count, g)
         if weight_wanted:
             spread(buffer, x, start, stride_image, count, g, np.float32(1), np.float32(0), np.float32(-3.4e38))
-            convolve_weight(dweight[job // channels], channel * g[10], line, buffer, count, g)
+            convolve_weight(dweight[job // channels], channel * g[KERNEL], line, buffer, count, g)
         if len(memory) > 3:
-            convolve_backward(gradient, line, count, g, weight, channel * g[10])
+            convolve_backward(gradient, line, count, g, weight, channel * g[KERNEL])
             collect(floats(memory[3], images * channels * inside), start, stride_image, count, g, gradient, buffer,
                     False)
 

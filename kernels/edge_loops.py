@@ -3,7 +3,7 @@
 Each is called by compiled.on_all_cores with a part of its jobs, range(begin, end): a job is a group of images, or a
 group for one of the rows of `memory`. Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or,
 what only these passes read, group after group as [C, images of the group, pixels], so that a channel of a group is one
-row. `tables` holds for each job the integers of compiled.geometry.
+row. `tables` holds for each job a layout (layout.py).
 """
 import numpy as np
 
@@ -20,6 +20,22 @@ from kernels.compiled import (
     multiply_weight,
     pixels_to_line,
     spread,
+)
+from kernels.layout import (
+    FIRST_PASS,
+    FRONT,
+    HEIGHT,
+    KERNEL,
+    OUT_HEIGHT,
+    OUT_WIDTH,
+    PASS_LENGTH,
+    PASSES,
+    PITCH,
+    PLANE,
+    ROWS,
+    STRIDE,
+    TAPS,
+    WIDTH,
 )
 
 ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
@@ -95,16 +111,16 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments,
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
         g, first = tables[j], k * group
-        count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
+        count, inside, outside = min(group, images - first), g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
         size = count * outside
-        x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[10])
+        x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[KERNEL])
         point, out = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
-        buffer, line = np.zeros(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
+        buffer, line = np.zeros(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
         between = np.empty(channels * size, np.float32)
         for c in range(channels):
             start, stride_image = where(nchw, first, count, c, channels, inside)
             spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
-            convolve(line, buffer, count, g, depth, c * g[10])
+            convolve(line, buffer, count, g, depth, c * g[KERNEL])
             line_to_pixels(between, c * size, outside, line, 0, count, g)
         result = out[first * channels * outside:][:channels * size]
         multiply(result, channels, point, 0, False, between, channels, size)
@@ -120,10 +136,10 @@ def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group,
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
         g, first = tables[j], k * group
-        count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
-        size, ones = count * outside, np.ones(g[10], np.float32)
+        count, inside, outside = min(group, images - first), g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
+        size, ones = count * outside, np.ones(g[KERNEL], np.float32)
         x, out = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], images * channels * outside)
-        buffer, line = np.empty(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
+        buffer, line = np.empty(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
         fill(buffer, ZERO if kinds[j] == AVERAGE else LOWEST)
         for c in range(channels):
             start, stride_image = where(1, first, count, c, channels, inside)
@@ -144,11 +160,12 @@ def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group,
 @jit
 def largest(line, buffer, images, g):
     """line = the largest pixel of each window."""
-    total = line[:((images - 1) * g[5] + g[6]) * g[4]]
+    total = line[:((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]]
     fill(total, LOWEST)
-    for k in range(g[11]):
-        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
-        for i in range(5):
+    for k in range(g[PASSES]):
+        t = FIRST_PASS + k * PASS_LENGTH
+        base = g[t] * g[PLANE]
+        for i in range(TAPS):
             pixels = buffer[base + g[t + 2 + 2 * i]:][:len(total)]
             for p in range(len(total)):
                 total[p] = total[p] if total[p] > pixels[p] else pixels[p]
@@ -158,10 +175,10 @@ def largest(line, buffer, images, g):
 def largest_backward(gradient, line, values, buffer, images, g):
     """Give the gradients `line` of the outputs `values`, both behind [front], to the first pixel of their window that
     is as large."""
-    length = ((images - 1) * g[5] + g[6]) * g[4]
-    left, total = line[g[9]:][:length], values[:length]
+    length = ((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]
+    left, total = line[g[FRONT]:][:length], values[:length]
     fill(gradient, ZERO)
-    for tap in range(g[10]):  # in the order of the window's rows, as Paddle does, not of the planes
+    for tap in range(g[KERNEL]):  # in the order of the window's rows, as Paddle does, not of the planes
         place = place_of_tap(g, tap)
         pixels, to = buffer[place:][:length], gradient[place:][:length]
         for p in range(length):
@@ -173,11 +190,11 @@ def largest_backward(gradient, line, values, buffer, images, g):
 @jit
 def place_of_tap(g, tap):
     """Where the pixels that a tap of the kernel meets begin in the planes."""
-    for k in range(g[11]):
-        t = 12 + k * 11
-        for i in range(5):
+    for k in range(g[PASSES]):
+        t = FIRST_PASS + k * PASS_LENGTH
+        for i in range(TAPS):
             if g[t + 1 + 2 * i] == tap:
-                return g[t] * g[8] + g[t + 2 + 2 * i]
+                return g[t] * g[PLANE] + g[t + 2 + 2 * i]
     return 0
 
 
@@ -255,9 +272,10 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
         count = min(group, images - first)
         for j in range(jobs):
             g = tables[j]
-            inside, outside, planes = g[0] * g[1], g[6] * g[7], g[3] * g[3] * g[8]
+            inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
+            planes = g[STRIDE] * g[STRIDE] * g[PLANE]
             size = count * outside
-            x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[10])
+            x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[KERNEL])
             point, f = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
             d, dx = floats(memory[j, 4], images * channels * outside), floats(memory[j, 5], images * channels * inside)
             df, between = np.empty(channels * size, np.float32), np.empty(channels * size, np.float32)
@@ -268,20 +286,20 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], True)
             multiply(between, channels, point, 0, True, df, channels, size)
             buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
-            line = np.zeros(g[9] + g[8], np.float32)
+            line = np.zeros(g[FRONT] + g[PLANE], np.float32)
             again = np.empty(channels * size if wanted[1] else 0, np.float32)
             for c in range(channels):
                 start, stride_image = where(x_nchw, first, count, c, channels, inside)
                 spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
                 if wanted[1]:
-                    convolve(line, buffer, count, g, depth, c * g[10])
+                    convolve(line, buffer, count, g, depth, c * g[KERNEL])
                     line_to_pixels(again, c * size, outside, line, 0, count, g)
                     fill(line, ZERO)
-                pixels_to_line(line, g[9], between, c * size, outside, count, g)
+                pixels_to_line(line, g[FRONT], between, c * size, outside, count, g)
                 if wanted[1]:
-                    convolve_weight(dweights[k, j], c * g[10], line, buffer, count, g)
+                    convolve_weight(dweights[k, j], c * g[KERNEL], line, buffer, count, g)
                 if wanted[0]:
-                    convolve_backward(gradient, line, count, g, depth, c * g[10])
+                    convolve_backward(gradient, line, count, g, depth, c * g[KERNEL])
                     if not x_nchw:
                         dx[start:start + count * inside] = 0
                     collect(dx, start, stride_image, count, g, gradient, buffer, True)
@@ -289,7 +307,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                         two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c],
                                  sums[j, k, c])
             if wanted[1]:
-                multiply_weight(dweights[k, j], channels * g[10], df, channels, again, channels, size)
+                multiply_weight(dweights[k, j], channels * g[KERNEL], df, channels, again, channels, size)
 
 
 @jit
@@ -305,14 +323,15 @@ def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, table
         count = min(group, images - first)
         for j in range(jobs):
             g = tables[j]
-            inside, outside, planes = g[0] * g[1], g[6] * g[7], g[3] * g[3] * g[8]
-            size, ones = count * outside, np.ones(g[10], np.float32)
+            inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
+            planes = g[STRIDE] * g[STRIDE] * g[PLANE]
+            size, ones = count * outside, np.ones(g[KERNEL], np.float32)
             x, dx = floats(memory[j, 0], images * channels * inside), floats(memory[j, 2], images * channels * inside)
             f = floats(memory[j, 1], images * channels * outside)
-            buffer, gradient, row = np.empty(planes, np.float32), np.zeros(planes, np.float32), np.empty(size,
-                                                                                                         np.float32)
+            buffer, gradient = np.empty(planes, np.float32), np.zeros(planes, np.float32)
+            row = np.empty(size, np.float32)
             fill(buffer, LOWEST)
-            line, values = np.zeros(g[9] + g[8], np.float32), np.zeros(g[8], np.float32)
+            line, values = np.zeros(g[FRONT] + g[PLANE], np.float32), np.zeros(g[PLANE], np.float32)
             for c in range(channels):
                 fill(row, coefficients[j, c, 2])
                 gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
@@ -327,7 +346,7 @@ def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, table
                 if kinds[j] == AVERAGE:
                     for i in range(size):
                         row[i] *= inverse_counts[j, i % outside]
-                pixels_to_line(line, g[9], row, 0, outside, count, g)
+                pixels_to_line(line, g[FRONT], row, 0, outside, count, g)
                 if kinds[j] == AVERAGE:
                     convolve_backward(gradient, line, count, g, ones, 0)
                 else:

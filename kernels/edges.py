@@ -26,7 +26,7 @@ import numpy as np
 import paddle
 import paddle.nn as nn
 
-from kernels.compiled import addresses, available, geometry, group_size, on_all_cores
+from kernels.compiled import addresses, available, group_size, on_all_cores
 from kernels.edge_loops import (
     AVERAGE,
     IDENTITY,
@@ -40,6 +40,7 @@ from kernels.edge_loops import (
     sum_groups,
     update_statistics,
 )
+from kernels.layout import KERNEL, OUT_HEIGHT, OUT_WIDTH, geometry
 from kernels.operation import Operation
 
 POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
@@ -172,7 +173,7 @@ class Sizes:
         self.groups = -(-n // self.group)
         first = self.table([depthwise for depthwise, _ in edges.convolutions[0]], height, width)
         pools = self.table(edges.pools, height, width)
-        self.out = [int(side) for side in (first if len(first) else pools)[0, 6:8]]
+        self.out = [int(side) for side in (first if len(first) else pools)[0, [OUT_HEIGHT, OUT_WIDTH]]]
         self.tables = first, self.table([depthwise for depthwise, _ in edges.convolutions[1]], *self.out), pools
         self.pixels = self.out[0] * self.out[1]
         self.kinds = np.array([AVERAGE if isinstance(pool, nn.AvgPool2D) else LARGEST for pool in edges.pools]
@@ -348,7 +349,7 @@ class Passes:
         def run(table, some, source, source_nchw, source_numbers, affine, target, wanted):
             some, sizes = slice(*some), self.sizes
             memory = np.column_stack([source, self.weights[some], self.at[some], d[some], target])
-            kernels = sizes.c * table[:, 10]
+            kernels = sizes.c * table[:, KERNEL]
             starts = np.stack([0 * kernels, kernels, kernels + sizes.c * sizes.c], -1)
             by_group = np.zeros((sizes.groups, len(table), starts.max() if wanted[1] and len(table) else 0), np.float32)
             sums = np.zeros((len(table), sizes.groups, sizes.c, 2), np.float32)
