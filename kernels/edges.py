@@ -26,11 +26,8 @@ import numpy as np
 import paddle
 import paddle.nn as nn
 
-from kernels.compiled import addresses, available, group_size, on_all_cores
+from kernels.compiled import addresses, available, on_all_cores
 from kernels.edge_loops import (
-    AVERAGE,
-    IDENTITY,
-    LARGEST,
     add_up,
     backward_pass,
     forward_pass,
@@ -40,7 +37,8 @@ from kernels.edge_loops import (
     sum_groups,
     update_statistics,
 )
-from kernels.layout import KERNEL, OUT_HEIGHT, OUT_WIDTH, geometry
+from kernels.edge_sizes import Sizes, window_of
+from kernels.layout import KERNEL
 from kernels.operation import Operation
 
 POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
@@ -80,7 +78,7 @@ class Edges:
                     self.final[t, k] = -1
                 else:
                     pool = op[0] if type(op) is nn.Sequential else op
-                    key = type(pool), *_kernel(pool), pool is op
+                    key = type(pool), *window_of(pool), pool is op
                     pools.setdefault(key, (len(self.norms) + len(pools), pool))
                     self.final[t, k] = pools[key][0]
                     pool_norms += [] if pool is op else [(t, k, op[1])]
@@ -151,66 +149,6 @@ class Edges:
         stacks = [paddle.concat(weights) for weights in self.weights + [self.biases] * bool(self.biases)]
         out = _Edges(self, self.sizes_of(x))(x, matrix, *stacks)
         return list(out) if isinstance(out, (tuple, list)) else [out]
-
-
-class Sizes:
-    """What follows from the shape of a state: groups of images, the tables of geometries of passes 1 and 2 and of the
-    poolings, output pixels.
-
-    fit: whether all operations have an output for images of this size, and outputs of one size; if not, that is all
-    there is.
-    """
-
-    def __init__(self, edges, n, c, height, width):
-        self.n, self.c = n, c
-        outs = {_output_size(height, width, layer)
-                for layer in [depthwise for depthwise, _ in edges.convolutions[0]] + edges.pools}
-        self.fit = (len(outs) == 1 and min(min(outs)) > 0 and (edges.final.min() >= 0 or outs == {(height, width)})
-                    and all(_output_size(*min(outs), depthwise) in outs for depthwise, _ in edges.convolutions[1]))
-        if not self.fit:
-            return
-        self.group = group_size(n, height * width)
-        self.groups = -(-n // self.group)
-        first = self.table([depthwise for depthwise, _ in edges.convolutions[0]], height, width)
-        pools = self.table(edges.pools, height, width)
-        self.out = [int(side) for side in (first if len(first) else pools)[0, [OUT_HEIGHT, OUT_WIDTH]]]
-        self.tables = first, self.table([depthwise for depthwise, _ in edges.convolutions[1]], *self.out), pools
-        self.pixels = self.out[0] * self.out[1]
-        self.kinds = np.array([AVERAGE if isinstance(pool, nn.AvgPool2D) else LARGEST for pool in edges.pools]
-                              + [IDENTITY] * (len(edges.others) - len(pools)), np.int64)
-        self.inverse_counts = np.ones((len(edges.others), self.pixels), np.float32)
-        for row, pool in zip(self.inverse_counts, edges.pools):
-            row[:] = _inverse_counts(height, width, *_kernel(pool)[:3])
-        # Of an identity only the pixels count, which are those of any other geometry of stride 1.
-        base = pools if len(pools) else first
-        self.others = np.concatenate([base[:len(pools)], np.repeat(base[:1], len(edges.others) - len(pools), axis=0)])
-
-    def table(self, layers, height, width):
-        rows = [geometry(height, width, *_kernel(layer), self.group) for layer in layers]
-        table = np.zeros((len(rows), max(map(len, rows), default=12)), np.int64)
-        for line, row in zip(table, rows):
-            line[:len(row)] = row
-        return table
-
-
-def _kernel(layer):
-    """(kernel, stride, padding, dilation) of a depthwise convolution or a pooling."""
-    if isinstance(layer, nn.Conv2D):
-        return layer.weight.shape[2], layer._stride[0], layer._updated_padding[0], layer._dilation[0]
-    return layer.ksize, layer.stride, layer.padding, 1
-
-
-def _output_size(height, width, layer):
-    kernel, stride, padding, dilation = _kernel(layer)
-    return tuple((length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for length in (height, width))
-
-
-def _inverse_counts(height, width, kernel, stride, padding):
-    """1 / how many pixels each window of an average pooling has, without the padding, as a row."""
-    def along(length):
-        starts = np.arange(0, length + 2 * padding - kernel + 1, stride) - padding
-        return np.minimum(starts + kernel, length) - np.maximum(starts, 0)
-    return (1 / np.outer(along(height), along(width))).ravel()
 
 
 class _Edges(Operation):
