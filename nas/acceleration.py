@@ -48,8 +48,8 @@ PADDLE_FORWARDS = {kind: kind.forward for kind in (nn.Conv2D, nn.BatchNorm2D, nn
 
 # The attributes on which the result of a layer depends.
 SETTINGS = {
-    nn.Conv2D: ('forward', '_stride', '_updated_padding', '_dilation', '_groups', '_padding_mode', '_data_format',
-                'bias'),
+    nn.Conv2D: ('forward', '_stride', '_updated_padding', '_padding_algorithm', '_dilation', '_groups', '_padding_mode',
+                '_data_format', 'bias'),
     nn.BatchNorm2D: ('forward', '_momentum', '_epsilon', '_use_global_stats', '_data_format', 'weight', 'bias'),
     nn.MaxPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'return_mask', 'data_format'),
     nn.AvgPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'exclusive', 'divisor', 'data_format'),
@@ -99,7 +99,7 @@ def accelerate(network):
 
 
 def _is_compiled_convolution(layer):
-    depthwise = layer._groups == layer.weight.shape[0] and layer.weight.shape[1] == 1 and convolutions.is_square(layer)
+    depthwise = list(layer.weight.shape[:2]) == [layer._groups, 1] and convolutions.is_square(layer)
     return depthwise or layer._groups == 1 and convolutions.is_pointwise(layer)
 
 
@@ -116,9 +116,9 @@ def _reduction_forward(self, x):
 
 
 def _is_plain_reduction(layer):
-    """Whether both convolutions of a FactorizedReduce are unchanged: reduce_together reads their weights only."""
+    """Whether both convolutions of a FactorizedReduce are unchanged: reduce_together reads only weights and biases."""
     return all(type(conv) is nn.Conv2D and type(conv).forward is PADDLE_FORWARDS[nn.Conv2D] and not _has_hooks(conv)
-               and vars(conv).get('forward') is None and conv.bias is None and list(conv._stride) == [2, 2]
+               and vars(conv).get('forward') is None and list(conv._stride) == [2, 2]
                and conv._groups == 1 and conv._updated_padding in (0, [0, 0]) and list(conv.weight.shape[2:]) == [1, 1]
                and conv._padding_mode == 'zeros' and conv._data_format == 'NCHW'
                for conv in (layer.conv_1, layer.conv_2))
@@ -150,7 +150,7 @@ def _cell_forward(self, *args, **kwargs):
 
 def _fused_forward(self, fused_edges, s0, s1, weights, edge_weights=None, active=None):
     """Cell.forward of model_search.py, by source state."""
-    nodes = fused_edges.nodes(self.preprocess0(s0), self.preprocess1(s1), weights, edge_weights)
+    nodes = fused_edges.nodes(self.preprocess0(s0), self.preprocess1(s1), weights, edge_weights, active)
     return paddle.concat(nodes[-self._multiplier:], axis=1)
 
 
@@ -169,8 +169,7 @@ class CellAcceleration:
 
     def fused_edges(self, cell, args, kwargs):
         """The FusedCell to use for this call, or None to run the cell as it is written."""
-        active = kwargs.get('active', args[4] if len(args) > 4 else None)
-        if active is not None or len(args) < 3:
+        if len(args) < 3:
             return None
         if self.record is None or not self.record.is_current():
             self.update(cell)
