@@ -170,7 +170,7 @@ def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
     place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
-                         use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed,
                          batch_size=args.batch_size,
                          default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     if args.method == 'random':
@@ -235,11 +235,13 @@ def make_searcher(network, train_loader, valid_loader, place, flags, cell_figure
 def draw(args, given):
     """Write --samples random genotypes, <number>/genotype.json; the first one is genotype.json too."""
     from reader import image_shape
-    from runtime.files import remove_numbered, write_text
+    from runtime.files import refuse_to_overwrite, remove_numbered, write_text
     generator = random.Random(args.seed)
     genotypes = [random_genotype(generator) for _ in range(args.samples)]
     if rank():
         return
+    refuse_to_overwrite(args.model_save_dir, ['genotype.json', *(os.path.join(str(sample), 'genotype.json')
+                                                                 for sample in range(args.samples))])
     remove_numbered(args.model_save_dir, 0, ['sample'])
     for sample, genotype in enumerate(genotypes):
         text = genotype_json(genotype, {'method': 'random', 'seed': args.seed,

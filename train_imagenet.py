@@ -66,7 +66,7 @@ def main():
     given = given_flags(sys.argv[1:])
     writes_files = not (args.eval_only or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
-                 use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume,
+                 use_data_parallel=args.use_data_parallel, seed=args.seed,
                  batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.

@@ -25,7 +25,7 @@ from nas.readers import PairedLoader, as_loader, endless
 from nas.stages import begin_stage
 from pipeline.loader import VALID
 from runtime.errors import UserError
-from runtime.files import remove_numbered, save_params, write_text
+from runtime.files import refuse_to_overwrite, remove_numbered, save_params, write_text
 from runtime.log import logger, peak_memory_mb
 from runtime.parallel import average_over_ranks, broadcast, check_agreement, rank
 from runtime.run import Run, optimizer_state, set_epoch, set_optimizer_state
@@ -162,6 +162,10 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         not finite.
         """
         logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
+        if rank() == 0:
+            numbered = [os.path.join(str(epoch), name) for epoch in range(self.num_epochs)
+                        for name in ('genotype.json', 'params.pdparams')[:1 + self.checkpoint.save_params]]
+            refuse_to_overwrite(self.save_dir, ['genotype.json', *numbered])
         self.run.start(self.checkpoint.resume)
         stopped = self.run.results.get('stopped')
         if stopped is not None:
@@ -332,14 +336,14 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """
         remove_numbered(self.save_dir, metrics['epoch'])
         folder = os.path.join(self.save_dir, str(metrics['epoch']))
-        if self.checkpoint.save_params:
-            save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
         for place, genotype, line in ((folder, self._current_genotype(), metrics),
                                       (self.save_dir, self.genotype(), result)):
             search = dict(self.monitor.search_info, epoch=line['epoch'], valid_acc=line.get('valid_acc'))
             if 'stage' in line:
                 search['stage'] = line['stage']
             write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(genotype, search))
+        if self.checkpoint.save_params:  # after the file that says who wrote it
+            save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
 
 
 def _device_name(place):

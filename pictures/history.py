@@ -17,10 +17,10 @@ from collections import namedtuple
 import numpy as np
 
 from genotypes import MAX_JSON_BYTES, OPERATIONS, PRIMITIVES, Genotype, from_dict
-from pictures.reading import UnreadableFile, open_regular, parse_json, read_json, reason
 from runtime.errors import UserError
+from runtime.files import MAX_LINE_BYTES, UnreadableFile, open_regular, parse_json, read_json, reason
 
-MAX_METRICS_BYTES, MAX_LINE_BYTES = 64 << 20, 1 << 20
+MAX_METRICS_BYTES = 64 << 20
 MAX_CELLS, MAX_PANELS, MAX_OPERATIONS, MAX_NAME = 8, 400, 64, 80
 MAX_EPOCH = 10**9
 TRUE_ACCURACY = 'test_acc_'  # how the keys of true accuracies begin

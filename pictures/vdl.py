@@ -15,9 +15,8 @@ import numpy as np
 from genotypes import Genotype, from_json
 from pictures.film import picture
 from pictures.history import Epoch
-from pictures.reading import UnreadableFile, read_json
 from runtime.errors import UserError
-from runtime.files import write_text
+from runtime.files import MAX_JSON_BYTES, UnreadableFile, read_json, write_text
 from runtime.parallel import rank
 
 # The group of a figure by its first word; others are 'search'.
@@ -107,7 +106,7 @@ class VisualLog:
 def own_files(folder):
     """The names of the log files in a folder that VisualLog wrote."""
     try:
-        names = read_json(os.path.join(folder, LIST), 1 << 20)
+        names = read_json(os.path.join(folder, LIST), MAX_JSON_BYTES)
     except UnreadableFile:
         return []
     return [name for name in names if isinstance(name, str) and re.fullmatch(LOG_NAME, name)

@@ -4,49 +4,89 @@ import io
 import json
 import os
 import re
+import zipfile
 
 import numpy as np
 
 from runtime.errors import UserError
-from runtime.files import atomic_write, save_params, write_text
+from runtime.files import (
+    MAX_JSON_BYTES,
+    UnreadableFile,
+    atomic_write,
+    open_regular,
+    read_json,
+    reason,
+    save_params,
+    write_text,
+)
 from runtime.log import logger
 from runtime.unpickle import load_arrays
+
+NAME = r'epoch-\d{4,9}-step-\d{6,12}\.npz'
+LIST = 'darts-files.json'  # in the folder of the checkpoints: those that runs wrote there
+
+# What the member `info` must hold.
+INFO = {'epoch': int, 'step': int, 'results': dict, 'metrics': list, 'seed': int, 'schedule': dict, 'ranks': list,
+        'arguments': dict, 'paddle': str}
 
 
 class Checkpoints:
     """The checkpoints in a folder, of which the last `keep` stay: epoch-0012-step-000300.npz, the state before step
     300 of epoch 12.
 
-    A file is numpy's archive of arrays; its member `info` is a JSON object. Each member carries a CRC-32, and nothing
-    is unpickled.
+    A file is numpy's archive of arrays; its member `info` is a JSON object that also lists the types and the shapes of
+    all others. Each member carries a CRC-32, and nothing is unpickled.
+    A list in the folder says which files this run wrote (`files`) and which an earlier one did (`earlier`), which stay
+    until this run's first epoch is complete. No other file is ever overwritten or removed.
     """
 
     def __init__(self, folder, keep):
-        self.folder, self.keep, self.own = folder, keep, []
+        self.folder, self.keep = folder, keep
+        self.files = self.earlier = None  # names, the oldest first, from begin() or newest() on
 
     def paths(self):
-        """The checkpoints in the folder, the newest first."""
-        if not os.path.isdir(self.folder):
-            return []
-        names = [name for name in os.listdir(self.folder) if re.fullmatch(r'epoch-\d{4,}-step-\d{6,}\.npz', name)]
-        return [os.path.join(self.folder, name) for name in sorted(
-            names, key=lambda name: [int(n) for n in re.findall(r'\d+', name)], reverse=True)]
+        """The checkpoints that --resume can take, the newest first: those of the last run in the folder."""
+        if self.files is None:
+            files, earlier = self._listed()
+            files = files or earlier
+        else:
+            files = self.files
+        return [os.path.join(self.folder, name) for name in sorted(files, key=_place, reverse=True)]
+
+    def begin(self):
+        """Start over: what is there is of an earlier run."""
+        files, earlier = self._listed()
+        self.files, self.earlier = [], sorted({*files, *earlier}, key=_place)
 
     def save(self, epoch, step, arrays, info):
-        """Write one, whole or not at all, then remove those that are too many. Returns its path."""
-        path = os.path.join(self.folder, f'epoch-{epoch:04d}-step-{step:06d}.npz')
+        """Write one, whole or not at all, then remove those that are too many. Returns its path.
+
+        Raises UserError (status 1) where it cannot be written.
+        """
+        name = f'epoch-{epoch:04d}-step-{step:06d}.npz'
+        path = os.path.join(self.folder, name)
+        if self.files is None:
+            self.begin()
+        if name not in [*self.files, *self.earlier] and os.path.lexists(path):
+            raise UserError(f'cannot write {path}: no run in this folder wrote the file of that name; move it away',
+                            status=1)
+        self.earlier = [other for other in self.earlier if other != name]
+        self.files = [other for other in self.files if other != name] + [name]
+        members = {member: [value.dtype.str, list(value.shape)] for member, value in arrays.items()}
+        text = json.dumps(dict(info, members=members))
         archive = io.BytesIO()  # first whole in memory: a zip file that meets a full disk prints tracebacks of its own
-        np.savez(archive, info=np.frombuffer(json.dumps(info).encode('utf-8'), 'uint8'), **arrays)
+        np.savez(archive, info=np.frombuffer(text.encode('utf-8'), 'uint8'), **arrays)
+        # Before the file, so that none is ever there without being listed.
+        write_text(os.path.join(self.folder, LIST), json.dumps({'files': self.files, 'earlier': self.earlier}) + '\n')
         with atomic_write(path) as temporary:
             with open(temporary, 'wb') as f:
                 f.write(archive.getbuffer())
-        if path not in self.own:
-            self.own.append(path)
-        self.own = self.own[-self.keep:]
-        for other in self.paths():  # also those of an earlier run, and those found broken
-            if other not in self.own:
-                with contextlib.suppress(OSError):
-                    os.remove(other)
+        superfluous, self.files = self.files[:-self.keep], self.files[-self.keep:]
+        if epoch:  # the first epoch of this run is complete
+            superfluous, self.earlier = superfluous + self.earlier, []
+        for other in superfluous:
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(self.folder, other))
         return path
 
     def newest(self):
@@ -54,19 +94,62 @@ class Checkpoints:
         none."""
         for path in self.paths():
             try:
-                with np.load(path, allow_pickle=False) as archive:
-                    broken = archive.zip.testzip()
-                    if broken:
-                        raise ValueError(f'the checksum of {broken} is wrong')
-                    arrays = dict(archive)
-                info = json.loads(arrays.pop('info').tobytes().decode('utf-8'))
+                arrays, info = read_checkpoint(path)
             except Exception as error:  # a damaged archive can raise nearly anything
-                logger.warning('%s is not whole, the one before it is taken: %s', path, str(error)
-                               or type(error).__name__)
+                logger.warning('%s is not whole, the one before it is taken: %s', path, reason(error))
                 continue
-            self.own = [other for other in self.paths()[::-1] if other <= path][-self.keep:]
+            files, earlier = self._listed()
+            # Newer ones, which are damaged, are not of use to any run.
+            self.files = [name for name in files or earlier if _place(name) <= _place(os.path.basename(path))]
+            self.earlier = [name for name in files + earlier if name not in self.files]
             return path, arrays, info
         return None, None, None
+
+    def _listed(self):
+        """The names in the folder that runs wrote, the oldest first: (of the last run, of those before it)."""
+        if not os.path.isdir(self.folder):
+            return [], []
+        there = {name for name in os.listdir(self.folder) if re.fullmatch(NAME, name)}
+        try:
+            listed = read_json(os.path.join(self.folder, LIST), MAX_JSON_BYTES)
+            files, earlier = ([name for name in listed[key] if name in there] for key in ('files', 'earlier'))
+            return files, earlier
+        except (UnreadableFile, LookupError, TypeError):  # of a version without a list: those that are checkpoints
+            return [name for name in sorted(there, key=_place) if _is_checkpoint(os.path.join(self.folder, name))], []
+
+
+def read_checkpoint(path):
+    """Read a checkpoint -> ({name: array}, info). A file that is damaged or something else can raise nearly
+    anything."""
+    arrays = {}
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if (any(member.compress_type != zipfile.ZIP_STORED for member in members)
+                or sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size):
+            raise ValueError('its members are larger than the file')
+        for member in members:
+            content = io.BytesIO(archive.read(member))  # checks the CRC-32
+            arrays[member.filename.removesuffix('.npy')] = np.lib.format.read_array(content, allow_pickle=False)
+    info = json.loads(arrays.pop('info').tobytes().decode('utf-8'))
+    if not isinstance(info, dict) or not all(isinstance(info.get(key), kind) for key, kind in INFO.items()):
+        raise ValueError('it is not a checkpoint of this program')
+    listed = info.pop('members', None)  # earlier versions listed none
+    found = {name: [value.dtype.str, list(value.shape)] for name, value in arrays.items()}
+    if listed not in (None, found) or len(members) != len(arrays) + 1:
+        raise ValueError('it does not hold the members that it lists')
+    return arrays, info
+
+
+def _is_checkpoint(path):
+    try:
+        return bool(read_checkpoint(path))
+    except Exception:  # see read_checkpoint
+        return False
+
+
+def _place(name):
+    """(epoch, step) of a file name."""
+    return [int(number) for number in re.findall(r'\d+', name)]
 
 
 def save_model(path, state_dict, description):
@@ -81,24 +164,23 @@ def load_model(path):
     Raises UserError for files that can't be read or hold something else.
     """
     try:
-        with open(path, 'rb') as f:
+        with open_regular(path) as f:
             state = load_arrays(f)
         if isinstance(state, dict):
             state.pop('StructuredToParameterName@@', None)  # a table that paddle.save adds in some cases
         if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
             raise ValueError('it must hold a dictionary of arrays')
-    except (OSError, ValueError) as error:
-        raise UserError('--pretrained: {} cannot be loaded: {}'.format(path, getattr(error, 'strerror', None) or error))
+    except (OSError, ValueError) as error:  # UnreadableFile is a ValueError
+        raise UserError(f'--pretrained: {path} cannot be loaded: {reason(error)}')
     description_path = _description_path(path)
-    if not os.path.exists(description_path):
+    if not os.path.lexists(description_path):
         return state, None
     try:
-        with open(description_path, encoding='utf-8') as f:
-            description = json.load(f)
+        description = read_json(description_path, MAX_JSON_BYTES)
         if not isinstance(description, dict):
             raise ValueError('it must hold an object')
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'--pretrained: {description_path} cannot be read: {error}')
+    except (OSError, ValueError) as error:
+        raise UserError(f'--pretrained: {description_path} cannot be read: {reason(error)}')
     return state, description
 
 

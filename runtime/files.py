@@ -1,10 +1,72 @@
-"""Writing files atomically, and removing only what a run of ours wrote."""
+"""Reading files that may be damaged, endless or hostile; writing atomically; removing only what a run wrote."""
 import contextlib
 import json
 import os
 import re
+import stat
 
 from runtime.errors import UserError
+
+MAX_JSON_BYTES, MAX_LINE_BYTES = 1 << 20, 1 << 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading: regular files of bounded size only
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class UnreadableFile(ValueError):
+    """A file that cannot be read; the message is the reason, without the path."""
+
+
+def reason(error):
+    """The reason of an exception, one line without the path."""
+    return (getattr(error, 'strerror', None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+def open_regular(path):
+    """Open a regular file for reading bytes. Never waits, as opening a FIFO would. Raises UnreadableFile for others."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UnreadableFile(reason(error))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return open(descriptor, 'rb')
+    os.close(descriptor)
+    raise UnreadableFile('it is not a regular file')
+
+
+def read_json(path, max_bytes):
+    """Read a JSON file of at most max_bytes. Raises UnreadableFile."""
+    with open_regular(path) as f:
+        content = f.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UnreadableFile(f'it has more than the {max_bytes:,} bytes that are allowed')
+    try:
+        return parse_json(content.decode('utf-8-sig'))
+    except UnicodeDecodeError as error:
+        raise UnreadableFile(f'byte {error.start} is not UTF-8 text')
+
+
+def parse_json(text):
+    """Parse JSON. Raises UnreadableFile."""
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise UnreadableFile('it is nested too deeply')
+    except ValueError as error:
+        raise UnreadableFile(reason(error))
+
+
+def _integer(digits):
+    if len(digits) > 400:  # int() takes quadratic time
+        raise ValueError(f'a number has {len(digits)} digits')
+    return int(digits)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -56,6 +118,11 @@ def save_params(path, state_dict):
         paddle.save(state_dict, temporary)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run wrote
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def remove_numbered(folder, first, kinds=('epoch', 'sample')):
     """Remove what an earlier, longer search left in a folder: <n>/genotype.json and <n>/params.pdparams for n >= first.
 
@@ -66,12 +133,38 @@ def remove_numbered(folder, first, kinds=('epoch', 'sample')):
         path = os.path.join(folder, name)
         if not re.fullmatch('0|[1-9][0-9]{0,8}', name) or int(name) < first or os.path.islink(path):
             continue
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            with open(os.path.join(path, 'genotype.json'), encoding='utf-8') as f:
-                found = json.load(f)
-            search = found.get('search') if isinstance(found, dict) else None
-            if isinstance(search, dict) and any(search.get(kind) == int(name) for kind in kinds):
+        if _is_result(os.path.join(path, 'genotype.json'), kinds):
+            with contextlib.suppress(OSError):
                 for written in ('params.pdparams', 'genotype.json'):
                     with contextlib.suppress(FileNotFoundError):
                         os.remove(os.path.join(path, written))
                 os.rmdir(path)
+
+
+def refuse_to_overwrite(folder, names):
+    """Raise UserError where one of the names in a folder is there and does not say itself that a run wrote it."""
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.lexists(path) and not _is_result(path):
+            raise UserError(f'--model_save_dir: {path} was not written by a run of this program and would be '
+                            'overwritten: move it away or give another folder')
+
+
+def _is_result(path, kinds=('epoch', 'sample')):
+    """Whether a file of the name and in the place of a run's result is one."""
+    folder, name = os.path.split(path)
+    beside = {'params.pdparams': 'genotype.json', 'best_model.pdparams': 'best_model.json'}
+    try:
+        if name in beside:  # the other one is written first
+            return os.path.isfile(path) and _is_result(os.path.join(folder, beside[name]), kinds)
+        if name == 'metrics.jsonl':
+            with open_regular(path) as f:
+                line = f.readline(MAX_LINE_BYTES)
+            return not line or 'epoch' in dict(parse_json(line.decode('utf-8')))
+        found = dict(read_json(path, MAX_JSON_BYTES))
+        if name == 'best_model.json':
+            return 'network' in found
+        search, number = dict(found['search']), os.path.basename(folder)
+        return not number.isdecimal() or any(str(search.get(kind)) == number for kind in kinds)
+    except (OSError, ValueError, TypeError, LookupError):
+        return False

@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 
-from runtime.errors import printable
+from runtime.errors import UserError, printable
 from runtime.parallel import rank
 
 logger = logging.getLogger('darts')
@@ -33,10 +33,10 @@ def on_terminal():
         return False
 
 
-def start_logging(folder=None, append=False):
-    """Log to standard error and, on rank 0, to train.log in `folder`.
+def start_logging(folder=None):
+    """Log to standard error and, on rank 0, to train.log in `folder`, after what runs before wrote there.
 
-    append: continue an existing train.log; otherwise it is renamed to train.log.old first.
+    Raises UserError for a train.log that cannot be written.
     """
     logger.setLevel(logging.DEBUG)
     logger.propagate = False  # PaddleSlim configures the root logger: every line would appear twice
@@ -48,9 +48,12 @@ def start_logging(folder=None, append=False):
     handlers = [screen]
     if folder is not None and rank() == 0:
         path = os.path.join(folder, 'train.log')
-        if not append and os.path.exists(path):
-            os.replace(path, path + '.old')
-        handlers.append(logging.FileHandler(path, encoding='utf-8'))
+        try:
+            if os.path.lexists(path) and not os.path.isfile(path):  # opening a FIFO would wait
+                raise OSError(None, 'it is not a regular file')
+            handlers.append(logging.FileHandler(path, encoding='utf-8'))
+        except OSError as error:
+            raise UserError(f'--model_save_dir: {path} cannot be written: {error.strerror}')
     for handler in handlers:
         handler.setFormatter(_OneLineFormatter())
         logger.addHandler(handler)

@@ -19,7 +19,8 @@ import paddle
 
 from runtime.checkpoint import Checkpoints, set_state
 from runtime.errors import UserError
-from runtime.files import write_text
+from runtime.files import reason, refuse_to_overwrite, write_text
+from runtime.lock import lock_folder, release_folder
 from runtime.log import logger
 from runtime.parallel import rank, world_size
 
@@ -65,27 +66,37 @@ class Run:
     def start(self, resume):
         """Start the run or, with `resume`, continue from the newest intact checkpoint.
 
-        Raises UserError for a checkpoint of other arguments or of another network.
+        Raises UserError for a folder that another run uses, for a checkpoint of other arguments or of another network,
+        and for a metrics.jsonl that no run wrote.
         """
-        arrays = info = None
+        path = arrays = info = None
         if rank() == 0:
+            os.makedirs(self.folder, exist_ok=True)
+            lock_folder(self.folder)
+            earlier = self.checkpoints.paths()
             if resume:
                 path, arrays, info = self.checkpoints.newest()
                 if info is None:
                     logger.info('--resume: %s holds no checkpoint, the run starts from the beginning', self.folder)
-            elif self.checkpoints.paths() or os.path.exists(self.metrics_path) and os.path.getsize(self.metrics_path):
-                logger.info('%s holds an earlier run; this one overwrites it from its first checkpoint on%s',
-                            self.folder,
-                            ' (--resume would go on from it)' if self.checkpoints.paths() else '')
+            elif earlier or os.path.exists(self.metrics_path) and os.path.getsize(self.metrics_path):
+                logger.info('%s holds an earlier run; this one overwrites it when its first epoch is complete%s',
+                            self.folder, ' (--resume would go on from it)' if earlier else '')
+            if info is None:
+                refuse_to_overwrite(self.folder, ['metrics.jsonl'])
+                self.checkpoints.begin()
         if world_size() > 1:
-            shared = [(arrays, info)]
+            shared = [(path, arrays, info)]
             paddle.distributed.broadcast_object_list(shared, src=0)
-            arrays, info = shared[0]
+            path, arrays, info = shared[0]
         if info is not None:
             self._check_arguments(info['arguments'])
-            self._restore(arrays, info)
+            try:
+                self._restore(arrays, info)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise UserError(f'--resume: {path} is not a checkpoint of this run: {reason(error)}')
             logger.info('resumed at epoch %d, step %d', self.epoch, self.step)
-        if info is not None or not os.path.exists(self.metrics_path):  # an earlier run's stay until an epoch is done
+        # An earlier run's stay until an epoch is done.
+        if self.metrics or not os.path.exists(self.metrics_path):
             self._write_metrics()
 
     def replace_optimizer(self, number, optimizer, parameters):
@@ -249,6 +260,7 @@ class Run:
     def __exit__(self, *_):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        release_folder(self.folder)
 
     def _ask(self, number, frame):
         if self.signal is None:

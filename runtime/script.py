@@ -6,6 +6,7 @@ import signal
 import sys
 
 from runtime.errors import UserError, printable
+from runtime.lock import lock_folder, release_all
 from runtime.log import logger, quiet_warnings, start_logging
 from runtime.parallel import select_device, set_seed, world_size
 
@@ -31,23 +32,30 @@ def run_script(main):
         else:
             print(line, file=sys.stderr)
         sys.exit(error.status)
+    finally:
+        release_all()
 
 
 def _program():
     return os.path.basename(sys.argv[0])
 
 
-def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, resume=False, batch_size=None,
+def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, batch_size=None,
                  default_learning_rate=None):
-    """Create the output folder, start the log, select the device and set the seed. Returns the paddle place.
+    """Create the output folder, keep other runs out of it, start the log, select the device and set the seed.
 
+    Returns the paddle place.
     save_dir: the folder of train.log; None for a script that writes no files. arguments: {name: value} to log.
     batch_size, default_learning_rate: given when the user did not choose a learning rate; with several processes, the
     log then suggests one for the larger total batch.
     """
+    removed = []
     if save_dir is not None:
         prepare_folder(save_dir, '--model_save_dir')
-    start_logging(save_dir, append=resume)
+        removed = lock_folder(save_dir)
+    start_logging(save_dir)
+    for path in removed:
+        logger.info('removed %s, which a killed run left', path)
     logger.info('arguments: %s', ' '.join(f'--{name}={value}' for name, value in sorted(arguments.items())))
     quiet_warnings()
     with contextlib.suppress(ImportError):

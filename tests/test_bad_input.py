@@ -234,7 +234,7 @@ WRONG_INPUTS = [
     (EVAL + ['--pretrained=evil.pdparams'], 'mkdir, which no file of this kind needs: refused', 2),
     (EVAL + ['--pretrained=list.pdparams'], 'it must hold a dictionary of arrays', 2),
     (EVAL + ['--pretrained=empty.pdparams'], 'empty.pdparams cannot be loaded', 2),
-    (EVAL + ['--pretrained=a folder'], 'a folder cannot be loaded: Is a directory', 2),
+    (EVAL + ['--pretrained=a folder'], 'a folder cannot be loaded: it is not a regular file', 2),
     (EVAL + ['--pretrained=w.pdparams'], 'does not fit this network: ', 2),
     (EVAL + ['--pretrained=bad.pdparams'], 'holds a os.system, this script takes a NetworkCIFAR', 2),
     (['train.py', '--dataset=folder', '--data=pictures'], 'broken picture.png cannot be read as an image', 1),

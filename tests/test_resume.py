@@ -176,7 +176,8 @@ def test_other_arguments_are_refused_by_name_and_free_ones_are_not(tmp_path):
     result = run(tmp_path, *command, '--resume', '--epochs=2', '--log_freq=7', '--model_save_dir=moved', '--keep=1',
                  '--save_freq=0', '--save_params=False', '--use_multiprocess=True', '--num_workers=2')
     assert result.returncode == 0, result.stderr
-    assert os.listdir(str(tmp_path / 'moved' / 'checkpoints')) == ['epoch-0002-step-000000.npz']  # --keep=1
+    kept = [path.name for path in (tmp_path / 'moved' / 'checkpoints').glob('*.npz')]
+    assert kept == ['epoch-0002-step-000000.npz']  # --keep=1
     assert sorted(os.listdir(str(tmp_path / 'moved' / '1'))) == ['genotype.json']
     assert len((tmp_path / 'moved' / 'metrics.jsonl').read_text().splitlines()) == 2
     log = (tmp_path / 'moved' / 'train.log').read_text()
@@ -201,7 +202,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     command = words('first order', 'run')
     assert run(tmp_path, *command, '--epochs=1').returncode == 0
     folder = tmp_path / 'run' / 'checkpoints'
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.glob('*.npz')}
     assert min(map(len, before.values())) > 400000
 
     def limit():
@@ -211,7 +212,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.endswith('File too large') and 'cannot write' in last
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.glob('*.npz')} == before
+    assert not list(folder.glob('.*')), 'a temporary file is left'
 
 
 def test_values_that_are_not_finite_are_not_saved(tmp_path):

@@ -13,6 +13,7 @@ import paddle
 import genotypes
 from runtime.checkpoint import load_model, save_model, set_state
 from runtime.errors import UserError
+from runtime.files import refuse_to_overwrite
 from runtime.log import logger
 from runtime.parallel import broadcast, rank
 from runtime.run import Run
@@ -152,6 +153,8 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
     run = Run(save_dir, model=model, optimizers=[(optimizer, parameters)], schedule=schedule, loaders=[train_loader],
               scaler=precision.scaler, same_on_all_ranks=False,  # each rank drops paths of its own images
               **run_keywords)
+    if rank() == 0:
+        refuse_to_overwrite(save_dir, ['best_model.json', 'best_model.pdparams'])
     run.start(run_options['resume'])
 
     def report(metrics):
