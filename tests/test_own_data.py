@@ -13,6 +13,7 @@ from PIL import Image
 
 import reader
 from pipeline import loader, transforms
+from pipeline.items import DatasetItems
 from pipeline.sources import DatasetImages, Source
 from runtime.errors import UserError
 
@@ -46,7 +47,7 @@ def test_grey_images_float_images_and_what_is_refused():
         reader.as_source([(IMAGE, 0), (IMAGE[:, :4, :4], 1)], OPTIONS)
     with pytest.raises(UserError, match=r'shape \(2, 2, 2, 2\)'):
         reader.as_source([(np.zeros((2, 2, 2, 2), 'uint8'), 0)], OPTIONS)
-    with pytest.raises(UserError, match='image 0 of the data has the label -1'):
+    with pytest.raises(UserError, match='item 0 of the data has the label -1'):
         reader.as_source([(IMAGE, -1)], OPTIONS)
 
 
@@ -281,8 +282,8 @@ def test_an_error_in_a_users_dataset_is_shown_as_it_is():
         def __getitem__(self, i):
             raise KeyError('my own mistake')
 
-    source = DatasetImages(Users())
-    source.dataset = Faulty()
+    source = DatasetImages(DatasetItems(Users()))
+    source.items.dataset = Faulty()
     for workers in (0, 1):
         batches = loader.BatchLoader(source, 1, shuffle=False, stream=loader.TRAIN, workers=workers)
         with pytest.raises(KeyError, match='my own mistake'):
@@ -316,46 +317,3 @@ def test_real_images_through_a_function_and_a_dataset(monkeypatch, mine):
             pixels = image if as_they_are else image * std + mean
             seen.append((np.round(pixels[0] * 255).astype('uint8').tobytes(), int(label)))
     assert sorted(seen) == sorted((image.tobytes(), int(label)) for image, label in reader.digits_reader(True))
-
-
-@pytest.mark.parametrize('item, what', [
-    ((np.zeros((3, 4, 4), 'float32'), 0.7), 'a pair whose label is of type float64'),
-    ((np.zeros((3, 4, 4), 'int64'), 1), 'a pair whose first part is of type int64: convert and normalise the pixels'),
-    ((np.zeros((3, 4, 4), 'float32'), np.eye(3)[1]), r'a pair whose label is of type float64 and shape \[3\]'),
-    ({'image': 0, 'label': 1}, 'a dict'),
-    ((np.zeros((3, 4, 4), 'float32'), 1, 2), 'a tuple of 3 parts'),
-    ('text', 'a str'),
-    ((np.zeros((3, 4, 4), 'float32'), 'cat'), 'a pair whose label is of type <U3'),
-    ((Image.new('RGB', (4, 4)), 1), 'a pair whose first part is of type uint8'),
-])
-def test_items_of_a_dataset_that_are_something_else_are_named(item, what):
-    """At the first item, and later ones batch by batch."""
-    class Mixed(paddle.io.Dataset):
-        def __len__(self):
-            return 4
-
-        def __getitem__(self, i):
-            return item if i == self.wrong else (np.zeros((3, 4, 4), 'float32'), np.int64(i))
-    Mixed.wrong = 0
-    with pytest.raises(UserError, match='item 0 of the data set is ' + what):
-        DatasetImages(Mixed())
-    Mixed.wrong = 2
-    source = DatasetImages(Mixed())
-    with pytest.raises(UserError, match='item 2 of the data set is ' + what):
-        read(loader.BatchLoader(source, 2, shuffle=False, stream=loader.TRAIN))
-
-
-def test_a_dataset_of_sequences():
-    """Not only images: any array of one shape."""
-    class Sequences(paddle.io.Dataset):
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, i):
-            return np.full((7, 2), i, 'float32'), i % 2
-    for workers in (0, 1):
-        images, labels = read(loader.BatchLoader(DatasetImages(Sequences()), 2, shuffle=False, stream=loader.TRAIN,
-                                                 workers=workers))
-        assert images.shape == (5, 7, 2) and images[:, 0, 0].tolist() == [0, 1, 2, 3, 4] and labels.tolist() == [0, 1,
-                                                                                                                 0, 1,
-                                                                                                                 0]
