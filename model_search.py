@@ -119,6 +119,8 @@ class Network(nn.Layer):
     Raises UserError for an unknown method and for a number of channels that the method cannot divide.
     """
 
+    input_channels = 3  # with num_classes, what the searcher checks the items of a data set by
+
     def __init__(self, c_in, num_classes, layers, method='DARTS', steps=4, multiplier=4, stem_multiplier=3,
                  stem='cifar'):
         super().__init__()
@@ -129,6 +131,7 @@ class Network(nn.Layer):
             if c_in % partial:
                 raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes 1/{partial} of the '
                                 f'channels through an edge, give a multiple of {partial}')
+        self.num_classes = num_classes
         self._steps = steps
         self._multiplier = multiplier
         self._init_arch_parameters()

@@ -19,6 +19,7 @@ from paddle.io import Dataset
 from pipeline import transforms
 from pipeline.archives import cifar_archive, cifar_batch, members
 from pipeline.folders import image_files
+from pipeline.items import DatasetItems, images_and_labels
 from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
 from pipeline.sources import ArrayImages, DatasetImages, ImageFiles
 from runtime.errors import UserError
@@ -156,14 +157,13 @@ def class_count(images, class_num=None):
     Raises UserError where the data has labels that class_num does not allow.
     """
     source = getattr(images, 'source', images)
-    if source.num_classes is None:  # only reading all of a user's data set tells
-        return source.count_classes() if class_num is None else class_num
-    if class_num is None:
-        logger.info('the data has %d classes', source.num_classes)
-        return source.num_classes
-    if source.num_classes > class_num:
-        raise UserError(f'--class_num: {class_num} is not allowed: the labels of the data are 0 to '
-                        f'{source.num_classes - 1}')
+    if class_num is not None:
+        source.check_labels(class_num)
+    elif source.num_classes is None:  # only reading all of a user's data set tells
+        class_num = source.count_classes()
+    else:
+        class_num = source.num_classes
+        logger.info('the data has %d classes', class_num)
     return class_num
 
 
@@ -217,51 +217,20 @@ def folder_reader(folder, is_train, *, size, augmentation, seed):
 
 
 def as_source(pairs, augmentation_options):
-    """Make a source (pipeline/sources.py) of what a reader function returned. Raises UserError for images of different
-    sizes.
+    """Make a source (pipeline/sources.py) of what a reader function returned. Raises UserError that names the first
+    item which is something else than the module docstring says.
 
     augmentation_options: the arguments of augmentation_of but the size, for uint8 images.
     """
     if isinstance(pairs, (ImageFiles, DatasetImages)):
         return pairs
     if isinstance(pairs, Dataset):
-        return DatasetImages(pairs)
-    if isinstance(pairs, ArrayImages):
-        dataset, *cutout = augmentation_options
-        return pairs.with_transform(augmentation_of(dataset, pairs.image_shape[1], *cutout))
-    pairs = list(pairs)
-    if not pairs:
-        raise UserError('the data holds no image')
-    images, labels = zip(*[(_as_chw(image), int(label)) for image, label in pairs])
-    odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
-    if odd is not None:
-        raise UserError(f'image {odd} of the data is {images[odd].shape}, image 0 is {images[0].shape}: bring them to '
-                        'one size')
-    images, labels = np.stack(images), np.asarray(labels, 'int64')
-    if labels.min() < 0:
-        raise UserError(f'image {labels.argmin()} of the data has the label {labels.min()}; labels count from 0')
+        return DatasetImages(DatasetItems(pairs, images=True))
+    if not isinstance(pairs, ArrayImages):
+        pairs = ArrayImages(*images_and_labels(pairs))
     dataset, *cutout = augmentation_options
-    transform = augmentation_of(dataset, images.shape[2], *cutout) if images.dtype == np.uint8 else None
-    return ArrayImages(images, labels, transform)
-
-
-def _as_chw(image):
-    """An image in any form that the module docstring names, as an array [3, H, W]."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8 and image.dtype.kind != 'f':
-        raise UserError(f'an image of the data is of type {image.dtype}; uint8 and float arrays are accepted')
-    if image.ndim == 1:  # as in the pickles of CIFAR
-        side = int(round((image.size / 3)**0.5))
-        if 3 * side * side == image.size:
-            image = image.reshape(3, side, side)
-    elif image.ndim == 2:
-        image = np.stack([image] * 3)
-    elif image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
-        image = image.transpose(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise UserError(f'an image of the data has the shape {image.shape}; [3, H, W], [H, W, 3] and [H, W] are '
-                        'accepted')
-    return image
+    uint8 = pairs.images.dtype == np.uint8
+    return pairs.with_transform(augmentation_of(dataset, pairs.image_shape[1], *cutout) if uint8 else None)
 
 
 def augmentation_of(dataset, size, cutout, cutout_length):

@@ -102,11 +102,13 @@ def main():
     test_loader = train_valid(args.batch_size, False, False, args)
     images = test_loader.source.image_shape
     if args.eval_only:
+        test_loader.source.check_labels(description['class_num'])
         evaluation.log_size(model, images)
         evaluation.score(accelerate(model), test_loader, precision_options)
         return
     train_loader = train_valid(args.batch_size, True, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
+    test_loader.source.check_labels(class_num)
     if description is None:
         description = described(class_num)
         model = evaluation.build(NetworkCIFAR, description)

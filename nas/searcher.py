@@ -21,7 +21,7 @@ from nas.acceleration import accelerate
 from nas.architect import Architect, frozen, weight_parameters
 from nas.methods import method_of, softmax_by_node
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
-from nas.readers import PairedLoader, as_loader, endless
+from nas.readers import PairedLoader, as_loader, classes_of, endless
 from nas.stages import begin_stage
 from pipeline.loader import VALID
 from runtime.errors import UserError
@@ -63,7 +63,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
                          log_freq)
         paddle.set_device(_device_name(place))
         self.checkpoint, self.monitor = checkpoint, monitor
-        options = dict(batch_size=batchsize, workers=int(use_multiprocess), seed=seed)
+        options = dict(batch_size=batchsize, workers=int(use_multiprocess), seed=seed, model=model)
         self.train_loader = as_loader(train_reader, **options)
         self.valid_loader = as_loader(valid_reader, stream=VALID, **options)
         self.eval_loader = as_loader(valid_reader if monitor.eval_reader is None else monitor.eval_reader, train=False,
@@ -262,7 +262,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             return loss, logits, label
 
         self.model.train()
-        pairs = PairedLoader(self.train_loader, self.valid_loader)
+        pairs = PairedLoader(self.train_loader, self.valid_loader, classes_of(self.model))
         return run_epoch(pairs, train_step, run=self.run, epoch=epoch, log_freq=self.log_freq, optimizer=self.optimizer)
 
     def train_step(self, train_image, train_label, valid_image, valid_label, arch_step=True):

@@ -4,8 +4,11 @@
     ImageFiles      image files, decoded when a batch needs them
     DatasetImages   a user's paddle.io.Dataset
 """
+import warnings
+
 import numpy as np
 from paddle.io import Dataset
+from PIL import Image
 
 from pipeline.transforms import load_photo
 from runtime.errors import UserError
@@ -44,6 +47,12 @@ class Source:
     def plain(self):
         """The source of the same images without augmentation, for evaluation."""
         return self
+
+    def check_labels(self, num_classes):
+        """Raise UserError where a label is not below num_classes; a user's Dataset is checked as it is read."""
+        if self.num_classes > num_classes:
+            raise UserError(f'--class_num: {num_classes} is not allowed: the labels of the data are 0 to '
+                            f'{self.num_classes - 1}')
 
     @property
     def example_bytes(self):
@@ -124,88 +133,62 @@ class ImageFiles(Source, Dataset):
         """Raise UserError that names the first image whose label is not below num_classes."""
         wrong = np.flatnonzero(self.labels >= num_classes)
         if len(wrong):
-            raise UserError(f'--class_num: {self.origins[wrong[0]]}label {self.labels[wrong[0]]}, {num_classes} '
-                            'classes allow 0 to '
-                            f'{num_classes - 1}')
+            from_1 = '; labels count from 0' if self.labels.min() == 1 and self.labels.max() == num_classes else ''
+            raise UserError(f'--class_num: {self.origins[wrong[0]] or self.paths[wrong[0]] + ": "}label '
+                            f'{self.labels[wrong[0]]}, {num_classes} classes allow 0 to {num_classes - 1}{from_1}')
 
     def batch(self, indices, uniform):
         images, kept, errors = [], [], []
-        for position, i in enumerate(indices):
-            try:
-                images.append(load_photo(self.paths[i], self.crop, uniform[position, :self.crop.draws]))
-                kept.append(position)
-            except Exception as error:  # a damaged file can raise nearly anything
-                reason = getattr(error, 'strerror', None) or error
-                errors.append(f'{self.origins[i]}{self.paths[i]} cannot be read as an image: {reason}')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # load_photo has a limit of its own
+            for position, i in enumerate(indices):
+                try:
+                    images.append(load_photo(self.paths[i], self.crop, uniform[position, :self.crop.draws]))
+                    kept.append(position)
+                except Exception as error:  # a damaged file can raise nearly anything
+                    reason = getattr(error, 'strerror', None) or error
+                    errors.append(f'{self.origins[i]}{self.paths[i]} cannot be read as an image: {reason}')
         images = np.stack(images) if images else np.zeros((0, 3, self.crop.size, self.crop.size), 'uint8')
         return self.transform(images, uniform[kept, self.crop.draws:]), self.labels[np.asarray(indices)[kept]], errors
 
 
 class DatasetImages(Source):
-    """A user's paddle.io.Dataset of (float array, label), used as it is; the array is [3, H, W] for images, of any
-    shape for networks that take something else. An attribute num_classes of the data set, if there is one, says how
-    many classes it has.
+    """A user's paddle.io.Dataset, used as it is.
 
-    Raises UserError that names the first item which is something else, at the first item and then batch by batch.
+    items: a DatasetItems, which checks each item (items.py). indices: which of the items belong to the source, in
+    which order (default: all); subsets share the items.
     """
 
-    def __init__(self, dataset, indices=None):
-        self.dataset = dataset
-        self.indices = np.arange(len(dataset)) if indices is None else indices
-        if not len(self.indices):
-            raise UserError('the data set is empty')
-        self.num_classes = getattr(dataset, 'num_classes', None)
-        self.image_shape = list(self._item(int(self.indices[0]))[0].shape)
+    def __init__(self, items, indices=None):
+        self.items = items
+        self.indices = np.arange(len(items)) if indices is None else indices
+        self.image_shape = list(items.first.shape)
 
     def __len__(self):
         return len(self.indices)
 
+    @property
+    def num_classes(self):
+        return self.items.num_classes
+
+    @property
+    def example_bytes(self):
+        return self.items.first.nbytes
+
+    def check_labels(self, num_classes):
+        if self.num_classes is not None:
+            super().check_labels(num_classes)
+        self.items.num_classes = num_classes  # the others are checked as they are read
+
     def count_classes(self):
-        """The classes of the whole data set, all of which is read for that. Raises UserError for negative labels."""
+        """The classes of the whole data set, all of which is read for that."""
         logger.info('counting the classes of %d images; --class_num, or an attribute num_classes of the data set, '
-                    'makes that unnecessary',
-                    len(self.dataset))
-        labels = [self._item(i)[1] for i in range(len(self.dataset))]
-        return max(labels) + 1
+                    'makes that unnecessary', len(self.items))
+        return max(self.items[i][1] for i in range(len(self.items))) + 1
 
     def subset(self, indices):
-        return DatasetImages(self.dataset, self.indices[indices])
+        return DatasetImages(self.items, self.indices[indices])
 
     def batch(self, indices, uniform):
-        images, labels = [], []
-        for i in indices:
-            number = int(self.indices[i])
-            image, label = self._item(number)
-            if list(image.shape) != self.image_shape:
-                raise UserError(f'item {number} of the data set has the shape {list(image.shape)}, the first one '
-                                f'{self.image_shape}: '
-                                'bring all to one shape')
-            images.append(image)
-            labels.append(label)
-        return np.stack(images), np.asarray(labels, 'int64'), []
-
-    def _item(self, number):
-        """Item `number` as (float32 array, int)."""
-        item = self.dataset[number]
-
-        def wrong(what):
-            return UserError(f'item {number} of the data set is {what}; expected is a pair (float array [3, H, W], '
-                             'integer label)')
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise wrong(f'a {type(item).__name__}' + (f' of {len(item)} parts' if isinstance(item, (tuple, list))
-                                                      else ''))
-        try:
-            image, label = np.asarray(item[0]), np.asarray(item[1])
-        except Exception as error:
-            raise wrong(f'not made of arrays ({error})')
-        if image.dtype.kind != 'f':
-            raise wrong(f'a pair whose first part is of type {image.dtype}: convert and normalise the pixels')
-        if label.size != 1 or label.dtype.kind not in 'iu':
-            raise wrong(f'a pair whose label is of type {label.dtype} and shape {list(label.shape)}')
-        label = int(label.reshape(()))
-        if label < 0:
-            raise UserError(f'item {number} of the data set has the label {label}; labels count from 0')
-        if self.num_classes is not None and label >= self.num_classes:
-            raise UserError(f'item {number} of the data set has the label {label}; its num_classes is '
-                            f'{self.num_classes}, which allows 0 to {self.num_classes - 1}')
-        return image.astype('float32'), label
+        arrays, labels = zip(*[self.items[int(self.indices[i])] for i in indices])
+        return np.stack(arrays), np.asarray(labels, 'int64'), []

@@ -4,15 +4,26 @@ All randomness comes in from outside, as a row of uniform numbers for each image
 alone.
 """
 import math
+import os
+import stat
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from pipeline.pixels import levels, to_rgb
 
 # Mean and standard deviation of the pixels, R, G, B, as fractions of 255.
 CIFAR_PIXELS = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
 CIFAR100_PIXELS = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 DIGITS_PIXELS = (0.3053,) * 3, (0.3760,) * 3
 IMAGENET_PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# The formats that are read, by PIL's names; JPEG includes MPO. Others may start programs (PostScript) or are no photos.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP')
+DRAFTED = ('JPEG', 'MPO')  # those that can be decoded at a smaller size
+MAX_PIXELS = 1 << 26  # of a decoded image: 256 MB in PIL's four bytes a pixel
+MAX_BYTES = 1 << 28  # of an image file
+ORIENTATION = 0x0112  # of EXIF
 
 
 class Augmentation:
@@ -124,24 +135,38 @@ class CentreCrop:
 
 def load_photo(path, crop, uniform):
     """Decode an image file -> uint8 [3, size, size], whatever its mode: grey-scale, palette, CMYK, alpha, rotated by
-    EXIF.
+    EXIF, more than 8 bits.
 
-    A JPEG is decoded no larger than the crop needs (in libjpeg's eighths).
+    A JPEG is decoded no larger than the crop needs (in libjpeg's eighths). Raises ValueError or OSError for anything
+    but an image file of a moderate size.
     """
-    with Image.open(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations that swap width and height
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+        raise ValueError('it is not a regular file')
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f'it has {status.st_size} bytes, more than {MAX_BYTES}')
+    with Image.open(path, formats=FORMATS) as image:
+        if image.format not in DRAFTED:  # before getexif, which decodes a PNG
+            _check_size(image)
+        orientation = image.getexif().get(ORIENTATION, 1)
+        turned = orientation >= 5  # those that swap width and height
         width, height = image.size[::-1] if turned else image.size
         box = np.asarray(crop.box(width, height, uniform), 'float64')
         needed = crop.size / min(box[2] - box[0], box[3] - box[1])
         image.draft('RGB', (math.ceil(image.width * needed), math.ceil(image.height * needed)))
-        image = ImageOps.exif_transpose(image)
+        _check_size(image)
+        black_and_white = levels(image)
+        if orientation != 1:
+            image = ImageOps.exif_transpose(image)
         box *= np.asarray((image.width / width, image.height / height) * 2)
-        if image.mode.startswith(('I', 'F')):  # 16 and more bits a pixel: PIL would cut off all above 255
-            values = np.asarray(image, 'float32')
-            image = Image.fromarray(np.uint8(np.clip(values / (257 if values.max() > 255 else 1), 0, 255)))
-        elif image.mode == 'P':
-            image = image.convert('RGBA')  # a palette's transparency
-        image = image.convert('RGB').resize((crop.size, crop.size), Image.BILINEAR, box=tuple(box), reducing_gap=2)
+        image = to_rgb(image, black_and_white)
+        image = image.resize((crop.size, crop.size), Image.BILINEAR, box=tuple(box), reducing_gap=2)
     if crop.flip(uniform):
         image = ImageOps.mirror(image)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def _check_size(image):
+    """Raise ValueError for an image that would take too much memory."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f'it has {image.width} x {image.height} pixels, more than {MAX_PIXELS}')

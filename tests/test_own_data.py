@@ -1,7 +1,5 @@
 """Data of one's own, and image files of all kinds: what is read, what is left out, what is refused."""
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,126 +8,14 @@ import warnings
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, WAIT, arguments, read, shared_file
+from conftest import ROOT, WAIT, arguments, read
 from PIL import Image
 
 import reader
-from nas.searcher import DARTSearch
 from pipeline import loader, transforms
-from pipeline.folders import image_files
+from pipeline.items import DatasetItems
 from pipeline.sources import DatasetImages, Source
 from runtime.errors import UserError
-
-COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
-
-
-def colour_images(folder, count=10, size=(20, 16)):
-    """Image files of plain colours, a folder a class."""
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            Image.new('RGB', size, tuple(c + i for c in colour)).save(str(folder / name / f'image {i}.png'))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# --dataset=folder
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_without_a_test_part_is_split_by_the_seed(tmp_path):
-    colour_images(tmp_path)
-
-    def paths(is_train, seed=0):
-        return image_files(str(tmp_path), is_train, seed)[0]
-
-    assert len(paths(True)) == 24 and len(paths(False)) == 6
-    assert not set(paths(True)) & set(paths(False)) and paths(True) == paths(True)
-    assert set(paths(False)) != set(paths(False, seed=1))
-
-
-def test_a_folder_with_a_test_part(tmp_path):
-    colour_images(tmp_path / 'train')
-    colour_images(tmp_path / 'test', count=2)
-    args = arguments(dataset='folder', data=str(tmp_path), image_size=12)
-    images, labels = read(reader.train_valid(4, False, False, args))
-    assert images.shape == (6, 3, 12, 12) and labels.tolist() == [0, 0, 1, 1, 2, 2]  # blue, green, red
-    colour = np.asarray(COLOURS['green']) / 255
-    mean, std = transforms.IMAGENET_PIXELS
-    assert np.allclose(images[2].mean((1, 2)), (colour - mean) / std, atol=1e-3)
-    train = reader.train_valid(4, True, True, args)
-    assert train.num_classes == 3 and len(read(train)[1]) == 30
-    colour_images(tmp_path / 'test' / 'yellow', count=1)
-    with pytest.raises(UserError, match='the class yellow, which the training images do not have'):
-        reader.train_valid(4, False, False, args)
-
-
-@pytest.mark.parametrize('make', [lambda folder: None, lambda folder: (folder / 'one').mkdir(),
-                                  lambda folder: [(folder / name).mkdir() for name in ('one', 'two')]])
-def test_a_folder_without_classes_or_images_is_refused(tmp_path, make):
-    make(tmp_path)
-    with pytest.raises(UserError, match='--data: .* holds 0 subfolders with images; .*one subfolder'):
-        image_files(str(tmp_path), True, seed=0)
-
-
-@pytest.mark.parametrize('train, test', [('train', 'test'), ('Training', 'TESTING'), ('train', 'val'),
-                                         ('TRAIN', 'Validation')])
-def test_the_parts_of_a_folder_by_their_usual_names(tmp_path, train, test):
-    colour_images(tmp_path / train)
-    colour_images(tmp_path / test, count=2)
-    assert [len(image_files(str(tmp_path), is_train, seed=0)[0]) for is_train in (True, False)] == [30, 6]
-    assert image_files(str(tmp_path), True, seed=0)[2] == ['blue', 'green', 'red']
-
-
-@pytest.mark.parametrize('names', [['train'], ['test', 'val'], ['train', 'training', 'test'], ['train', 'dog']])
-def test_parts_that_cannot_be_assigned_are_refused(tmp_path, names):
-    """They would become classes with a plausible accuracy."""
-    for name in names:
-        colour_images(tmp_path / name)
-    with pytest.raises(UserError, match='names of parts of a data set'):
-        image_files(str(tmp_path), True, seed=0)
-
-
-def test_only_folders_with_images_are_classes(tmp_path, caplog, monkeypatch):
-    """Each class gives a fifth of its images to the test; a class of one image none."""
-    monkeypatch.setattr(loader.logger, 'propagate', True)
-    caplog.set_level('INFO')
-    colour_images(tmp_path)
-    colour_images(tmp_path / 'x', count=1)
-    (tmp_path / 'x' / 'red').rename(tmp_path / 'single')
-    shutil.rmtree(str(tmp_path / 'x'))
-    for name in ('__MACOSX', '@eaDir', '.cache', 'empty', 'texts'):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'a.txt').write_text('text')
-    paths, labels, classes = image_files(str(tmp_path), False, seed=0)
-    assert classes == ['blue', 'green', 'red', 'single'] and labels == [0, 0, 1, 1, 2, 2]
-    text = ' '.join(caplog.messages)
-    assert 'blue (10), green (10), red (10), single (1)' in text and 'hold no images: empty, texts' in text
-    assert 'class single has a single image' in text
-
-
-def test_searching_training_and_scoring_on_a_folder_of_real_photos(script, tmp_path):
-    """Two classes of photos, dogs and others, at 16 pixels; the class count comes from the folders."""
-    sample = shared_file('data', 'imagenet-sample')
-    source = reader.imagenet_reader(sample, 'train')
-    for i, path in enumerate(source.paths[:24]):
-        folder = tmp_path / 'my photos' / ('odd' if i % 2 else 'even')
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f'photo {i}.jpeg').write_bytes(open(path, 'rb').read())
-    data = ['--dataset=folder', '--data=my photos', '--image_size=16', '--max_bad_images=1', '--seed=3']
-    result = script('search.py', *data, '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1',
-                    '--model_save_dir=my search')
-    assert result.returncode == 0, result.stderr
-    assert 'the data has 2 classes' in result.stderr
-    assert '18 images: 9 train the weights, 9 the architecture' in result.stderr
-    words = shlex.split(result.stdout.split('To train it: ')[1])
-    assert words == ['python', os.path.join(ROOT, 'train.py'), '--arch='
-                     + os.path.join('my search', 'genotype.json')] + data + ['--auxiliary=False']
-    result = script('train.py', *words[2:], '--batch_size=4', '--layers=1', '--init_channels=4', '--epochs=1')
-    assert result.returncode == 0, result.stderr
-    best = result.stderr.split('best_valid_acc ')[-1].split(',')[0]
-    result = script('train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', '--data=my photos')
-    assert f'valid_acc {best}, ' in result.stdout and result.stdout.endswith(', 6 images\n'), result.stderr
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A function of one's own in place of cifar10_reader, and a paddle.io.Dataset
@@ -161,7 +47,7 @@ def test_grey_images_float_images_and_what_is_refused():
         reader.as_source([(IMAGE, 0), (IMAGE[:, :4, :4], 1)], OPTIONS)
     with pytest.raises(UserError, match=r'shape \(2, 2, 2, 2\)'):
         reader.as_source([(np.zeros((2, 2, 2, 2), 'uint8'), 0)], OPTIONS)
-    with pytest.raises(UserError, match='image 0 of the data has the label -1'):
+    with pytest.raises(UserError, match='item 0 of the data has the label -1'):
         reader.as_source([(IMAGE, -1)], OPTIONS)
 
 
@@ -208,18 +94,6 @@ def test_the_classes_of_a_dataset_are_counted_unless_it_or_the_flag_says_them(mo
     Labelled.labels = [np.array([3]), np.int64(1), paddle.to_tensor([2]), -1]
     with pytest.raises(UserError, match='item 3 of the data set has the label -1; labels count from 0'):
         count(Labelled())
-
-
-def test_image_files_are_a_dataset_for_the_searcher(tmp_path):
-    from model_search import Network
-    colour_images(tmp_path)
-    files = reader.folder_reader(str(tmp_path), True, size=8,
-                                 augmentation=reader.augmentation_of('folder', 8, False, 16), seed=0)
-    image, label = files[0]
-    assert image.shape == (3, 8, 8) and label == files.labels[0]
-    DARTSearch(Network(4, 3, 1, 'DARTS'), files, files, paddle.CPUPlace(), batchsize=12, num_epochs=1,
-               save_dir=str(tmp_path / 'search')).train()
-    assert (tmp_path / 'search' / 'genotype.json').exists()
 
 
 def test_cifar100(tmp_path):
@@ -408,8 +282,8 @@ def test_an_error_in_a_users_dataset_is_shown_as_it_is():
         def __getitem__(self, i):
             raise KeyError('my own mistake')
 
-    source = DatasetImages(Users())
-    source.dataset = Faulty()
+    source = DatasetImages(DatasetItems(Users()))
+    source.items.dataset = Faulty()
     for workers in (0, 1):
         batches = loader.BatchLoader(source, 1, shuffle=False, stream=loader.TRAIN, workers=workers)
         with pytest.raises(KeyError, match='my own mistake'):
@@ -443,46 +317,3 @@ def test_real_images_through_a_function_and_a_dataset(monkeypatch, mine):
             pixels = image if as_they_are else image * std + mean
             seen.append((np.round(pixels[0] * 255).astype('uint8').tobytes(), int(label)))
     assert sorted(seen) == sorted((image.tobytes(), int(label)) for image, label in reader.digits_reader(True))
-
-
-@pytest.mark.parametrize('item, what', [
-    ((np.zeros((3, 4, 4), 'float32'), 0.7), 'a pair whose label is of type float64'),
-    ((np.zeros((3, 4, 4), 'int64'), 1), 'a pair whose first part is of type int64: convert and normalise the pixels'),
-    ((np.zeros((3, 4, 4), 'float32'), np.eye(3)[1]), r'a pair whose label is of type float64 and shape \[3\]'),
-    ({'image': 0, 'label': 1}, 'a dict'),
-    ((np.zeros((3, 4, 4), 'float32'), 1, 2), 'a tuple of 3 parts'),
-    ('text', 'a str'),
-    ((np.zeros((3, 4, 4), 'float32'), 'cat'), 'a pair whose label is of type <U3'),
-    ((Image.new('RGB', (4, 4)), 1), 'a pair whose first part is of type uint8'),
-])
-def test_items_of_a_dataset_that_are_something_else_are_named(item, what):
-    """At the first item, and later ones batch by batch."""
-    class Mixed(paddle.io.Dataset):
-        def __len__(self):
-            return 4
-
-        def __getitem__(self, i):
-            return item if i == self.wrong else (np.zeros((3, 4, 4), 'float32'), np.int64(i))
-    Mixed.wrong = 0
-    with pytest.raises(UserError, match='item 0 of the data set is ' + what):
-        DatasetImages(Mixed())
-    Mixed.wrong = 2
-    source = DatasetImages(Mixed())
-    with pytest.raises(UserError, match='item 2 of the data set is ' + what):
-        read(loader.BatchLoader(source, 2, shuffle=False, stream=loader.TRAIN))
-
-
-def test_a_dataset_of_sequences():
-    """Not only images: any array of one shape."""
-    class Sequences(paddle.io.Dataset):
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, i):
-            return np.full((7, 2), i, 'float32'), i % 2
-    for workers in (0, 1):
-        images, labels = read(loader.BatchLoader(DatasetImages(Sequences()), 2, shuffle=False, stream=loader.TRAIN,
-                                                 workers=workers))
-        assert images.shape == (5, 7, 2) and images[:, 0, 0].tolist() == [0, 1, 2, 3, 4] and labels.tolist() == [0, 1,
-                                                                                                                 0, 1,
-                                                                                                                 0]

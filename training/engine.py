@@ -162,7 +162,9 @@ def evaluate(model, loader, *, precision=None, after_batch=None):
         image, label = to_batch(batch)
         with precision.autocast() if precision else contextlib.nullcontext():
             output = model(image)
-        logits = (output[0] if isinstance(output, tuple) else output).astype(image.dtype)
+        logits = output[0] if isinstance(output, tuple) else output
+        # Mixed precision gives 16 bits; a network on integers, rows of words for example, is not one of images.
+        logits = logits.astype(image.dtype if paddle.is_floating_point(image) else paddle.get_default_dtype())
         n = image.shape[0]
         loss.update(F.cross_entropy(logits, label), n)
         for meter, value in zip((top1, top5), accuracy(logits, label)):
