@@ -239,7 +239,7 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
-                         use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume)
+                         use_data_parallel=args.use_data_parallel, seed=args.seed)
     table = Table(args.table) if args.table else None
 
     def cell_figures(cell):

@@ -11,8 +11,8 @@ import io
 import itertools
 from typing import NamedTuple
 
-from pictures.reading import open_regular, reason
 from runtime.errors import UserError
+from runtime.files import open_regular, reason
 
 PRIMITIVES = ['none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3']
 EDGES = [(node, source) for node in range(1, 4) for source in range(node)]

@@ -14,10 +14,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from examples.nasbench201 import EDGES, NODES, OPS, Skeleton, nn, paddle  # noqa: E402, I001  in its order of imports
 from examples.nasbench201_table import parse_cell  # noqa: E402
 from nas import accelerate  # noqa: E402
-from pictures.reading import read_json  # noqa: E402
 from pictures.vdl import visual_log  # noqa: E402
 from reader import class_count, image_shape, train_valid  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
+from runtime.files import read_json  # noqa: E402
 from runtime.flags import (  # noqa: E402
     DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, given_flags, integer, path, reader_flags, run_flags)
 from runtime.script import run_script, start_script  # noqa: E402
@@ -98,7 +98,7 @@ def main():
     args = parse_arguments()
     cell = read_cell(args.arch)
     start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
-                 use_data_parallel=args.use_data_parallel, seed=args.seed, resume=args.resume)
+                 use_data_parallel=args.use_data_parallel, seed=args.seed)
     if args.summary:
         print(summary(TrainedNetwork(args.C, args.class_num, args.N, parse_cell(cell)), image_shape(args),
                       args.batch_size))
