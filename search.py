@@ -270,7 +270,15 @@ def train_command(genotype_path, args, image_shape, given):
         words.append('--auxiliary=False')
     if args.dataset == 'digits':
         words += DIGITS_TRAINING
-    return ' '.join(map(shlex.quote, words))
+    return ' '.join(map(shell_word, words))
+
+
+def shell_word(word):
+    """A word quoted for a shell; as $'...' where it has characters that must not reach a terminal."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + ''.join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f'\\x{byte:02x}'
+                           for byte in os.fsencode(word)) + "'"
 
 
 if __name__ == '__main__':

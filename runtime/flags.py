@@ -5,9 +5,11 @@ A flag is a row (name, type, default, help) of a table; a table is an argument g
 tables only.
 """
 import argparse
+import contextlib
 import difflib
 import math
 import os
+import sys
 
 from genotypes import get_genotype
 from runtime.errors import UserError, printable
@@ -114,6 +116,12 @@ class ArgumentParser(argparse.ArgumentParser):
         except ValueError as error:
             self.error(f'argument --arch: {error}')
         return args
+
+    def exit(self, status=0, message=None):
+        if message:
+            with contextlib.suppress(OSError, ValueError):  # standard error is full: the status says it
+                sys.stderr.write(message)
+        sys.exit(status)
 
     def error(self, message):
         if message.startswith('unrecognized arguments: --'):

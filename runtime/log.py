@@ -25,6 +25,22 @@ class _OneLineFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
+class _Screen(logging.StreamHandler):
+    """Standard error; what it does not take is lost."""
+
+    def handleError(self, record):
+        pass
+
+
+class _LogFile(logging.FileHandler):
+    """train.log; a disk that is full ends it, with one line on the screen."""
+
+    def handleError(self, record):
+        logger.removeHandler(self)
+        error = sys.exc_info()[1]
+        logger.warning('%s is not continued: %s', self.baseFilename, getattr(error, 'strerror', None) or error)
+
+
 def on_terminal():
     """Whether standard error is a terminal; False when it is closed."""
     try:
@@ -43,7 +59,7 @@ def start_logging(folder=None):
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    screen = logging.StreamHandler(sys.stderr)
+    screen = _Screen(sys.stderr)
     screen.setLevel((logging.INFO if on_terminal() else STEP) if rank() == 0 else logging.WARNING)
     handlers = [screen]
     if folder is not None and rank() == 0:
@@ -51,7 +67,7 @@ def start_logging(folder=None):
         try:
             if os.path.lexists(path) and not os.path.isfile(path):  # opening a FIFO would wait
                 raise OSError(None, 'it is not a regular file')
-            handlers.append(logging.FileHandler(path, encoding='utf-8'))
+            handlers.append(_LogFile(path, encoding='utf-8'))
         except OSError as error:
             raise UserError(f'--model_save_dir: {path} cannot be written: {error.strerror}')
     for handler in handlers:

@@ -9,31 +9,44 @@ from runtime.errors import UserError, printable
 from runtime.lock import lock_folder, release_all
 from runtime.log import logger, quiet_warnings, start_logging
 from runtime.parallel import select_device, set_seed, world_size
+from runtime.streams import standard_streams
 
 
 def run_script(main):
     """Run a script's main(). A UserError becomes one line on standard error and the exit status.
 
     SIGTERM and SIGINT end the script at once with one line; while a runtime.run.Run is active, they write a checkpoint
-    first.
+    first. A result that standard output does not take is an error.
     """
     def stop(number, frame):  # an exception could be caught by whatever code is running, such as an import
-        print(f'{_program()}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):
+            print(f'{_program()}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
         os._exit(128 + number)
 
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        main()
-    except UserError as error:
-        line = printable('{}: error: {}'.format(_program(), ' '.join(str(error).splitlines())))
-        if any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
-            logger.error('%s', line)  # to the screen and to train.log
-        else:
+    with standard_streams():
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)
+            try:
+                main()
+            except SystemExit as end:
+                if end.code:
+                    raise
+            sys.stdout.flush()
+        except UserError as error:
+            _report(error)
+            sys.exit(error.status)
+        finally:
+            release_all()
+
+
+def _report(error):
+    line = printable('{}: error: {}'.format(_program(), ' '.join(str(error).splitlines())))
+    if any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
+        logger.error('%s', line)  # to the screen and to train.log
+    else:
+        with contextlib.suppress(OSError, ValueError):
             print(line, file=sys.stderr)
-        sys.exit(error.status)
-    finally:
-        release_all()
 
 
 def _program():

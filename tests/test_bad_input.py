@@ -10,7 +10,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, WAIT
 from test_reader import Hostile, batch, write_archive
 
 
@@ -254,7 +254,7 @@ def test_a_wrong_input_is_one_line(wrong_files, tmp_path, words, message, status
     before = sorted(os.listdir(str(wrong_files)))
     result = subprocess.run([sys.executable, os.path.join(ROOT, words[0])] + words[1:] + save, cwd=str(wrong_files),
                             text=True,
-                            stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+                            stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT)
     check_refusal(result, message, status)
     assert sorted(os.listdir(str(wrong_files))) == before, 'it left something, or ran what a file told it to'
     left = [name for _, _, names in os.walk(str(tmp_path)) for name in names]

@@ -15,14 +15,14 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, WAIT
 from test_reader import Hostile
+from test_unpickle import CRAFTED
 
 from genotypes import DARTS_V2, to_dict
 from runtime.log import logger
 from runtime.script import run_script
 
-SECONDS = 120  # after which a row counts as hanging
 FIRST_CHANGES = {  # genotype files that differ from DARTS_V2 in the first edge of the normal cell
     'op.json': ['rm -rf', 0], 'state.json': ['skip_connect', 9], 'huge_state.json': ['skip_connect', 10**30],
     'float.json': ['skip_connect', 0.0], 'true.json': ['skip_connect', True], 'text_state.json': ['skip_connect', '0'],
@@ -69,6 +69,9 @@ def folder(tmp_path_factory):
                'networks/broken': arrays, 'networks/array': arrays}
     for name, value in pickles.items():
         (folder / f'{name}.pdparams').write_bytes(pickle.dumps(value))
+    for name, kind in (('fields', 'a state of a type with fields'), ('shape', 'a shape beyond the data'),
+                       ('encodes', 'nested encodes'), ('key', 'nested tuples as a key')):
+        (folder / f'{name}.pdparams').write_bytes(CRAFTED[kind][0])
     return folder
 
 
@@ -84,9 +87,9 @@ def run_row(script, words):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def hangs(number, frame):
-        raise TimeoutError(f'{script} {words} takes more than {SECONDS} s')
+        raise TimeoutError(f'{script} {words} takes more than {WAIT} s')
     handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(SECONDS)
+    signal.alarm(int(WAIT))
     try:
         with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as end:
             run_script(importlib.import_module(script[:-3]).main)

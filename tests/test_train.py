@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, shared_file
+from conftest import ROOT, WAIT, shared_file
 from PIL import Image
 from test_bad_input import check_refusal
 from test_reader import Hostile
@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
 
 def run(folder, name, *arguments):
     return subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(arguments), cwd=str(folder), text=True,
-                          stdin=subprocess.DEVNULL, capture_output=True, timeout=300)
+                          stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT)
 
 
 def test_a_training_run_leaves_what_it_should(trained):

@@ -12,7 +12,7 @@ import paddle
 
 import genotypes
 from runtime.checkpoint import load_model, save_model, set_state
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 from runtime.files import refuse_to_overwrite
 from runtime.log import logger
 from runtime.parallel import broadcast, rank
@@ -217,4 +217,4 @@ def export(model, path, image_shape):
     finally:
         for hook in hooks:
             hook.remove()
-    print(f'exported to {path}.*')
+    print(printable(f'exported to {path}.*'))
