@@ -26,7 +26,7 @@ from paddle.nn.initializer import Normal  # noqa: E402
 from nas import DARTSearch  # noqa: E402
 from nas.methods import METHODS  # noqa: E402
 from nas.options import MonitorOptions  # noqa: E402
-from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
+from operations import Identity, ReLUConvBN, WeightedSum, Zero, batch_norm, conv2d, linear  # noqa: E402
 from reader import class_count, train_search  # noqa: E402
 from runtime.flags import DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, integer, path, positive, reader_flags  # noqa: E402
 from runtime.script import run_script, start_script  # noqa: E402
@@ -67,13 +67,13 @@ class SearchCell(nn.Layer):
 
     def __init__(self, c):
         super().__init__()
-        self.edges = nn.LayerList([nn.LayerList([OPS[name](c) for name in PRIMITIVES]) for _ in EDGES])
+        self.edges = nn.LayerList([WeightedSum([OPS[name](c) for name in PRIMITIVES]) for _ in EDGES])
 
     def forward(self, x, weights):
-        """x [N, C, H, W], weights: a list of scalar tensors for each edge -> [N, C, H, W]."""
+        """x [N, C, H, W], weights: a tensor [operations] for each edge -> [N, C, H, W]."""
         states = [x] + [0] * (NODES - 1)
-        for (node, source), operations, row in zip(EDGES, self.edges, weights):
-            states[node] += sum(w * op(states[source]) for w, op in zip(row, operations))
+        for (node, source), edge, row in zip(EDGES, self.edges, weights):
+            states[node] += edge(states[source], row)
         return states[-1]
 
 
@@ -118,7 +118,7 @@ class Network(nn.Layer):
     def forward(self, image):
         """image [N, 3, H, W] -> logits [N, num_classes]."""
         weights = self.method.operation_weights(self.alphas) if self.training else self.method.strengths(self.alphas)
-        rows = [row.unbind() for row in weights.unbind()]
+        rows = weights.unbind()
         x = self.stem(image)
         for block in self.blocks:
             x = block(x, rows) if isinstance(block, SearchCell) else block(x)

@@ -11,7 +11,7 @@ from conftest import needs_numba, relative_error
 import model_search
 import operations
 from model_search import Network
-from nas import acceleration, fused
+from nas import acceleration, changes, fused
 from nas.acceleration import accelerate
 from nas.architect import weight_parameters
 from nas.methods import DARTS, METHODS
@@ -298,11 +298,11 @@ def test_partly_frozen_batch_norms_run_as_written(float64, log):
 def test_an_edited_definition_is_not_accelerated(monkeypatch):
     """FINGERPRINTS are those of the shipped code; another code has another one, comments and docstrings do not
     count."""
-    found = {name: acceleration.fingerprint(getattr(getattr(model_search if name.split('.')[0] in ('Cell', 'MixedOp')
+    found = {name: changes.fingerprint(getattr(getattr(model_search if name.split('.')[0] in ('Cell', 'MixedOp')
                                                             else operations,
                                                             name.split('.')[0]), name.split('.')[1]))
-             for name in acceleration.FINGERPRINTS}
-    assert found == acceleration.FINGERPRINTS, f'if nas/fused.py follows the change, write: {found}'
+             for name in changes.FINGERPRINTS}
+    assert found == changes.FINGERPRINTS, f'if nas/fused.py follows the change, write: {found}'
 
     def original(x):
         return x + 1
@@ -313,10 +313,10 @@ def test_an_edited_definition_is_not_accelerated(monkeypatch):
 
     def edited(x):
         return x + 2
-    prints = [acceleration.fingerprint(function) for function in (original, commented, edited)]
+    prints = [changes.fingerprint(function) for function in (original, commented, edited)]
     assert prints[0] is not None and len({*prints}) == 3  # the names differ
-    monkeypatch.setitem(acceleration.FINGERPRINTS, 'MixedOp.mix', 'another')
-    monkeypatch.setattr(acceleration, '_known_code', {})
+    monkeypatch.setitem(changes.FINGERPRINTS, 'MixedOp.mix', 'another')
+    monkeypatch.setattr(changes, '_known_code', {})
     assert not any(is_fused(accelerate(Network(4, 5, 3, 'DARTS'))))
 
 
