@@ -38,6 +38,7 @@ from kernels.block_loops import (
     window,
 )
 from kernels.compiled import available, on_all_cores
+from kernels.operation import Operation
 from runtime.parallel import cpu_threads
 
 EMPTY = np.zeros(0, np.float32)
@@ -184,15 +185,16 @@ class Block:
         self.units = [unit for operation in operations if isinstance(operation, list) for unit in operation]
         self.shapes = {}
 
-    def applies(self, x):
+    def applies(self, x, weights=None):
         """Whether the compiled passes cover an input: single precision on a CPU, the channels of the layers."""
         if not available(x) or x.ndim != 4 or not x.size:
             return False
         shape = tuple(x.shape)
         if shape not in self.shapes:
             self.shapes[shape] = self._output_shape(shape)
-        return self.shapes[shape] is not None and all(
-            tensor.dtype == paddle.float32 for unit in self.units for tensor in unit.parameters() + unit.statistics())
+        return (self.shapes[shape] is not None
+                and (weights is None or available(weights) and weights.shape == [len(self.operations)])
+                and all(available(tensor) for unit in self.units for tensor in unit.parameters() + unit.statistics()))
 
     def _output_shape(self, shape):
         found = set()
@@ -207,30 +209,27 @@ class Block:
     def __call__(self, x, weights=None):
         """x [N, C, H, W]; weights: a tensor [operations] or None."""
         parameters = [tensor for unit in self.units for tensor in unit.parameters()]
-        inputs = [x] + ([] if weights is None else [weights]) + parameters
-        if not paddle.is_grad_enabled() or all(tensor.stop_gradient for tensor in inputs):
-            x = x.contiguous()
-            return Pass(self, x, weights, [tensor.contiguous() for tensor in parameters]).forward(keep=False)
-        return _Block.apply(self, x, weights, *parameters)
+        return _BlockOperation(self, weights is not None)(x, *[weights] * (weights is not None), *parameters)
 
 
-class _Block(paddle.autograd.PyLayer):
-    """A block as one operation of Paddle's."""
+class _BlockOperation(Operation):
+    """A block for x, the weights if there are any, and the parameters."""
 
-    @staticmethod
-    def forward(ctx, block, x, weights, *parameters):
-        x, parameters = x.contiguous(), [tensor.contiguous() for tensor in parameters]
-        ctx.run, ctx.weighted = Pass(block, x, weights, parameters), weights is not None
-        ctx.save_for_backward(x, *parameters)
-        ctx.wanted = [not x.stop_gradient, weights is not None and not weights.stop_gradient,
-                      [not tensor.stop_gradient for tensor in parameters]]
-        return ctx.run.forward()
+    def __init__(self, block, weighted):
+        self.block, self.weighted = block, weighted
 
-    @staticmethod
-    def backward(ctx, d):
-        ctx.saved_tensor()
-        dx, dweights, dparameters = ctx.run.backward(d.contiguous(), *ctx.wanted)
-        return (dx, *([dweights] if ctx.weighted else []), *dparameters)
+    def forward(self, x, *tensors):
+        weights = tensors[0] if self.weighted else None
+        parameters = [tensor.contiguous() for tensor in tensors[self.weighted:]]
+        run = Pass(self.block, x.contiguous(), weights, parameters)
+        if any(self.wanted):
+            self.run = run
+        return run.forward(keep=any(self.wanted))
+
+    def backward(self, d):
+        dx, dweights, dparameters = self.run.backward(d.contiguous(), self.wanted[0], self.weighted and self.wanted[1],
+                                                      self.wanted[1 + self.weighted:])
+        return [dx, *[dweights] * self.weighted, *dparameters]
 
 
 class Pass:

@@ -1,10 +1,7 @@
 """Loops over images that numba, an optional package, compiles for the CPU: what convolutions.py and edges.py are built
 of.
 
-A depthwise convolution is computed tap by tap: the planes of one channel of several images are laid out as one long
-row with zeros between the image rows, so that a tap of the kernel is a shift along it. A convolution of stride 2 cuts
-the plane into four, by even and odd rows and columns; each tap then reads one of them without gaps. One margin of
-zeros serves two rows: it is the end of one and the start of the next.
+A depthwise convolution is computed tap by tap, each a shift along a row in which the images lie: see layout.py.
 
 Without numba, on a GPU, in double precision and under to_static Paddle's operations run instead.
 """
@@ -27,6 +24,22 @@ else:
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
+from kernels.layout import (  # noqa: E402
+    FIRST_PASS,
+    FRONT,
+    HEIGHT,
+    OUT_HEIGHT,
+    OUT_WIDTH,
+    PADDING,
+    PASS_LENGTH,
+    PASSES,
+    PITCH,
+    PLANE,
+    ROWS,
+    STRIDE,
+    TAPS,
+    WIDTH,
+)
 from runtime.parallel import cpu_threads  # noqa: E402
 
 
@@ -43,37 +56,6 @@ def addresses(tensors):
 def group_size(images, pixels):
     """How many images share a row: rows of about 1,000 pixels, and work for every core."""
     return max(1, min(1024 // pixels, -(-images // cpu_threads())))
-
-
-TAPS = 5  # that are added in one pass: a 5x5 kernel takes five, a 3x3 kernel two
-
-
-@functools.lru_cache(None)
-def geometry(height, width, kernel, stride, padding, dilation, images):
-    """The layout of a depthwise convolution of `images` images, as integers: twelve, in the order of `head`, then for
-    each pass its plane and (tap, offset) pairs, TAPS to a pass, all of a pass in the same of the stride * stride
-    planes. Tap -1 fills up a pass.
-    """
-    pitch, rows = -(-(width + padding) // stride), -(-(height + padding) // stride)
-    reach = dilation * (kernel - 1)
-    out_height, out_width = (height + 2 * padding - reach - 1) // stride + 1, (width
-                                                                               + 2 * padding - reach - 1) // stride + 1
-    plane = (images * rows + reach // stride + padding + 2) * pitch
-    by_plane = {}
-    for i in range(kernel):
-        for j in range(kernel):
-            row, column = i * dilation, j * dilation
-            number = row % stride * stride + column % stride
-            by_plane.setdefault(number, []).append((i * kernel + j, row // stride * pitch + column // stride))
-    passes = []
-    for number, taps in sorted(by_plane.items()):
-        for start in range(0, len(taps), TAPS):
-            some = taps[start:start + TAPS]
-            passes.append([number] + [value for tap in some + [(-1, some[0][1])] * (TAPS - len(some)) for value in tap])
-    front = max(offset for taps in by_plane.values() for _, offset in taps)
-    head = [height, width, padding, stride, pitch, rows, out_height, out_width, plane, front, kernel * kernel,
-            len(passes)]
-    return np.array(head + sum(passes, []), np.int64)
 
 
 REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which vector registers need; NaN stays NaN
@@ -155,29 +137,30 @@ def fill(row, value):
 def _row_in_planes(row, column, image, g):
     """Where the pixels column, column + stride, … of an image's row begin in the planes; the stride is 1 or 2, so
     halves are shifts."""
-    half, line, place = g[3] - 1, row + g[2], column + g[2]
-    return ((line & half) * g[3] + (place & half)) * g[8] + (image * g[5] + (line >> half)) * g[4] + (place >> half)
+    half, line, place = g[STRIDE] - 1, row + g[PADDING], column + g[PADDING]
+    plane = (line & half) * g[STRIDE] + (place & half)
+    return plane * g[PLANE] + (image * g[ROWS] + (line >> half)) * g[PITCH] + (place >> half)
 
 
 @jit
-def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
-    """Write max(floor, scale * image + shift) into the planes; source[start + image * stride_image + pixel]."""
-    height, width, stride = g[0], g[1], g[3]
+def spread(buffer, source, start, stride_image, images, g, scale, mean, floor):
+    """Write max(floor, scale * (image - mean)) into the planes; source[start + image * stride_image + pixel]."""
+    height, width, stride = g[HEIGHT], g[WIDTH], g[STRIDE]
     for image in range(images):
         for row in range(height):
             first = start + image * stride_image + row * width
             if stride == 1:
                 pixels, target = source[first:first + width], buffer[_row_in_planes(row, 0, image, g):][:width]
                 for k in range(width):
-                    value = scale * pixels[k] + shift
+                    value = scale * (pixels[k] - mean)
                     target[k] = floor if value < floor else value
             else:
                 for column in range(min(2, width)):
                     count = (width - column + 1) >> 1
-                    pixels, target = source[first + column:first
-                                            + width], buffer[_row_in_planes(row, column, image, g):][:count]
+                    pixels = source[first + column:first + width]
+                    target = buffer[_row_in_planes(row, column, image, g):][:count]
                     for k in range(count):
-                        value = scale * pixels[2 * k] + shift
+                        value = scale * (pixels[2 * k] - mean)
                         target[k] = floor if value < floor else value
 
 
@@ -185,14 +168,14 @@ def spread(buffer, source, start, stride_image, images, g, scale, shift, floor):
 def collect(result, start, stride_image, images, g, gradient, buffer, masked):
     """Add to `result` what lies in the planes `gradient` where the image was above 0 (or everywhere, if not masked):
     spread backwards."""
-    height, width, stride = g[0], g[1], g[3]
+    height, width, stride = g[HEIGHT], g[WIDTH], g[STRIDE]
     for image in range(images):
         for row in range(height):
             first = start + image * stride_image + row * width
             for column in range(min(stride, width)):
                 at, count = _row_in_planes(row, column, image, g), (width - column + stride - 1) >> (stride - 1)
-                pixels, values, inputs = result[first + column:first + width], gradient[at:at + count], buffer[at:at
-                                                                                                               + count]
+                pixels = result[first + column:first + width]
+                values, inputs = gradient[at:at + count], buffer[at:at + count]
                 if stride == 1:
                     for k in range(count):
                         pixels[k] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
@@ -204,7 +187,7 @@ def collect(result, start, stride_image, images, g, gradient, buffer, masked):
 @jit
 def line_to_pixels(pixels, start, stride_image, line, front, images, g):
     """The outputs without what lies between the image rows."""
-    pitch, rows, height, width = g[4], g[5], g[6], g[7]
+    pitch, rows, height, width = g[PITCH], g[ROWS], g[OUT_HEIGHT], g[OUT_WIDTH]
     for image in range(images):
         for row in range(height):
             at, to = front + (image * rows + row) * pitch, start + image * stride_image + row * width
@@ -215,7 +198,7 @@ def line_to_pixels(pixels, start, stride_image, line, front, images, g):
 
 @jit
 def pixels_to_line(line, front, pixels, start, stride_image, images, g):
-    pitch, rows, height, width = g[4], g[5], g[6], g[7]
+    pitch, rows, height, width = g[PITCH], g[ROWS], g[OUT_HEIGHT], g[OUT_WIDTH]
     for image in range(images):
         for row in range(height):
             at, to = front + (image * rows + row) * pitch, start + image * stride_image + row * width
@@ -232,14 +215,15 @@ def _tap(weight, first, tap):
 @jit
 def convolve(line, buffer, images, g, weight, first):
     """line = the depthwise convolution of the planes with the kernel weight[first:]."""
-    length = ((images - 1) * g[5] + g[6]) * g[4]
+    length = ((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]
     total = line[:length]
-    for k in range(g[11]):
-        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
+    for k in range(g[PASSES]):
+        t = FIRST_PASS + k * PASS_LENGTH
+        base = g[t] * g[PLANE]
         a, b, c = _tap(weight, first, g[t + 1]), _tap(weight, first, g[t + 3]), _tap(weight, first, g[t + 5])
         d, e = _tap(weight, first, g[t + 7]), _tap(weight, first, g[t + 9])
-        v, w, x = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length], buffer[base
-                                                                                               + g[t + 6]:][:length]
+        v, w = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length]
+        x = buffer[base + g[t + 6]:][:length]
         y, z = buffer[base + g[t + 8]:][:length], buffer[base + g[t + 10]:][:length]
         if k == 0:
             for p in range(length):
@@ -253,10 +237,11 @@ def convolve(line, buffer, images, g, weight, first):
 def convolve_backward(gradient, line, images, g, weight, first):
     """The gradient of the planes, from that of the outputs, which lies behind line[front]; zeros lie around and
     between its rows."""
-    plane, front, done = g[8], g[9], -1
+    plane, front, done = g[PLANE], g[FRONT], -1
     length = plane
-    for k in range(g[11]):
-        t, number = 12 + k * 11, g[12 + k * 11]
+    for k in range(g[PASSES]):
+        t = FIRST_PASS + k * PASS_LENGTH
+        number = g[t]
         a, b, c = _tap(weight, first, g[t + 1]), _tap(weight, first, g[t + 3]), _tap(weight, first, g[t + 5])
         d, e = _tap(weight, first, g[t + 7]), _tap(weight, first, g[t + 9])
         v, w, x = line[front - g[t + 2]:][:length], line[front - g[t + 4]:][:length], line[front - g[t + 6]:][:length]
@@ -275,13 +260,14 @@ def convolve_backward(gradient, line, images, g, weight, first):
 def convolve_weight(result, first, line, buffer, images, g):
     """Add the gradient of the kernel to result[first:], from the planes and the gradient of the outputs behind
     line[front]."""
-    length = ((images - 1) * g[5] + g[6]) * g[4]
-    upstream = line[g[9]:][:length]
+    length = ((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]
+    upstream = line[g[FRONT]:][:length]
     sums = np.zeros(TAPS, np.float32)
-    for k in range(g[11]):
-        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
-        v, w, x = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length], buffer[base
-                                                                                               + g[t + 6]:][:length]
+    for k in range(g[PASSES]):
+        t = FIRST_PASS + k * PASS_LENGTH
+        base = g[t] * g[PLANE]
+        v, w = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length]
+        x = buffer[base + g[t + 6]:][:length]
         y, z = buffer[base + g[t + 8]:][:length], buffer[base + g[t + 10]:][:length]
         a = b = c = d = e = np.float32(0)
         for p in range(length):

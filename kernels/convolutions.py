@@ -14,7 +14,6 @@ from kernels.compiled import (
     convolve_backward,
     convolve_weight,
     floats,
-    geometry,
     jit,
     line_to_pixels,
     multiply,
@@ -23,42 +22,47 @@ from kernels.compiled import (
     pixels_to_line,
     spread,
 )
+from kernels.layout import FRONT, HEIGHT, KERNEL, OUT_HEIGHT, OUT_WIDTH, PLANE, STRIDE, WIDTH, geometry
+from kernels.operation import Operation
 
 
 def conv2d(x, layer):
     """The output of a paddle.nn.Conv2D layer for x [N, C, H, W], or None where these loops do not cover the case.
 
-    Covered are, in single precision on a CPU and without bias, depthwise convolutions of a geometry that is the same
-    in both directions (weight [C, 1, k, k]) and pointwise ones (weight [out, in, 1, 1], stride 1).
+    Covered are, in single precision on a CPU, depthwise convolutions without bias of a geometry that is the same in
+    both directions (weight [C, 1, k, k]) and pointwise ones (weight [out, in, 1, 1], stride 1).
     """
-    weight = layer.weight
-    if not (layer.bias is None and compiled.available(x) and x.ndim == 4 and x.size and weight.dtype == paddle.float32
-            and layer._data_format == 'NCHW' and layer._padding_mode == 'zeros'):
+    weight, bias = layer.weight, layer.bias
+    if not (compiled.available(x) and compiled.available(weight) and x.ndim == weight.ndim == 4 and x.size
+            and weight.size and layer._data_format == 'NCHW' and layer._padding_mode == 'zeros'):
+        return None
+    if bias is not None and not (compiled.available(bias) and list(bias.shape) == [weight.shape[0]]):
         return None
     if x.shape[1] != weight.shape[1] * layer._groups or weight.shape[0] % layer._groups:
         return None  # Paddle says what is wrong
     if layer._groups == 1 and is_pointwise(layer):
-        return _Pointwise.apply(x, weight)
-    if layer._groups == x.shape[1] == weight.shape[0] and is_square(layer):
+        return _Pointwise()(x, weight) if bias is None else _Pointwise()(x, weight, bias)
+    if bias is None and layer._groups == x.shape[1] == weight.shape[0] and is_square(layer):
         kernel, stride, padding, dilation = square_geometry(layer)
         if min(x.shape[2:]) + 2 * padding > dilation * (kernel - 1):
-            return _Depthwise.apply(x, weight, stride, padding, dilation)
+            return _Depthwise(stride, padding, dilation)(x, weight)
     return None
 
 
 def is_pointwise(layer):
     """Whether a Conv2D layer is a product of matrices: kernel 1x1, stride 1, no padding."""
-    return (list(layer._stride) == [1, 1] and layer._updated_padding in (0, [0, 0])
-            and list(layer.weight.shape[2:]) == [1, 1])
+    return (list(layer._stride) == [1, 1] and layer._updated_padding in (0, [0, 0]) and min(layer._dilation) > 0
+            and layer._padding_algorithm == 'EXPLICIT' and list(layer.weight.shape[2:]) == [1, 1])
 
 
 def is_square(layer):
     """Whether kernel, stride, padding and dilation are the same in both directions and the output is no larger than
     the input."""
     padding, stride, dilation, kernel = layer._updated_padding, layer._stride, layer._dilation, layer.weight.shape[2:]
-    return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and kernel[0] == kernel[1]
-            and stride[0] == stride[1] and stride[0] in (1, 2) and dilation[0] == dilation[1]
-            and 2 * padding[0] <= dilation[0] * (kernel[0] - 1))
+    return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and len(kernel) == 2
+            and kernel[0] == kernel[1] and stride[0] == stride[1] and stride[0] in (1, 2)
+            and dilation[0] == dilation[1] > 0 and layer._padding_algorithm == 'EXPLICIT'
+            and 0 <= 2 * padding[0] <= dilation[0] * (kernel[0] - 1))
 
 
 def square_geometry(layer):
@@ -66,120 +70,129 @@ def square_geometry(layer):
     return layer.weight.shape[2], layer._stride[0], layer._updated_padding[0], layer._dilation[0]
 
 
-class _Depthwise(paddle.autograd.PyLayer):
+class _Depthwise(Operation):
 
-    @staticmethod
-    def forward(ctx, x, weight, stride, padding, dilation):
-        x, weight = x.contiguous(), weight.contiguous()
+    def __init__(self, stride, padding, dilation):
+        self.settings = stride, padding, dilation
+
+    def forward(self, x, weight):
+        self.x, self.weight = x, weight = x.contiguous(), weight.contiguous()
         n, c, h, w = x.shape
-        ctx.group = compiled.group_size(n, h * w)
-        ctx.geometry = geometry(h, w, weight.shape[2], stride, padding, dilation, ctx.group)
-        out = paddle.empty([n, c, int(ctx.geometry[6]), int(ctx.geometry[7])], 'float32')
-        on_all_cores(_forward, c * -(-n // ctx.group), addresses([x, weight, out]), ctx.geometry, n, c, ctx.group)
-        ctx.save_for_backward(x, weight)
-        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
+        self.group = compiled.group_size(n, h * w)
+        self.geometry = geometry(h, w, weight.shape[2], *self.settings, self.group)
+        out = paddle.empty([n, c, int(self.geometry[OUT_HEIGHT]), int(self.geometry[OUT_WIDTH])], 'float32')
+        on_all_cores(_forward, c * -(-n // self.group), addresses([x, weight, out]), self.geometry, n, c, self.group)
         return out
 
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensor()
+    def backward(self, gradient):
+        x, weight = self.x, self.weight
         n, c = x.shape[:2]
         gradient = gradient.contiguous()
-        groups = -(-n // ctx.group)
-        dx = paddle.zeros(x.shape, 'float32') if ctx.wanted[0] else None
+        groups = -(-n // self.group)
+        dx = paddle.zeros(x.shape, 'float32') if self.wanted[0] else None
         dweight = np.zeros((groups, weight.size), np.float32)
-        on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * ctx.wanted[0]), ctx.geometry, n, c,
-                     ctx.group, dweight, ctx.wanted[1])
-        return dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if ctx.wanted[1] else None
+        on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * self.wanted[0]), self.geometry, n,
+                     c, self.group, dweight, self.wanted[1])
+        return [dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if self.wanted[1] else None]
 
 
 @jit
 def _forward(memory, g, images, channels, group, begin, end):
     """memory: the addresses of x [N, C, H, W], weight [C, 1, k, k] and the output; a job is a channel of a group of
     images."""
-    inside, outside = g[0] * g[1], g[6] * g[7]
+    inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
     for job in range(begin, end):
         channel, first = job % channels, job // channels * group
         count = min(group, images - first)
-        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[10])
+        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[KERNEL])
         out = floats(memory[2], images * channels * outside)
-        buffer, line = np.zeros(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
+        buffer, line = np.zeros(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
         spread(buffer, x, (first * channels + channel) * inside, channels * inside, count, g, np.float32(1),
                np.float32(0), np.float32(-3.4e38))
-        convolve(line, buffer, count, g, weight, channel * g[10])
+        convolve(line, buffer, count, g, weight, channel * g[KERNEL])
         line_to_pixels(out, (first * channels + channel) * outside, channels * outside, line, 0, count, g)
 
 
 @jit
 def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin, end):
     """memory: x, weight, the gradient of the output and, if it is wanted, of x; dweight [groups, C * k * k]."""
-    inside, outside = g[0] * g[1], g[6] * g[7]
+    inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
     for job in range(begin, end):
         channel, first = job % channels, job // channels * group
         count = min(group, images - first)
-        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[10])
+        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[KERNEL])
         upstream = floats(memory[2], images * channels * outside)
-        planes = g[3] * g[3] * g[8]
+        planes = g[STRIDE] * g[STRIDE] * g[PLANE]
         buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
-        line = np.zeros(g[9] + g[8], np.float32)
+        line = np.zeros(g[FRONT] + g[PLANE], np.float32)
         start, stride_image = (first * channels + channel) * inside, channels * inside
-        pixels_to_line(line, g[9], upstream, (first * channels + channel) * outside, channels * outside, count, g)
+        pixels_to_line(line, g[FRONT], upstream, (first * channels + channel) * outside, channels * outside, count, g)
         if weight_wanted:
             spread(buffer, x, start, stride_image, count, g, np.float32(1), np.float32(0), np.float32(-3.4e38))
-            convolve_weight(dweight[job // channels], channel * g[10], line, buffer, count, g)
+            convolve_weight(dweight[job // channels], channel * g[KERNEL], line, buffer, count, g)
         if len(memory) > 3:
-            convolve_backward(gradient, line, count, g, weight, channel * g[10])
+            convolve_backward(gradient, line, count, g, weight, channel * g[KERNEL])
             collect(floats(memory[3], images * channels * inside), start, stride_image, count, g, gradient, buffer,
                     False)
 
 
-class _Pointwise(paddle.autograd.PyLayer):
+class _Pointwise(Operation):
+    """With a weight [filters, C, 1, 1] and, if there is one, a bias [filters]."""
 
-    @staticmethod
-    def forward(ctx, x, weight):
-        x, weight = x.contiguous(), weight.contiguous()
+    def forward(self, x, weight, *bias):
+        self.x, self.weight, *bias = [tensor.contiguous() for tensor in (x, weight, *bias)]
         n, c, h, w = x.shape
         out = paddle.empty([n, weight.shape[0], h, w], 'float32')
-        on_all_cores(_multiply, n, addresses([x, weight, out]), n, c, weight.shape[0], h * w, False)
-        ctx.save_for_backward(x, weight)
-        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
+        on_all_cores(_multiply, n, addresses([self.x, self.weight, out, *bias]), n, c, weight.shape[0], h * w, False)
         return out
 
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensor()
+    def backward(self, gradient):
+        x, weight = self.x, self.weight
         gradient = gradient.contiguous()
         (n, c, h, w), filters = x.shape, weight.shape[0]
-        dx = dweight = None
-        if ctx.wanted[0]:
-            dx = paddle.empty(x.shape, 'float32')
-            on_all_cores(_multiply, n, addresses([gradient, weight, dx]), n, filters, c, h * w, True)
-        if ctx.wanted[1]:
+        gradients = [None] * len(self.wanted)
+        if self.wanted[0]:
+            gradients[0] = paddle.empty(x.shape, 'float32')
+            on_all_cores(_multiply, n, addresses([gradient, weight, gradients[0]]), n, filters, c, h * w, True)
+        if any(self.wanted[1:]):
             parts = min(n, 64)  # whose sums are put together afterwards, in the same order on any number of cores
-            sums = np.zeros((parts, filters * c), np.float32)
+            sums = np.zeros((parts, filters * c + filters * (len(self.wanted) > 2)), np.float32)
             on_all_cores(_multiply_weight, parts, addresses([x, gradient]), n, c, filters, h * w, sums)
-            dweight = paddle.to_tensor(sums.sum(0)).reshape(weight.shape)
-        return dx, dweight
+            both = paddle.to_tensor(sums.sum(0))
+            gradients[1:] = [both[:filters * c].reshape(weight.shape), both[filters * c:]][:len(self.wanted) - 1]
+        return [gradient if wanted else None for gradient, wanted in zip(gradients, self.wanted)]
 
 
 @jit
 def _multiply(memory, images, channels, filters, pixels, transposed, begin, end):
-    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, transposed, [C, filters], and the output
-    [N, filters, pixels]."""
+    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, transposed, [C, filters], the output
+    [N, filters, pixels] and, if there is one, the bias [filters]."""
     x, weight = floats(memory[0], images * channels * pixels), floats(memory[1], filters * channels)
     out = floats(memory[2], images * filters * pixels)
     for image in range(begin, end):
-        multiply(out[image * filters * pixels:][:filters * pixels], filters, weight, 0, transposed,
-                 x[image * channels * pixels:][:channels * pixels],
+        result = out[image * filters * pixels:][:filters * pixels]
+        multiply(result, filters, weight, 0, transposed, x[image * channels * pixels:][:channels * pixels],
                  channels, pixels)
+        if len(memory) > 3:
+            bias = floats(memory[3], filters)
+            for o in range(filters):
+                row = result[o * pixels:][:pixels]
+                for p in range(pixels):
+                    row[p] += bias[o]
 
 
 @jit
 def _multiply_weight(memory, images, channels, filters, pixels, sums, begin, end):
     """memory: the addresses of x and of the gradient of the output; a job is a part of the images, sums [parts,
-    filters * C]."""
+    filters * C] or, with those of a bias behind, [parts, filters * C + filters]."""
     x, gradient = floats(memory[0], images * channels * pixels), floats(memory[1], images * filters * pixels)
     for part in range(begin, end):
         for image in range(images * part // len(sums), images * (part + 1) // len(sums)):
-            multiply_weight(sums[part], 0, gradient[image * filters * pixels:][:filters * pixels], filters,
+            upstream = gradient[image * filters * pixels:][:filters * pixels]
+            multiply_weight(sums[part], 0, upstream, filters,
                             x[image * channels * pixels:][:channels * pixels], channels, pixels)
+            for o in range(sums.shape[1] - filters * channels):
+                row, total = upstream[o * pixels:][:pixels], np.float32(0)
+                for p in range(pixels):
+                    total += row[p]
+                sums[part, filters * channels + o] += total

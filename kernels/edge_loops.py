@@ -3,7 +3,7 @@
 Each is called by compiled.on_all_cores with a part of its jobs, range(begin, end): a job is a group of images, or a
 group for one of the rows of `memory`. Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or,
 what only these passes read, group after group as [C, images of the group, pixels], so that a channel of a group is one
-row. `tables` holds for each job the integers of compiled.geometry.
+row. `tables` holds for each job a layout (layout.py).
 """
 import numpy as np
 
@@ -20,6 +20,22 @@ from kernels.compiled import (
     multiply_weight,
     pixels_to_line,
     spread,
+)
+from kernels.layout import (
+    FIRST_PASS,
+    FRONT,
+    HEIGHT,
+    KERNEL,
+    OUT_HEIGHT,
+    OUT_WIDTH,
+    PASS_LENGTH,
+    PASSES,
+    PITCH,
+    PLANE,
+    ROWS,
+    STRIDE,
+    TAPS,
+    WIDTH,
 )
 
 ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
@@ -55,17 +71,19 @@ def moments_of(row, result):
     total = ZERO
     for p in range(len(row)):
         total += row[p]
-    mean, squares = total / np.float32(len(row)), ZERO
+    mean, squares, rest = total / np.float32(len(row)), ZERO, ZERO
     for p in range(len(row)):
         squares += (row[p] - mean) * (row[p] - mean)
-    result[0], result[1] = mean, squares
+        rest += row[p] - mean  # what rounding has left
+    result[0], result[1] = mean + rest / np.float32(len(row)), squares
 
 
 @jit
-def update_statistics(moments, images, group, pixels, epsilon, momentum, running, mean, inverse):
+def update_statistics(moments, images, group, pixels, epsilon, momentum, running, biases, mean, inverse):
     """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the
     running statistics, whose addresses are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for
-    putting groups together)."""
+    putting groups together). biases [rows, C] are added to the running means only. Without groups mean and variance
+    are the running ones."""
     rows, groups, channels, _ = moments.shape
     for r in range(rows):
         old_mean, old_variance = floats(running[r, 0], channels), floats(running[r, 1], channels)
@@ -77,33 +95,36 @@ def update_statistics(moments, images, group, pixels, epsilon, momentum, running
                 squares += moments[r, k, c, 1] + delta * delta * n * more / (n + more)
                 n += more
                 m += delta * more / n
-            mean[r, c], inverse[r, c] = m, 1 / np.sqrt(squares / n + epsilon)
-            old_mean[c] = old_mean[c] * momentum + m * (1 - momentum)
-            old_variance[c] = old_variance[c] * momentum + squares / n * (1 - momentum)
+            if groups:
+                mean[r, c], inverse[r, c] = m, 1 / np.sqrt(squares / n + epsilon)
+                old_mean[c] = old_mean[c] * momentum + (m + biases[r, c]) * (1 - momentum)
+                old_variance[c] = old_variance[c] * momentum + squares / n * (1 - momentum)
+            else:
+                mean[r, c], inverse[r, c] = old_mean[c] - biases[r, c], 1 / np.sqrt(old_variance[c] + epsilon)
 
 
 @jit
 def forward_pass(memory, nchw, affine, tables, images, channels, group, moments, begin, end):
-    """ReLU(scale * x + shift), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C,
-    2]; moments [jobs, groups, C, 2]."""
+    """ReLU(scale * (x - mean)), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C,
+    2]: scale and mean; moments [jobs, groups, C, 2] or, where they are not wanted, [jobs, 0, C, 2]."""
     jobs = len(memory)
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
         g, first = tables[j], k * group
-        count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
+        count, inside, outside = min(group, images - first), g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
         size = count * outside
-        x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[10])
+        x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[KERNEL])
         point, out = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
-        buffer, line = np.zeros(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
+        buffer, line = np.zeros(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
         between = np.empty(channels * size, np.float32)
         for c in range(channels):
             start, stride_image = where(nchw, first, count, c, channels, inside)
             spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
-            convolve(line, buffer, count, g, depth, c * g[10])
+            convolve(line, buffer, count, g, depth, c * g[KERNEL])
             line_to_pixels(between, c * size, outside, line, 0, count, g)
         result = out[first * channels * outside:][:channels * size]
         multiply(result, channels, point, 0, False, between, channels, size)
-        for c in range(channels):
+        for c in range(channels if moments.shape[1] else 0):
             moments_of(result[c * size:][:size], moments[j, k, c])
 
 
@@ -115,10 +136,10 @@ def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group,
     for number in range(begin, end):
         j, k = number % jobs, number // jobs
         g, first = tables[j], k * group
-        count, inside, outside = min(group, images - first), g[0] * g[1], g[6] * g[7]
-        size, ones = count * outside, np.ones(g[10], np.float32)
+        count, inside, outside = min(group, images - first), g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
+        size, ones = count * outside, np.ones(g[KERNEL], np.float32)
         x, out = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], images * channels * outside)
-        buffer, line = np.empty(g[3] * g[3] * g[8], np.float32), np.empty(g[8], np.float32)
+        buffer, line = np.empty(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
         fill(buffer, ZERO if kinds[j] == AVERAGE else LOWEST)
         for c in range(channels):
             start, stride_image = where(1, first, count, c, channels, inside)
@@ -132,17 +153,19 @@ def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group,
             else:
                 largest(line, buffer, count, g)
                 line_to_pixels(row, 0, outside, line, 0, count, g)
-            moments_of(row, moments[j, k, c])
+            if moments.shape[1]:
+                moments_of(row, moments[j, k, c])
 
 
 @jit
 def largest(line, buffer, images, g):
     """line = the largest pixel of each window."""
-    total = line[:((images - 1) * g[5] + g[6]) * g[4]]
+    total = line[:((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]]
     fill(total, LOWEST)
-    for k in range(g[11]):
-        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
-        for i in range(5):
+    for k in range(g[PASSES]):
+        t = FIRST_PASS + k * PASS_LENGTH
+        base = g[t] * g[PLANE]
+        for i in range(TAPS):
             pixels = buffer[base + g[t + 2 + 2 * i]:][:len(total)]
             for p in range(len(total)):
                 total[p] = total[p] if total[p] > pixels[p] else pixels[p]
@@ -152,37 +175,57 @@ def largest(line, buffer, images, g):
 def largest_backward(gradient, line, values, buffer, images, g):
     """Give the gradients `line` of the outputs `values`, both behind [front], to the first pixel of their window that
     is as large."""
-    length = ((images - 1) * g[5] + g[6]) * g[4]
-    left, total = line[g[9]:][:length], values[:length]
+    length = ((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]
+    left, total = line[g[FRONT]:][:length], values[:length]
     fill(gradient, ZERO)
-    for k in range(g[11]):
-        t, base = 12 + k * 11, g[12 + k * 11] * g[8]
-        for i in range(5):
-            if g[t + 1 + 2 * i] >= 0:
-                pixels, to = buffer[base + g[t + 2 + 2 * i]:][:length], gradient[base + g[t + 2 + 2 * i]:][:length]
-                for p in range(length):
-                    given = left[p] if pixels[p] == total[p] else ZERO
-                    to[p] += given
-                    left[p] -= given
+    for tap in range(g[KERNEL]):  # in the order of the window's rows, as Paddle does, not of the planes
+        place = place_of_tap(g, tap)
+        pixels, to = buffer[place:][:length], gradient[place:][:length]
+        for p in range(length):
+            given = left[p] if pixels[p] == total[p] else ZERO
+            to[p] += given
+            left[p] -= given
 
 
 @jit
-def add_up(memory, nchw, scale, shift, outs, images, channels, group, pixels, begin, end):
-    """out_t = sum_k scale_tk * f_tk + shift_t, nchw; memory [edges, operations]: f; scale [edges, operations, C],
-    shift [edges, C]."""
+def place_of_tap(g, tap):
+    """Where the pixels that a tap of the kernel meets begin in the planes."""
+    for k in range(g[PASSES]):
+        t = FIRST_PASS + k * PASS_LENGTH
+        for i in range(TAPS):
+            if g[t + 1 + 2 * i] == tap:
+                return g[t] * g[PLANE] + g[t + 2 + 2 * i]
+    return 0
+
+
+@jit
+def add_up(memory, nchw, scale, mean, outs, images, channels, group, pixels, begin, end):
+    """out_t = sum_k scale_tk * (f_tk - mean_tk), nchw; memory, nchw [edges, operations]: f; scale, mean [edges,
+    operations, C]."""
     edges = len(memory)
     for number in range(begin, end):
         t, first = number % edges, number // edges * group
         count = min(group, images - first)
-        row, out = np.empty(count * pixels, np.float32), floats(outs[t], images * channels * pixels)
+        out = floats(outs[t], images * channels * pixels)
         for c in range(channels):
-            fill(row, shift[t, c])
             for k in range(memory.shape[1]):
-                gather(row, floats(memory[t, k], images * channels * pixels), nchw[k], first, count, c, channels,
-                       pixels, scale[t, k, c], True)
-            for image in range(count):
-                gather(out[((first + image) * channels + c) * pixels:][:pixels], row, 0, 0, 1, image, 1, pixels, ONE,
-                       False)
+                start, stride_image = where(nchw[t, k], first, count, c, channels, pixels)
+                source = floats(memory[t, k], images * channels * pixels)
+                for image in range(count):
+                    some = source[start + image * stride_image:][:pixels]
+                    row = out[((first + image) * channels + c) * pixels:][:pixels]
+                    add_difference(row, scale[t, k, c], some, mean[t, k, c], k > 0)
+
+
+@jit
+def add_difference(row, scale, values, mean, add):
+    """row (+)= scale * (values - mean): taking a mean away first keeps digits that a shift would lose."""
+    if add:
+        for p in range(len(row)):
+            row[p] += scale * (values[p] - mean)
+    else:
+        for p in range(len(row)):
+            row[p] = scale * (values[p] - mean)
 
 
 @jit
@@ -198,8 +241,8 @@ def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, group, pix
         for c in range(channels):
             gather(d, floats(ups[t], images * channels * pixels), 1, first, count, c, channels, pixels, ONE, False)
             for o in range(memory.shape[1]):
-                gather(f, floats(memory[t, o], images * channels * pixels), nchw[o], first, count, c, channels, pixels,
-                       ONE, False)
+                gather(f, floats(memory[t, o], images * channels * pixels), nchw[t, o], first, count, c, channels,
+                       pixels, ONE, False)
                 two_sums(d, f, mean[t, o, c], inverse[t, o, c], sums[t, o, k, c])
 
 
@@ -220,7 +263,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
     memory [jobs, 6]: x, both weights, f, d and the gradient of x, which jobs add to one tensor where x is nchw (zero
     before), and else have for themselves. nchw: of x, and [jobs] of d. coefficients [jobs, C, 3]. wanted: of x, of the
     weights. dweights [groups, jobs, C * k * k + C * C]: for each job both gradients. sums [jobs, groups, C, 2]: of the
-    gradient of scale * x + shift, and its product with (x - mean) * inverse.
+    gradient of scale * (x - mean), and its product with (x - mean) * inverse.
     """
     x_nchw, d_nchw = nchw
     jobs = len(memory)
@@ -229,9 +272,10 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
         count = min(group, images - first)
         for j in range(jobs):
             g = tables[j]
-            inside, outside, planes = g[0] * g[1], g[6] * g[7], g[3] * g[3] * g[8]
+            inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
+            planes = g[STRIDE] * g[STRIDE] * g[PLANE]
             size = count * outside
-            x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[10])
+            x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[KERNEL])
             point, f = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
             d, dx = floats(memory[j, 4], images * channels * outside), floats(memory[j, 5], images * channels * inside)
             df, between = np.empty(channels * size, np.float32), np.empty(channels * size, np.float32)
@@ -242,20 +286,20 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], True)
             multiply(between, channels, point, 0, True, df, channels, size)
             buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
-            line = np.zeros(g[9] + g[8], np.float32)
+            line = np.zeros(g[FRONT] + g[PLANE], np.float32)
             again = np.empty(channels * size if wanted[1] else 0, np.float32)
             for c in range(channels):
                 start, stride_image = where(x_nchw, first, count, c, channels, inside)
                 spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
                 if wanted[1]:
-                    convolve(line, buffer, count, g, depth, c * g[10])
+                    convolve(line, buffer, count, g, depth, c * g[KERNEL])
                     line_to_pixels(again, c * size, outside, line, 0, count, g)
                     fill(line, ZERO)
-                pixels_to_line(line, g[9], between, c * size, outside, count, g)
+                pixels_to_line(line, g[FRONT], between, c * size, outside, count, g)
                 if wanted[1]:
-                    convolve_weight(dweights[k, j], c * g[10], line, buffer, count, g)
+                    convolve_weight(dweights[k, j], c * g[KERNEL], line, buffer, count, g)
                 if wanted[0]:
-                    convolve_backward(gradient, line, count, g, depth, c * g[10])
+                    convolve_backward(gradient, line, count, g, depth, c * g[KERNEL])
                     if not x_nchw:
                         dx[start:start + count * inside] = 0
                     collect(dx, start, stride_image, count, g, gradient, buffer, True)
@@ -263,7 +307,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                         two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c],
                                  sums[j, k, c])
             if wanted[1]:
-                multiply_weight(dweights[k, j], channels * g[10], df, channels, again, channels, size)
+                multiply_weight(dweights[k, j], channels * g[KERNEL], df, channels, again, channels, size)
 
 
 @jit
@@ -279,14 +323,15 @@ def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, table
         count = min(group, images - first)
         for j in range(jobs):
             g = tables[j]
-            inside, outside, planes = g[0] * g[1], g[6] * g[7], g[3] * g[3] * g[8]
-            size, ones = count * outside, np.ones(g[10], np.float32)
+            inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
+            planes = g[STRIDE] * g[STRIDE] * g[PLANE]
+            size, ones = count * outside, np.ones(g[KERNEL], np.float32)
             x, dx = floats(memory[j, 0], images * channels * inside), floats(memory[j, 2], images * channels * inside)
             f = floats(memory[j, 1], images * channels * outside)
-            buffer, gradient, row = np.empty(planes, np.float32), np.zeros(planes, np.float32), np.empty(size,
-                                                                                                         np.float32)
+            buffer, gradient = np.empty(planes, np.float32), np.zeros(planes, np.float32)
+            row = np.empty(size, np.float32)
             fill(buffer, LOWEST)
-            line, values = np.zeros(g[9] + g[8], np.float32), np.zeros(g[8], np.float32)
+            line, values = np.zeros(g[FRONT] + g[PLANE], np.float32), np.zeros(g[PLANE], np.float32)
             for c in range(channels):
                 fill(row, coefficients[j, c, 2])
                 gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
@@ -301,7 +346,7 @@ def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, table
                 if kinds[j] == AVERAGE:
                     for i in range(size):
                         row[i] *= inverse_counts[j, i % outside]
-                pixels_to_line(line, g[9], row, 0, outside, count, g)
+                pixels_to_line(line, g[FRONT], row, 0, outside, count, g)
                 if kinds[j] == AVERAGE:
                     convolve_backward(gradient, line, count, g, ones, 0)
                 else:

@@ -7,8 +7,8 @@ For every edge t it computes the weighted sum of its convolutions, its poolings 
 as model_search.MixedOp does, but in a few passes over the images, each of which reads and writes memory once:
 
     1   of every convolution: ReLU, depthwise, pointwise; the mean and variance of what comes out, channel by channel
-    2   of the SepConvs: batch norm (a scale and a shift by then) and ReLU, depthwise, pointwise; mean and variance
-    3   the sum, with batch norm and w_tk as one scale and shift
+    2   of the SepConvs: batch norm (a mean and a scale by then) and ReLU, depthwise, pointwise; mean and variance
+    3   the sum, with batch norm and w_tk as one scale of f - mean
 
 Between the passes lies only what the batch norms need to be known for. A pass goes through the images in groups, that
 stay in a core's own cache; what lies between ReLU and pointwise convolution is never written to memory, the backward
@@ -19,16 +19,15 @@ pass computes it again where the weights' gradient needs it. Batch norm is linea
 
 so one pass over the upstream gradients takes both sums, of all operations of an edge, and the next one uses df as a
 scale of d, a scale of f and a shift.
+
+In evaluation mode mean and variance are the running statistics; gradients are left to Paddle's operations then.
 """
 import numpy as np
 import paddle
 import paddle.nn as nn
 
-from kernels.compiled import addresses, available, geometry, group_size, on_all_cores
+from kernels.compiled import addresses, available, on_all_cores
 from kernels.edge_loops import (
-    AVERAGE,
-    IDENTITY,
-    LARGEST,
     add_up,
     backward_pass,
     forward_pass,
@@ -38,69 +37,85 @@ from kernels.edge_loops import (
     sum_groups,
     update_statistics,
 )
+from kernels.edge_sizes import Sizes, window_of
+from kernels.layout import KERNEL
+from kernels.operation import Operation
+
+POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
 
 
 class Edges:
     """What is known of the edges that leave a state before the state is.
 
-    operations: for each edge a list of its operations in the same order: SepConv, DilConv, poolings with their batch
-    norm, Identity. Poolings of the first edge stand for those of all.
-    rows, columns: where their weights lie in the matrix of a cell, that of operation k of edge t in [rows[t],
-    columns[k]].
+    operations [edge][k]: SepConv, DilConv, poolings with or without a batch norm, Identity. Poolings of one kind see
+    the same images and are computed once for all edges.
+    rows, columns: where their weights lie in the matrix of a cell, that of operations[t][k] in [rows[t],
+    columns[t][k]].
 
     What passes 1 and 2 make has a number each, by which all else goes: first the convolutions of pass 1, then those of
     pass 2, then the poolings. The identity has the last one, -1.
     """
 
     def __init__(self, operations, rows, columns):
-        self.place = np.ix_(rows, columns)
+        self.place = np.array(rows)[:, None], np.array(columns)
         convolutions = [op.op for ops in operations for op in ops if hasattr(op, 'op')]
         again = [layers for layers in convolutions if len(layers) > 4]
-        pools = [op for op in operations[0] if type(op) is nn.Sequential]
         self.convolutions = [[(layers[1], layers[2]) for layers in convolutions],
                              [(layers[5], layers[6]) for layers in again]]
-        layers = [layer for pairs in self.convolutions for pair in pairs for layer in pair]
-        self.layers_by_shape = {}
-        for layer in layers:
-            self.layers_by_shape.setdefault(tuple(layer.weight.shape[1:]), []).append(layer)
-        # For each layer the stack of its weight, and where it begins there, in elements.
-        place_of = {id(layer): (stack, position * layer.weight.size)
-                    for stack, members in enumerate(self.layers_by_shape.values())
-                    for position, layer in enumerate(members)}
-        self.weight_places = np.array([place_of[id(layer)] for layer in layers], np.int64).reshape(-1, 2)
-        self.pools = [pool[0] for pool in pools]
-        self.norms = ([layers[3] for layers in convolutions] + [layers[7] for layers in again]
-                      + [pool[1] for pool in pools])
-        # The poolings of the other edges see the same images: their batch norms' running statistics are updated alike.
-        pool_columns = [k for k, op in enumerate(operations[0]) if type(op) is nn.Sequential]
-        other_norms = [[ops[k][1] for ops in operations[1:]] for k in pool_columns]
-        # Whoever makes this object notices when a layer gets other tensors (nas/acceleration.py), so they are kept: an
-        # attribute of a layer takes Paddle a microsecond to find.
-        self.running = [(norm._mean, norm._variance) for norm in self.norms]
-        self.other_running = [[(norm._mean, norm._variance) for norm in norms] for norms in other_norms]
-        self.weights = [[layer.weight for layer in members] for members in self.layers_by_shape.values()]
-        self.tensors = [tensor for tensors in [*self.weights, *self.running, *sum(self.other_running, [])]
-                        for tensor in tensors]
-        self.ends = np.cumsum([len(convolutions), len(again), len(pools)])
+        self._place_weights([pair for pairs in self.convolutions for pair in pairs])
+        self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again]
         # what pass 2 goes on with
         self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)
 
-        self.final = np.zeros((len(operations), len(columns)), np.int64)  # the number of what goes into an edge's sum
-        second = {id(layers): self.ends[0] + i for i, layers in enumerate(again)}
-        first = iter(range(self.ends[0]))
+        self.final = np.zeros((len(operations), len(operations[0])), np.int64)  # the number of what an edge's sum takes
+        second = {id(layers): len(convolutions) + i for i, layers in enumerate(again)}
+        first, pools, pool_norms = iter(range(len(convolutions))), {}, []
         for t, ops in enumerate(operations):
-            pool = iter(range(self.ends[1], self.ends[2]))
             for k, op in enumerate(ops):
                 if hasattr(op, 'op'):
                     self.final[t, k] = second.get(id(op.op), next(first))
+                elif type(op) not in (nn.Sequential, *POOLINGS):
+                    self.final[t, k] = -1
                 else:
-                    self.final[t, k] = next(pool) if type(op) is nn.Sequential else -1
+                    pool = op[0] if type(op) is nn.Sequential else op
+                    key = type(pool), *window_of(pool), pool is op
+                    pools.setdefault(key, (len(self.norms) + len(pools), pool))
+                    self.final[t, k] = pools[key][0]
+                    pool_norms += [] if pool is op else [(t, k, op[1])]
+        self.pools = [pool for _, pool in pools.values()]
+        self.ends = np.cumsum([len(convolutions), len(again), len(pools)])
         self.edge_of = {int(number): t for t, numbers in enumerate(self.final) for number in numbers}
-        # The columns of final that are not convolutions: poolings in their order, then identities.
-        numbers = list(enumerate(self.final[0]))
-        self.others = ([k for k, number in numbers if number >= self.ends[1]]
-                       + [k for k, number in numbers if number < 0])
+        # The numbers that are no convolutions, the identity last, and which of them an edge takes: [edges, k, others].
+        self.others = np.array([number for number, _ in pools.values()] + [-1] * int((self.final < 0).any()), np.int64)
+        self.takes = (self.final[..., None] == self.others).astype(np.float32)
+        self.normed = np.array([not key[-1] for key in pools] + [False] * int((self.final < 0).any()), bool)
+
+        # The batch norms of poolings, of each edge its own, and where they stand.
+        self.pool_places = np.array([place[:2] for place in pool_norms], np.int64).reshape(-1, 2).T
+        self.pool_norms = [norm for _, _, norm in pool_norms]
+        # Whoever makes this object notices when a layer gets other tensors (nas/acceleration.py), so they are kept: an
+        # attribute of a layer takes Paddle a microsecond to find.
+        self.running = [(norm._mean, norm._variance) for norm in self.norms]
+        self.pool_running = [(norm._mean, norm._variance) for norm in self.pool_norms]
+        self.statistics = [tensor for pair in self.running + self.pool_running for tensor in pair]
+        self.tensors = sum(self.weights, []) + self.statistics + self.biases
         self.sizes = {}
+
+    def _place_weights(self, convolutions):
+        """Collect the weights of (depthwise, pointwise) layers by their shapes, and the biases of the pointwise
+        ones."""
+        layers = [layer for pair in convolutions for layer in pair]
+        by_shape = {}
+        for layer in layers:
+            by_shape.setdefault(tuple(layer.weight.shape[1:]), []).append(layer)
+        self.weights = [[layer.weight for layer in members] for members in by_shape.values()]
+        # For each layer the stack of its weight, and where it begins there, in elements.
+        place_of = {id(layer): (stack, position * layer.weight.size)
+                    for stack, members in enumerate(by_shape.values()) for position, layer in enumerate(members)}
+        self.weight_places = np.array([place_of[id(layer)] for layer in layers], np.int64).reshape(-1, 2)
+        biased = [(number, pointwise.bias) for number, (_, pointwise) in enumerate(convolutions)
+                  if pointwise.bias is not None]
+        self.biased, self.biases = [number for number, _ in biased], [bias for _, bias in biased]
 
     def weight_addresses(self, stacks):
         """The addresses of [depthwise, pointwise] weights of passes 1 and 2, from the tensors that hold those of one
@@ -110,98 +125,68 @@ class Edges:
             return starts.reshape(-1, 2)
         return (starts[self.weight_places[:, 0]] + 4 * self.weight_places[:, 1]).reshape(-1, 2)
 
-    def applies(self, x):
-        """Whether the compiled passes cover a state x: single precision on a CPU, training mode, the channels of the
-        layers."""
-        return (available(x) and x.size and all(norm.training for norm in self.norms)
-                and all(mean.shape[0] == x.shape[1] for mean, _ in self.running)
-                and all(tensor.dtype == paddle.float32 for tensor in self.tensors))
+    def applies(self, x, matrix):
+        """Whether the compiled passes cover a state x and a matrix of weights: single precision on a CPU, shapes that
+        the layers allow, training mode or evaluation without gradients. Paddle says what is wrong with the others."""
+        if not (available(x) and x.ndim == 4 and x.size and matrix.dtype == paddle.float32):
+            return False
+        modes = {norm.training for norm in self.norms + self.pool_norms}
+        return (len(modes) < 2 and (False not in modes or not paddle.is_grad_enabled())
+                and all(tensor.dtype == paddle.float32 for tensor in self.tensors)
+                and all(tensor.shape[0] == x.shape[1] and tensor.is_contiguous()
+                        for tensor in self.statistics + self.biases)
+                and self.sizes_of(x).fit)
+
+    def sizes_of(self, x):
+        shape = tuple(x.shape)
+        if shape not in self.sizes:
+            self.sizes[shape] = Sizes(self, *shape)
+        return self.sizes[shape]
 
     def __call__(self, x, matrix):
         """x [N, C, H, W], matrix [edges of the cell, operations] -> for each edge that leaves x a tensor."""
-        if tuple(x.shape) not in self.sizes:
-            self.sizes[tuple(x.shape)] = Sizes(self, *x.shape)
         # Weights of one shape as one tensor: few inputs, each of which costs Python's time.
-        stacks = [paddle.concat(weights) for weights in self.weights]
-        out = _Edges.apply(self, self.sizes[tuple(x.shape)], x, matrix, *stacks)
+        stacks = [paddle.concat(weights) for weights in self.weights + [self.biases] * bool(self.biases)]
+        out = _Edges(self, self.sizes_of(x))(x, matrix, *stacks)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
 
-class Sizes:
-    """What follows from the shape of a state: groups of images, the tables of geometries of passes 1 and 2 and of the
-    poolings, output pixels."""
-
-    def __init__(self, edges, n, c, height, width):
-        self.n, self.c = n, c
-        self.group = group_size(n, height * width)
-        self.groups = -(-n // self.group)
-        first = self.table([depthwise for depthwise, _ in edges.convolutions[0]], height, width)
-        pools = self.table(edges.pools, height, width)
-        self.out = [int(side) for side in (first if len(first) else pools)[0, 6:8]]
-        self.tables = first, self.table([depthwise for depthwise, _ in edges.convolutions[1]], *self.out), pools
-        self.pixels = self.out[0] * self.out[1]
-        self.kinds = np.array([AVERAGE if isinstance(pool, nn.AvgPool2D) else LARGEST for pool in edges.pools]
-                              + [IDENTITY] * (len(edges.others) - len(pools)), np.int64)
-        self.inverse_counts = np.ones((len(edges.others), self.pixels), np.float32)
-        for row, pool in zip(self.inverse_counts, edges.pools):
-            row[:] = _inverse_counts(height, width, *_kernel(pool)[:3])
-        # Of an identity only the pixels count, which are those of any other geometry of stride 1.
-        base = pools if len(pools) else first
-        self.others = np.concatenate([base[:len(pools)], np.repeat(base[:1], len(edges.others) - len(pools), axis=0)])
-
-    def table(self, layers, height, width):
-        rows = [geometry(height, width, *_kernel(layer), self.group) for layer in layers]
-        return np.stack([np.pad(row, (0, max(map(len, rows)) - len(row))) for row in rows]) if rows else np.zeros((0,
-                                                                                                                   12),
-                                                                                                                  np.int64)
-
-
-def _kernel(layer):
-    """(kernel, stride, padding, dilation) of a depthwise convolution or a pooling."""
-    if isinstance(layer, nn.Conv2D):
-        return layer.weight.shape[2], layer._stride[0], layer._updated_padding[0], layer._dilation[0]
-    return layer.ksize, layer.stride, layer.padding, 1
-
-
-def _inverse_counts(height, width, kernel, stride, padding):
-    """1 / how many pixels each window of an average pooling has, without the padding, as a row."""
-    def along(length):
-        starts = np.arange(0, length + 2 * padding - kernel + 1, stride) - padding
-        return np.minimum(starts + kernel, length) - np.maximum(starts, 0)
-    return (1 / np.outer(along(height), along(width))).ravel()
-
-
-class _Edges(paddle.autograd.PyLayer):
+class _Edges(Operation):
     """The passes as one operation of Paddle's; gradients of x, the matrix and the weights, each if it is wanted."""
 
-    @staticmethod
-    def forward(ctx, edges, sizes, x, matrix, *weights):
-        x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
+    def __init__(self, edges, sizes):
+        self.edges, self.sizes = edges, sizes
+
+    def forward(self, x, matrix, *weights):
+        edges, sizes = self.edges, self.sizes
+        self.x, self.weights, self.matrix_shape = x.contiguous(), [w.contiguous() for w in weights], matrix.shape
         # What is kept for the way back: a row for each number but the identity's.
-        kept = paddle.empty([len(edges.norms), sizes.n * sizes.c * sizes.pixels], 'float32')
-        ctx.passes = Passes(edges, sizes, _rows(kept, x), edges.weight_addresses(weights), matrix.numpy()[edges.place])
-        ctx.passes.convolve_and_pool(x.data_ptr())
+        self.kept = paddle.empty([int(edges.ends[2]), sizes.n * sizes.c * sizes.pixels], 'float32')
+        biases = np.zeros((edges.ends[1], sizes.c), np.float32)
+        if edges.biases:
+            biases[edges.biased] = self.weights.pop().numpy().reshape([-1, sizes.c])
+        self.passes = Passes(edges, sizes, _rows(self.kept, self.x), edges.weight_addresses(self.weights),
+                             matrix.numpy()[edges.place])
+        self.passes.convolve_and_pool(self.x.data_ptr(), biases)
         outs = [paddle.empty([sizes.n, sizes.c] + sizes.out, 'float32') for _ in edges.final]
-        ctx.passes.add_up(outs)
-        ctx.save_for_backward(x, kept, *weights)
-        ctx.matrix_shape, ctx.wanted = matrix.shape, [not tensor.stop_gradient for tensor in (x, matrix, *weights)]
+        self.passes.add_up(outs)
         return tuple(outs) if len(outs) > 1 else outs[0]
 
-    @staticmethod
-    def backward(ctx, *ds):
-        ds = [d.contiguous() for d in ds]
-        x, kept, *weights = ctx.saved_tensor()
-        x_wanted, matrix_wanted, *weights_wanted = ctx.wanted
-        ctx.passes.sum_gradients(ds)
-        dx = paddle.zeros(x.shape, 'float32') if x_wanted else None
-        dmatrix = paddle.to_tensor(ctx.passes.matrix_gradient(ctx.matrix_shape)) if matrix_wanted else None
-        dweights = [paddle.empty(weight.shape, 'float32') for weight in weights] if any(weights_wanted) else []
+    def backward(self, *ds):
+        x_wanted, matrix_wanted, *weights_wanted = self.wanted
+        some_wanted = any(weights_wanted[:len(self.weights)])
+        self.passes.sum_gradients([d.contiguous() for d in ds])
+        dx = paddle.zeros(self.x.shape, 'float32') if x_wanted else None
+        dmatrix = paddle.to_tensor(self.passes.matrix_gradient(self.matrix_shape)) if matrix_wanted else None
+        dweights = [paddle.empty(weight.shape, 'float32') for weight in self.weights] if some_wanted else []
         if x_wanted or dweights:
-            ctx.passes.convolve_backward(x.data_ptr(), dx, dweights)
+            self.passes.convolve_backward(self.x.data_ptr(), dx, dweights)
         if x_wanted:
-            ctx.passes.pool_backward(x.data_ptr(), dx)
-        return (dx, dmatrix) + tuple(dweight if wanted else None for dweight,
-                                     wanted in zip(dweights or weights, weights_wanted))
+            self.passes.pool_backward(self.x.data_ptr(), dx)
+        # A batch norm takes away what a bias in front of it adds.
+        dbiases = [paddle.zeros([len(self.edges.biases) * self.sizes.c], 'float32')] * bool(self.edges.biases)
+        return [dx, dmatrix] + [dweight if wanted else None
+                                for dweight, wanted in zip((dweights or self.weights) + dbiases, weights_wanted)]
 
 
 def _rows(kept, x=None):
@@ -222,43 +207,55 @@ class Passes:
         self.edges, self.sizes, self.at, self.weights, self.strength = edges, sizes, at, weights, strength
         # Of what each number makes; nothing is taken off the identity, and it is multiplied by 1.
         self.mean, self.inverse = np.zeros((len(at), sizes.c), np.float32), np.ones((len(at), sizes.c), np.float32)
-        self.nchw = (edges.final[0] < 0).astype(np.int64)
+        self.nchw = (edges.final < 0).astype(np.int64)
         self.images = sizes.n, sizes.c, sizes.group
 
-    def convolve_and_pool(self, x):
-        """Passes 1 and 2 and the poolings of x, an address."""
+    def convolve_and_pool(self, x, biases):
+        """Passes 1 and 2 and the poolings of x, an address, and what the batch norms make of them; biases [numbers of
+        convolutions, C]: of the pointwise ones, which only the running means contain."""
         edges, sizes, (first, second, last) = self.edges, self.sizes, self.edges.ends
-        moments = np.empty((last, sizes.groups, sizes.c, 2), np.float32)
-        running = np.array([addresses(pair) for pair in edges.running])
+        training = any(norm.training for norm in (edges.norms + edges.pool_norms)[:1])
+        moments = np.empty((last, sizes.groups if training else 0, sizes.c, 2), np.float32)
 
         def run(function, some, source, *arguments):
-            some = slice(*some)
             weights = self.weights[some].T if function is forward_pass else []
             memory = np.column_stack([source, *weights, self.at[some]])
             on_all_cores(function, len(memory) * sizes.groups, memory, *arguments, *self.images, moments[some])
-            update_statistics(moments[some], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon,
-                              edges.norms[0]._momentum, running[some],
-                              self.mean[some], self.inverse[some])
-        run(forward_pass, (0, first), np.full(first, x), 1, self._relu_alone(), sizes.tables[0])
-        self.between = np.stack([self.inverse[edges.twice], -self.mean[edges.twice] * self.inverse[edges.twice]], -1)
-        run(forward_pass, (first, second), self.at[edges.twice], 0, self.between, sizes.tables[1])
-        run(pool_forward, (second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts, sizes.tables[2])
-        for pairs in zip(*edges.other_running):
-            ignored = np.empty((2, last - second, sizes.c), np.float32)
-            update_statistics(moments[second:last], sizes.n, sizes.group, sizes.pixels, edges.norms[0]._epsilon,
-                              edges.norms[0]._momentum,
-                              np.array([addresses(pair) for pair in pairs]), ignored[0], ignored[1])
+            if function is forward_pass:
+                self.mean[some], self.inverse[some] = self._statistics(edges.running[some], moments[some], biases[some])
+        run(forward_pass, slice(first), np.full(first, x), 1, self._relu_alone(), sizes.tables[0])
+        self.between = np.stack([self.inverse[edges.twice], self.mean[edges.twice]], -1)
+        run(forward_pass, slice(first, second), self.at[edges.twice], 0, self.between, sizes.tables[1])
+        run(pool_forward, slice(second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts,
+            sizes.tables[2])
+        self.final_mean, self.final_inverse = self.mean[edges.final], self.inverse[edges.final]
+        if edges.pool_norms:  # in evaluation mode those of the edges differ
+            place = tuple(edges.pool_places)
+            numbers = edges.final[place]
+            found = self._statistics(edges.pool_running, moments[numbers],
+                                     np.zeros((len(numbers), sizes.c), np.float32))
+            self.final_mean[place], self.final_inverse[place] = found
+            self.mean[numbers], self.inverse[numbers] = found
+
+    def _statistics(self, running, moments, biases):
+        """Mean and 1 / standard deviation, [rows, C]: from the moments [rows, groups, C, 2] of a batch, which the
+        running statistics follow, or, without moments, these."""
+        sizes, norm = self.sizes, (self.edges.norms + self.edges.pool_norms)[0] if running else None
+        mean, inverse = np.empty((2, len(running), sizes.c), np.float32)
+        if running:
+            update_statistics(moments, sizes.n, sizes.group, sizes.pixels, norm._epsilon, norm._momentum,
+                              np.array([addresses(pair) for pair in running], np.int64), biases, mean, inverse)
+        return mean, inverse
 
     def _relu_alone(self):
-        """Scale and shift in front of the ReLU of pass 1."""
+        """Scale and mean in front of the ReLU of pass 1."""
         return np.tile(np.float32([1, 0]), (self.edges.ends[0], self.sizes.c, 1))
 
     def add_up(self, outs):
         """Pass 3."""
         final = self.edges.final
-        self.scale = self.strength[..., None] * self.inverse[final]
-        shift = -(self.scale * self.mean[final]).sum(1)
-        on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, shift,
+        self.scale = self.strength[..., None] * self.final_inverse
+        on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, self.final_mean,
                      addresses(outs), *self.images, self.sizes.pixels)
 
     def sum_gradients(self, ds):
@@ -290,7 +287,7 @@ class Passes:
         def run(table, some, source, source_nchw, source_numbers, affine, target, wanted):
             some, sizes = slice(*some), self.sizes
             memory = np.column_stack([source, self.weights[some], self.at[some], d[some], target])
-            kernels = sizes.c * table[:, 10]
+            kernels = sizes.c * table[:, KERNEL]
             starts = np.stack([0 * kernels, kernels, kernels + sizes.c * sizes.c], -1)
             by_group = np.zeros((sizes.groups, len(table), starts.max() if wanted[1] and len(table) else 0), np.float32)
             sums = np.zeros((len(table), sizes.groups, sizes.c, 2), np.float32)
@@ -318,12 +315,12 @@ class Passes:
 
     def pool_backward(self, x, dx):
         """Add the gradient of x through the poolings and the identities to dx."""
-        columns, sizes = self.edges.others, self.sizes
-        numbers = self.edges.final[0, columns]
-        together = (self.strength[:, columns, None, None] * self.sums[:, columns]).sum(0)  # the edges share a pooling
+        edges, sizes, numbers = self.edges, self.sizes, self.edges.others
+        # of each pooling, with the weights of all edges that take it
+        together = np.einsum('tkj,tk,tkcs->jcs', edges.takes, self.strength, self.sums)
         coefficients = self._batch_norm_backward(numbers, self.inverse[numbers], together)
-        coefficients[numbers < 0] = 0
-        memory = np.column_stack([np.full(len(columns), x), self.at[numbers], np.full(len(columns), dx.data_ptr())])
-        on_all_cores(pool_backward, sizes.groups if columns else 0, memory, sizes.kinds, sizes.inverse_counts,
-                     coefficients,
-                     np.ascontiguousarray(self.scale[:, columns]), self.d_at, sizes.others, *self.images)
+        coefficients[~edges.normed] = 0
+        memory = np.column_stack([np.full(len(numbers), x), self.at[numbers], np.full(len(numbers), dx.data_ptr())])
+        on_all_cores(pool_backward, sizes.groups if len(numbers) else 0, memory, sizes.kinds, sizes.inverse_counts,
+                     coefficients, np.einsum('tkj,tkc->tjc', edges.takes, self.scale), self.d_at, sizes.others,
+                     *self.images)

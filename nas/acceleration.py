@@ -80,7 +80,7 @@ def _cell_forward(self, *args, **kwargs):
 
 def _fused_forward(self, fused_edges, s0, s1, weights, edge_weights=None, active=None):
     """Cell.forward of model_search.py, by source state."""
-    nodes = fused_edges.nodes(self.preprocess0(s0), self.preprocess1(s1), weights, edge_weights)
+    nodes = fused_edges.nodes(self.preprocess0(s0), self.preprocess1(s1), weights, edge_weights, active)
     return paddle.concat(nodes[-self._multiplier:], axis=1)
 
 
@@ -99,8 +99,7 @@ class CellAcceleration:
 
     def fused_edges(self, cell, args, kwargs):
         """The FusedCell to use for this call, or None to run the cell as it is written."""
-        active = kwargs.get('active', args[4] if len(args) > 4 else None)
-        if active is not None or len(args) < 3:
+        if len(args) < 3:
             return None
         if self.record is None or not self.record.is_current():
             self.update(cell)

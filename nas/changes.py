@@ -36,8 +36,8 @@ PADDLE_FORWARDS = {kind: kind.forward for kind in (nn.Conv2D, nn.BatchNorm2D, nn
 
 # The attributes on which the result of a layer depends.
 SETTINGS = {
-    nn.Conv2D: ('forward', '_stride', '_updated_padding', '_dilation', '_groups', '_padding_mode', '_data_format',
-                'bias'),
+    nn.Conv2D: ('forward', '_stride', '_updated_padding', '_padding_algorithm', '_dilation', '_groups', '_padding_mode',
+                '_data_format', 'bias'),
     nn.BatchNorm2D: ('forward', '_momentum', '_epsilon', '_use_global_stats', '_data_format', 'weight', 'bias'),
     nn.MaxPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'return_mask', 'data_format'),
     nn.AvgPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'exclusive', 'divisor', 'data_format'),

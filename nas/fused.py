@@ -23,10 +23,8 @@ import paddle.nn as nn
 import paddle.nn.functional as F
 
 from kernels.convolutions import is_pointwise, is_square, square_geometry
-from kernels.edges import Edges
+from kernels.edges import POOLINGS, Edges
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
-
-POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
 
 
 class FusedCell:
@@ -46,12 +44,13 @@ class FusedCell:
         self.kept_poolings = [mixed_operations[rows[0]].mp for rows in self.rows]
         self.outgoing = [OutgoingEdges([operations[row] for row in rows], rows, is_known) for rows in self.rows]
 
-    def nodes(self, s0, s1, weights, edge_weights):
+    def nodes(self, s0, s1, weights, edge_weights, active=None):
         """The intermediate nodes of a cell for its two preprocessed inputs [N, C, H, W]; weights [edges, operations],
-        edge_weights [edges] or None."""
+        edge_weights [edges] or None; active: for each edge the columns of the operations to compute, None for all."""
         partial = self.method.partial
         if self.auxiliary:  # one more operation, of the same weight on every edge
             skip_weight = paddle.ones([weights.shape[0], 1], weights.dtype) * self.method.skip_weight
+            active = active and [[*columns, weights.shape[1]] for columns in active]
             weights = paddle.concat([weights, skip_weight], axis=1)
         if edge_weights is not None:
             weights, edge_weights = weights * edge_weights.unsqueeze(-1), edge_weights.unbind()
@@ -65,7 +64,9 @@ class FusedCell:
                 rest = rest if pooling is None else pooling(rest)
                 for node, row in zip(kept[-len(rows):], rows):
                     node.append(rest if edge_weights is None else edge_weights[row] * rest)
-            for node, terms in zip(mixed[-len(rows):], edges(x, weights, scales)):
+            parts = (edges(x, weights, scales) if active is None
+                     else edges.some(x, weights, [active[row] for row in rows]))
+            for node, terms in zip(mixed[-len(rows):], parts):
                 node += terms
             if number > 0:
                 node = paddle.add_n(mixed[number - 1])
@@ -92,7 +93,9 @@ class OutgoingEdges:
 
         def places(columns):  # of their weights in the flattened weights of the cell, which a 1 precedes
             return [1 + row * len(kinds) + column for column in columns for row in rows]
+        self.operations, self.rows, self.kinds, self.some_edges = operations, rows, kinds, {}
         separable, dilated, poolings = columns(SepConv), columns(DilConv), columns('pooling')
+        self.bare_poolings = columns('bare pooling')
         identities, reductions = columns(Identity), columns(FactorizedReduce)
         self.edges, self.separable, self.dilated = len(rows), len(separable), len(dilated)
         self.first, self.second = units(separable + dilated, 1), units(separable, 5)
@@ -106,24 +109,57 @@ class OutgoingEdges:
         self.reductions = [ops[column] for column in reductions for ops in operations]
         self.reduction_norms = StackedNorms([op.bn for op in self.reductions])
         self.others = [(row, column, edge[column]) for row, edge in zip(rows, operations) for column in columns(None)]
-        compiled = sorted(separable + dilated + poolings + identities)
-        self.compiled = (Edges([[ops[column] for column in compiled] for ops in operations], rows, compiled)
-                         if separable + dilated + poolings else None)
+        compiled = sorted(separable + dilated + poolings + self.bare_poolings + identities)
+        self.compiled = None
+        if compiled != identities:
+            self.compiled = Edges([[ops[column] for column in compiled] for ops in operations], rows,
+                                  [compiled] * len(rows))
 
     def __call__(self, x, weights, scales):
         """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it
         adds to its node."""
         parts = []
-        if self.compiled is not None and self.compiled.applies(x):
+        if self.compiled is not None and self.compiled.applies(x, weights):
             parts += self.compiled(x, weights)
         else:
             parts += self.stacked(x, scales.of(self))
+            parts += [weights[row, column] * ops[column](x) for column in self.bare_poolings
+                      for row, ops in zip(self.rows, self.operations)]
         if self.reductions:
             scale, bias = scales.of(self)[0][2]
             parts += split(self.reduction_norms(reduce_together(self.reductions, F.relu(x)), scale, bias),
                            len(self.reductions))
         parts += [weights[row, column] * op(x) for row, column, op in self._others_by_edge()]
         return [parts[edge::self.edges] for edge in range(self.edges)]
+
+    def some(self, x, weights, active):
+        """As a call, but of each edge only the operations in the columns active [edge][…] are computed, as GDAS draws
+        them: in compiled passes if there is one for each edge that these cover, or else as they are written."""
+        key = tuple(map(tuple, active))
+        if key not in self.some_edges:
+            if len(self.some_edges) > 100:  # not for every draw of a whole search
+                self.some_edges.clear()
+            self.some_edges[key] = self._compile_some(active)
+        covered, edges = self.some_edges[key]
+        terms = [[] for _ in active]
+        if edges is not None and edges.applies(x, weights):
+            for edge, out in zip(covered, edges(x, weights)):
+                terms[edge].append(out)
+        else:
+            covered = []
+        for edge, (row, columns) in enumerate(zip(self.rows, active)):
+            if edge not in covered:
+                terms[edge] += [weights[row, column] * self.operations[edge][column](x) for column in columns]
+        return terms
+
+    def _compile_some(self, active):
+        """(the edges whose only active operation the compiled passes cover, Edges of them or None)."""
+        covered = [edge for edge, columns in enumerate(active) if len(columns) == 1
+                   and self.kinds[columns[0]] in (SepConv, DilConv, Identity, 'pooling', 'bare pooling')]
+        if all(self.kinds[active[edge][0]] is Identity for edge in covered):
+            return [], None
+        return covered, Edges([[self.operations[edge][active[edge][0]]] for edge in covered],
+                              [self.rows[edge] for edge in covered], [active[edge] for edge in covered])
 
     def _others_by_edge(self):
         """The operations that are not known here, all edges of one column after the other."""
@@ -162,7 +198,8 @@ def _kinds(operations, is_known):
     """
     kinds, norm_settings = [], None
     for column in zip(*operations):
-        kind = type(column[0]) if type(column[0]) is not nn.Sequential else 'pooling'
+        kind = {nn.Sequential: 'pooling', **dict.fromkeys(POOLINGS, 'bare pooling')}.get(type(column[0]),
+                                                                                         type(column[0]))
         known = all([is_known(op) for op in column])  # of all, so that each can say why not
         same = known and all(type(op) is type(column[0]) and _settings(op) == _settings(column[0]) for op in column)
         settings = {(norm._epsilon, norm._momentum) for op in column for norm in op.sublayers()
@@ -178,8 +215,10 @@ def _settings(op):
     """What two operations of one type must have alike to be computed together."""
     if type(op) is nn.Sequential:
         return [type(op[0]), op[0].ksize, op[0].stride, op[0].padding]
+    if type(op) in POOLINGS:
+        return [op.ksize, op.stride, op.padding]
     if type(op) in (SepConv, DilConv):
-        return [square_geometry(op.op[layer]) for layer in range(1, len(op.op), 4)]
+        return [(*square_geometry(op.op[layer]), op.op[layer + 1].bias is None) for layer in range(1, len(op.op), 4)]
     return None
 
 
@@ -239,7 +278,8 @@ class SeparableUnits:
             _, stride, padding, dilation = square_geometry(layers[0])
             weight = join([layer.weight for layer in layers], 0)
             ys.append(F.conv2d(x, weight, None, stride, padding, dilation, groups=x.shape[1]))
-        y = F.conv2d(join(ys), join([layer.weight for layer in self.pointwise], 0), groups=len(self.pointwise))
+        y = F.conv2d(join(ys), join([layer.weight for layer in self.pointwise], 0), join_biases(self.pointwise),
+                     groups=len(self.pointwise))
         return self.norms(y, scale, bias)
 
 
@@ -288,6 +328,14 @@ def join(tensors, axis=1):
     return paddle.concat(tensors, axis) if len(tensors) > 1 else tensors[0]
 
 
+def join_biases(layers):
+    """The biases of convolutions that are computed as one; zeros for those without, None if no layer has one."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    return join([paddle.zeros(layer.weight.shape[:1], layer.weight.dtype) if layer.bias is None else layer.bias
+                 for layer in layers], 0)
+
+
 def split(tensor, parts):
     return tensor.split(parts, axis=1) if parts > 1 else [tensor]
 
@@ -296,13 +344,15 @@ def reduce_together(layers, x):
     """The convolutions of several FactorizedReduce side by side, as one 2x2 convolution of stride 2, for x after the
     ReLU: the first half of a layer's filters has its weights at the upper left pixel, the second half at the lower
     right one, and zeros elsewhere."""
-    halves = [conv.weight for layer in layers for conv in (layer.conv_1, layer.conv_2)]
+    convolutions = [conv for layer in layers for conv in (layer.conv_1, layer.conv_2)]
+    halves = [conv.weight for conv in convolutions]
     corners = np.concatenate([np.tile(corner, (half.shape[0], 1))
                               for half, corner in zip(halves, ([1, 0, 0, 0], [0, 0, 0, 1]) * len(layers))])
     odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
     if odd_h or odd_w:
         x = F.pad(x, [0, odd_w, 0, odd_h])
-    return F.conv2d(x, paddle.concat(halves) * paddle.to_tensor(corners.reshape(-1, 1, 2, 2), x.dtype), stride=2)
+    return F.conv2d(x, paddle.concat(halves) * paddle.to_tensor(corners.reshape(-1, 1, 2, 2), x.dtype),
+                    join_biases(convolutions), stride=2)
 
 
 def is_supported(op):
@@ -310,6 +360,8 @@ def is_supported(op):
     parameters."""
     if type(op) is nn.Sequential:
         return len(op) == 2 and type(op[0]) in POOLINGS and type(op[1]) is nn.BatchNorm2D and _is_plain_pooling(op[0])
+    if type(op) in POOLINGS:
+        return _is_plain_pooling(op)
     if type(op) in (SepConv, DilConv):
         return _is_separable(op)
     return type(op) in (Zero, Identity, FactorizedReduce)
@@ -335,6 +387,7 @@ def _is_separable(op):
     return all(depthwise._groups == depthwise.weight.shape[0] and depthwise.weight.shape[1] == 1
                and is_square(depthwise)
                and pointwise._groups == 1 and is_pointwise(pointwise)
-               and all(conv.bias is None and conv._padding_mode == 'zeros' and conv._data_format == 'NCHW'
+               and depthwise.bias is None
+               and all(conv._padding_mode == 'zeros' and conv._data_format == 'NCHW'
                        for conv in (depthwise, pointwise))
                for depthwise, pointwise in zip(layers[1::4], layers[2::4]))

@@ -12,7 +12,7 @@ import paddle.nn as nn
 
 from kernels import compiled, convolutions
 from kernels.blocks import IDENTITY, NOTHING, Block, Convolution, Pooling, Unit
-from kernels.convolutions import is_square
+from kernels.convolutions import is_pointwise, is_square
 from nas import fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
@@ -25,7 +25,8 @@ def attach(layer):
     """Give a layer its forward function, if it is one of those above and there is something to gain. Returns
     whether."""
     forward = None
-    if type(layer) is nn.Conv2D and (_is_depthwise(layer) and is_square(layer) or _is_pointwise(layer)):
+    if type(layer) is nn.Conv2D and (list(layer.weight.shape[:2]) == [layer._groups, 1] and is_square(layer)
+                                     or layer._groups == 1 and is_pointwise(layer)):
         forward = _convolution_forward
     elif type(layer) is FactorizedReduce:
         forward = _reduction_forward
@@ -82,7 +83,7 @@ class CompiledLayer:
                 x = step(x) if not isinstance(step, Block) or step.applies(x) else _one_by_one(step.layers, x)
             return x
         block, *others = self.steps
-        if not isinstance(block, Block) or not block.applies(x):
+        if not isinstance(block, Block) or not block.applies(x, *weights):
             return None
         return sum([weights[0][k] * layer[k](x) for k in others], block(x, *weights))
 
@@ -168,15 +169,17 @@ def _operation(op, alone=False):
 
 
 def _reduction(op):
-    if not _is_plain(op.relu, nn.ReLU) or not _is_norm(op.bn) or not is_plain_reduction(op):
+    if not (_is_plain(op.relu, nn.ReLU) and _is_norm(op.bn) and is_plain_reduction(op)
+            and op.conv_1.bias is None and op.conv_2.bias is None):
         return None
     return [Unit(True, [Convolution(conv, corner=k) for k, conv in enumerate((op.conv_1, op.conv_2))], op.bn)]
 
 
 def is_plain_reduction(op):
-    """Whether both convolutions of a FactorizedReduce are unchanged: only their weights are read."""
-    return all(_is_convolution(conv) and list(conv.weight.shape[2:]) == [1, 1] and list(conv._stride) == [2, 2]
-               and conv._updated_padding in (0, [0, 0]) and conv._groups == 1 for conv in (op.conv_1, op.conv_2))
+    """Whether both convolutions of a FactorizedReduce are unchanged: only weights and biases are read."""
+    return all(_is_convolution(conv, with_bias=True) and list(conv.weight.shape[2:]) == [1, 1]
+               and list(conv._stride) == [2, 2] and conv._updated_padding in (0, [0, 0]) and conv._groups == 1
+               for conv in (op.conv_1, op.conv_2))
 
 
 def _is_plain(layer, kind):
@@ -186,11 +189,13 @@ def _is_plain(layer, kind):
             and (own is None or is_ours(own)))
 
 
-def _is_convolution(layer, alone=False):
-    return (type(layer) is nn.Conv2D and (alone or _is_plain(layer, nn.Conv2D)) and layer.bias is None
-            and layer._padding_mode == 'zeros' and layer._data_format == 'NCHW' and layer.weight.size > 0
-            and (layer._updated_padding == 0 or isinstance(layer._updated_padding, (list, tuple))
-                 and len(layer._updated_padding) == 2 and all(type(p) is int for p in layer._updated_padding)))
+def _is_convolution(layer, alone=False, with_bias=False):
+    return (type(layer) is nn.Conv2D and (alone or _is_plain(layer, nn.Conv2D)) and layer.weight.ndim == 4
+            and (with_bias or layer.bias is None) and layer._padding_mode == 'zeros' and layer._data_format == 'NCHW'
+            and layer._padding_algorithm == 'EXPLICIT' and min(*layer._stride, *layer._dilation) > 0
+            and layer.weight.shape[0] % layer._groups == 0 and all(layer.weight.shape)
+            and (layer._updated_padding == 0 or len(layer._updated_padding) == 2
+                 and all(type(p) is int and p >= 0 for p in layer._updated_padding)))
 
 
 def _is_dense(layer, alone=False):
@@ -199,12 +204,11 @@ def _is_dense(layer, alone=False):
 
 
 def _is_depthwise(layer):
-    return _is_convolution(layer) and layer._groups == layer.weight.shape[0] and layer.weight.shape[1] == 1
+    return _is_convolution(layer) and list(layer.weight.shape[:2]) == [layer._groups, 1]
 
 
 def _is_pointwise(layer):
-    return (_is_convolution(layer) and list(layer.weight.shape[2:]) == [1, 1] and list(layer._stride) == [1, 1]
-            and layer._updated_padding in (0, [0, 0]) and layer._groups == 1)
+    return _is_convolution(layer) and layer._groups == 1 and is_pointwise(layer)
 
 
 def _is_norm(layer):

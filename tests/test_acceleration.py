@@ -10,6 +10,7 @@ from conftest import needs_numba, relative_error
 
 import model_search
 import operations
+from kernels import edges
 from model_search import Network
 from nas import acceleration, changes, fused
 from nas.acceleration import accelerate
@@ -74,20 +75,77 @@ def assert_equal(plain, fast, image, label, tolerance):
 def test_every_method_in_double_precision(float64, method, size):
     """Loss, gradients, running statistics, evaluation; the state dict keeps its names."""
     plain, fast, image, label = twins(method, size, channels=12)
-    assert all(is_fused(fast)) == (method != 'GDAS')  # of which only the drawn operations are computed, one by one
+    assert all(is_fused(fast))
     assert_equal(plain, fast, image, label, 1e-10)
     assert list(plain.state_dict()) == list(fast.state_dict())
     plain.set_state_dict(fast.state_dict())
 
 
 @needs_numba
-@pytest.mark.parametrize('method, channels', [('DARTS', 6), ('PC-DARTS', 12), ('PC-DARTS', 4), ('DARTS-', 5)])
+@pytest.mark.parametrize('method, channels', [('DARTS', 6), ('PC-DARTS', 12), ('PC-DARTS', 4), ('DARTS-', 7)])
 @pytest.mark.parametrize('size, batch', [(8, 5), (7, 2), (32, 3)])
 def test_compiled_passes_in_single_precision(method, channels, size, batch):
     plain, fast, image, label = twins(method, size, channels, batch, layers=1 if channels == 4 else 3)
     compiled = fast.cells[0]._acceleration.edges.outgoing[2].compiled
-    assert compiled.applies(paddle.zeros([batch, compiled.norms[0]._mean.shape[0], size, size]))
+    state = paddle.zeros([batch, compiled.norms[0]._mean.shape[0], size, size])
+    assert compiled.applies(state, paddle.zeros([1]))
     assert_equal(plain, fast, image, label, 1e-2)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """A list that grows with each state whose edges are computed in compiled passes."""
+    passes, forward = [], edges._Edges.forward
+    monkeypatch.setattr(edges._Edges, 'forward', lambda self, *inputs: passes.append(self) or forward(self, *inputs))
+    return passes
+
+
+@needs_numba
+@pytest.mark.parametrize('size', [8, 7])
+def test_drawn_operations_in_single_precision(size, passes):
+    """GDAS: one operation of each edge, pointwise convolutions with a bias, poolings without a batch norm."""
+    plain, fast, image, label = twins('GDAS', size, steps=2, multiplier=2)
+    drawn = [[0, 1, 2, 3, 4], [5, 6, 7, 6, 2], [2, 1, 7, 6, 1], [1, 1, 1, 0, 0], [3, 7, 7, 5, 4]]
+    for network in (plain, fast):
+        for layer in network.sublayers():
+            if isinstance(layer, paddle.nn.Conv2D) and layer.bias is not None:
+                layer.bias.set_value(paddle.arange(len(layer.bias), dtype='float32') / 4)
+    states = []
+    for columns in drawn:
+        noise = 100 * paddle.nn.functional.one_hot(paddle.to_tensor(columns), 8)
+        for network in (plain, fast):
+            network.method.draw_gumbel = lambda alphas: noise
+        passes.clear()
+        assert_equal(plain, fast, image, label, 1e-3)
+        states.append(len(passes))
+        fast.eval()
+        plain.eval()
+        with paddle.no_grad():
+            assert relative_error(fast(image).numpy(), plain(image).numpy()) < 1e-5
+    # Not of states that only identities leave; in evaluation mode with gradients those that only poolings leave.
+    assert states == [3 * 3, 3 * 3 + 3, 3 * 2 + 3, 0, 3 * 3]
+
+
+@needs_numba
+@pytest.mark.parametrize('method, size', [('DARTS', 7), ('PC-DARTS', 8), ('DARTS-', 8)])
+def test_compiled_passes_in_evaluation_mode(method, size, passes):
+    """Each batch norm uses its own running statistics, none of which changes; with gradients Paddle computes."""
+    plain, fast, image, _ = twins(method, size, steps=2, multiplier=2)
+    rng = np.random.default_rng(1)
+    for norm in fast.sublayers():
+        if isinstance(norm, paddle.nn.BatchNorm2D):
+            norm._mean.set_value(rng.normal(size=norm._mean.shape).astype('float32'))
+            norm._variance.set_value(rng.uniform(0.5, 2, size=norm._mean.shape).astype('float32'))
+    plain.set_state_dict(fast.state_dict())
+    plain.eval()
+    fast.eval()
+    before = {name: value.numpy() for name, value in fast.state_dict().items()}
+    with paddle.no_grad():
+        assert relative_error(fast(image).numpy(), plain(image).numpy()) < 1e-6
+    assert len(passes) == 3 * 3
+    assert all(np.array_equal(before[name], value.numpy()) for name, value in fast.state_dict().items())
+    assert relative_error(fast(image).numpy(), plain(image).numpy()) < 1e-6
+    assert len(passes) == 3 * 3
 
 
 def test_random_small_configurations(float64):
@@ -106,12 +164,15 @@ def test_random_small_configurations(float64):
 
 @pytest.mark.parametrize('primitives', [['none', 'sep_conv_3x3'],
                                         ['dil_conv_5x5', 'none', 'dil_conv_3x3', 'sep_conv_7x7'],
-                                        ['skip_connect', 'max_pool_3x3'], ['avg_pool_3x3'], ['none', 'skip_connect']])
+                                        ['skip_connect', 'max_pool_3x3'], ['avg_pool_3x3'], ['none', 'skip_connect'],
+                                        ['max_pool_3x3', 'bare', 'sep_conv_3x3', 'skip_connect', 'avg_pool_3x3']])
 @pytest.mark.parametrize('precision', ['float32', 'float64'])
 def test_other_lists_of_operations(primitives, precision):
+    """bare: poolings without batch norm, and pointwise convolutions with a bias."""
     class Method(DARTS):
         pass
-    Method.primitives = primitives
+    Method.primitives = [name for name in primitives if name != 'bare']
+    Method.pool_norm, Method.pointwise_bias = 'bare' not in primitives, 'bare' in primitives
     default = paddle.get_default_dtype()
     paddle.set_default_dtype(precision)
     try:

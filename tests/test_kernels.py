@@ -1,4 +1,5 @@
 """The compiled loops of kernels/ against Paddle's own operations."""
+import copy
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from conftest import PROGRAMS, ROOT, needs_numba, relative_error
 import model_search
 from kernels import convolutions
 from nas import fused
+from nas.acceleration import accelerate
 from nas.methods import DARTS
 
 
@@ -53,7 +55,8 @@ def compare_convolution(layer, x):
     x.stop_gradient = False
     out, expected = convolutions.conv2d(x, layer), layer(x)
     upstream = paddle.randn(out.shape)
-    ours, theirs = [[value] + paddle.grad((value * upstream).sum(), [x, layer.weight]) for value in (out, expected)]
+    inputs = [x, layer.weight] + [layer.bias] * (layer.bias is not None)
+    ours, theirs = [[value] + paddle.grad((value * upstream).sum(), inputs) for value in (out, expected)]
     for a, b in zip(ours, theirs):
         # a weight's gradient is a sum over all pixels, of which single precision keeps 7 digits
         assert relative_error(a.numpy(), b.numpy()) < 3e-6
@@ -76,8 +79,11 @@ def test_the_compiled_depthwise_convolution_equals_paddles(kernel, padding, dila
 @pytest.mark.parametrize('images, size', [(1, (32, 32)), (70, (3, 3)), (3, (7, 9))])
 def test_the_compiled_pointwise_convolution_equals_paddles(channels, filters, images, size):
     paddle.seed(0)
-    compare_convolution(paddle.nn.Conv2D(channels, filters, 1, bias_attr=False),
-                        paddle.randn([images, channels, *size]))
+    x = paddle.randn([images, channels, *size])
+    compare_convolution(paddle.nn.Conv2D(channels, filters, 1, bias_attr=False), x)
+    layer = paddle.nn.Conv2D(channels, filters, 1)
+    layer.bias.set_value(paddle.randn([filters]))
+    compare_convolution(layer, x)
 
 
 @pytest.mark.parametrize('arguments', [dict(kernel_size=(1, 7), padding=(0, 3)), dict(kernel_size=1, padding=1),
@@ -88,15 +94,91 @@ def test_other_geometries_are_left_to_paddle(arguments):
     assert convolutions.conv2d(paddle.randn([2, 4, 8, 8]), layer) is None
 
 
-def test_inputs_that_paddle_refuses_are_left_to_paddle():
-    """They would be read beyond their memory."""
-    depthwise, pointwise = paddle.nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False), paddle.nn.Conv2D(4, 6, 1,
-                                                                                                             bias_attr=False)
-    for layer in (depthwise, pointwise):
-        for shape in ([2, 3, 8, 8], [2, 8, 8, 8], [0, 4, 8, 8], [4, 8, 8]):
-            assert convolutions.conv2d(paddle.zeros(shape), layer) is None
-        layer.to(dtype='float64')
-        assert convolutions.conv2d(paddle.zeros([2, 4, 8, 8]), layer) is None
+def outcome(function):
+    """What a function returns, or the class of the error that it raises."""
+    try:
+        return function().numpy()
+    except Exception as error:
+        return type(error)
+
+
+# Images and changes of a layer for 4 channels: most are refused by Paddle, some mean something else than they seem to.
+INPUTS = [2, 3, 8, 8], [2, 8, 8, 8], [4, 8, 8], [2, 4, 8], [2, 4, 1, 1], [2, 4, 8, 8]
+CHANGES = [dict(shape=shape) for shape in ([8, 1, 3, 3], [4, 2, 3, 3], [4, 1, 5, 5], [4, 1, 3, 1], [6, 4, 1, 1],
+                                           [6, 3, 1, 1], [6, 8, 1, 1], [4, 1, 1, 1], [4, 1, 3], [4], [5, 1, 3, 3])]
+CHANGES += [dict(_dilation=[0, 0]), dict(_dilation=[-1, -1]), dict(_stride=[3, 3]), dict(_groups=1), dict(_groups=2),
+            dict(_groups=3), dict(_padding_algorithm='SAME'), dict(_padding_algorithm='VALID'),
+            dict(_updated_padding=[1, 0]), dict(_data_format='NHWC'), dict(dtype='float64')]
+
+
+@needs_numba
+@pytest.mark.parametrize('kind', ['depthwise', 'pointwise'])
+def test_what_paddle_refuses_is_refused(kind):
+    """The loops must not read beyond their tensors, nor compute something else than the layer's settings say."""
+    def layer(shape=None, dtype=None, **settings):
+        paddle.seed(0)
+        made = (paddle.nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False) if kind == 'depthwise'
+                else paddle.nn.Conv2D(4, 6, 1, bias_attr=False))
+        if shape is not None:
+            made.weight = paddle.create_parameter(shape, 'float32')
+        made.to(dtype=dtype)
+        for name, value in settings.items():
+            setattr(made, name, value)
+        return made
+
+    def compare(made, x):
+        fast = accelerate(copy.deepcopy(made))
+        expected, found = outcome(lambda: made(x)), outcome(lambda: fast(x))
+        if isinstance(expected, np.ndarray):
+            assert relative_error(found, expected) < 1e-5
+        else:
+            assert found is expected
+    for shape in INPUTS:
+        compare(layer(), paddle.randn(shape))
+    for change in CHANGES:
+        compare(layer(**change), paddle.randn([2, 4, 8, 8]))
+    for x in (paddle.randn([2, 8, 8, 4]).transpose([0, 3, 1, 2]), paddle.randn([2, 8, 8, 8])[:, ::2],
+              paddle.randn([2, 4, 8, 8]).astype('float64')):
+        compare(layer(), x)
+
+
+@needs_numba
+@pytest.mark.parametrize('stride', [1, 2])
+def test_paddings_given_by_name(stride):
+    for padding in ('SAME', 'VALID'):
+        layer = paddle.nn.Conv2D(4, 4, 3, stride, padding, groups=4, bias_attr=False)
+        x = paddle.randn([2, 4, 7, 8])
+        assert relative_error(accelerate(copy.deepcopy(layer))(x).numpy(), layer(x).numpy()) < 1e-5
+
+
+def test_empty_batches_are_left_to_paddle():
+    for layer in (paddle.nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False),
+                  paddle.nn.Conv2D(4, 6, 1, bias_attr=False)):
+        assert convolutions.conv2d(paddle.zeros([0, 4, 8, 8]), layer) is None
+
+
+@needs_numba
+@pytest.mark.parametrize('change', ['images', 'channels', 'precision', 'weights', 'paddings', 'small images',
+                                    'statistics'])
+def test_states_that_the_edges_do_not_cover(change):
+    """An empty batch, other channels, double precision, operations that give other sizes, images smaller than the
+    window, running statistics of another size."""
+    paddle.seed(0)
+    mixed = model_search.MixedOp(6, 1, DARTS())
+    convolution = mixed._ops[4].op[1]
+    shape = {'images': [0, 6, 8, 8], 'channels': [2, 5, 8, 8], 'small images': [2, 6, 1, 8]}.get(change, [2, 6, 8, 8])
+    if change == 'paddings':
+        convolution._updated_padding = [0, 0]
+    if change == 'small images':
+        for op in mixed._ops[4:6]:
+            op.op[1]._updated_padding = [0, 0]
+    if change == 'statistics':
+        mixed._ops[5].op[3]._variance = paddle.create_parameter([3], 'float32')
+    edges = fused.OutgoingEdges([list(mixed._ops)], [0], fused.is_supported).compiled
+    statistics = [value.numpy() for value in edges.statistics]
+    x = paddle.zeros(shape, 'float64' if change == 'precision' else 'float32')
+    assert not edges.applies(x, paddle.ones([1, 8], 'float64' if change == 'weights' else 'float32'))
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(statistics, edges.statistics))
 
 
 @needs_numba
