@@ -22,6 +22,7 @@ import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
 
+from kernels.compiled import available
 from kernels.convolutions import is_pointwise, is_square, square_geometry
 from kernels.edges import POOLINGS, Edges
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
@@ -135,12 +136,12 @@ class OutgoingEdges:
     def some(self, x, weights, active):
         """As a call, but of each edge only the operations in the columns active [edge][…] are computed, as GDAS draws
         them: in compiled passes if there is one for each edge that these cover, or else as they are written."""
-        key = tuple(map(tuple, active))
-        if key not in self.some_edges:
+        key = tuple(map(tuple, active)) if available(x) else None
+        if key is not None and key not in self.some_edges:
             if len(self.some_edges) > 100:  # not for every draw of a whole search
                 self.some_edges.clear()
             self.some_edges[key] = self._compile_some(active)
-        covered, edges = self.some_edges[key]
+        covered, edges = self.some_edges.get(key, ([], None))
         terms = [[] for _ in active]
         if edges is not None and edges.applies(x, weights):
             for edge, out in zip(covered, edges(x, weights)):
