@@ -119,6 +119,18 @@ class Identity(nn.Layer):
         return x
 
 
+class WeightedSum(nn.LayerList):
+    """A mixed operation, sum_k w_k * operation_k(x), for search spaces of one's own.
+
+    operations: layers, which all give the same shape. Those of this module and poolings are computed together by
+    nas.accelerate, others one by one.
+    """
+
+    def forward(self, x, weights):
+        """weights: a tensor [operations]."""
+        return sum(w * op(x) for w, op in zip(weights.unbind(), self))
+
+
 class Zero(nn.Layer):
     """No connection: zeros of the output's shape."""
 

@@ -29,7 +29,7 @@ import search  # noqa: E402
 from examples.nasbench201_table import EDGES, PRIMITIVES, Table, cell_string, parse_cell  # noqa: E402
 from model_search import keep_strongest, masked  # noqa: E402
 from nas.recipes import METHOD_NAMES  # noqa: E402
-from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
+from operations import Identity, ReLUConvBN, WeightedSum, Zero, batch_norm, conv2d, linear  # noqa: E402
 from reader import class_count, train_search  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 from runtime.flags import DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, given_flags, integer, path, reader_flags, run_flags  # noqa: E402
@@ -64,7 +64,7 @@ class Edge(nn.Layer):
     def __init__(self, c, method):
         super().__init__()
         self.c, self.method = c, method
-        self.ops = nn.LayerList([OPS[name](c // method.partial) for name in PRIMITIVES])
+        self.ops = WeightedSum([OPS[name](c // method.partial) for name in PRIMITIVES])
         self.auxiliary_op = Identity() if method.auxiliary_skip else None
 
     def forward(self, x, weights, active=None):
@@ -77,10 +77,11 @@ class Edge(nn.Layer):
         return F.channel_shuffle(paddle.concat([self.mix(x[:, :c], weights, active), x[:, c:]], axis=1), partial)
 
     def mix(self, x, weights, active):
-        weights = weights.unbind()
-        computed = [column for column, name in enumerate(PRIMITIVES) if name != 'none'] if active is None else active
-        mixed = sum(weights[column] * self.ops[column](x) for column in computed)
-        if active is not None:  # GDAS's authors add the weights of the other operations, zeros that have a gradient
+        if active is None:
+            mixed = self.ops(x, weights)
+        else:  # GDAS's authors add the weights of the other operations, zeros that have a gradient
+            weights = weights.unbind()
+            mixed = sum(weights[column] * self.ops[column](x) for column in active)
             mixed = mixed + sum(weight for column, weight in enumerate(weights) if column not in active)
         if self.auxiliary_op is not None:
             mixed = mixed + self.method.skip_weight * self.auxiliary_op(x)

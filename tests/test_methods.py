@@ -273,7 +273,7 @@ def test_the_supernet_of_nas_bench_201_is_the_papers(float64):
     model.eval()
     cell = model.blocks[0]
     choice = [3, 1, 4, 0, 2, 1]
-    weights = [[paddle.to_tensor(float(k == c)) for k in range(5)] for c in choice]
+    weights = [paddle.to_tensor([float(k == c) for k in range(5)]) for c in choice]
     x = paddle.randn([2, 4, 6, 6])
     ops = [cell.edges[e][c] for e, c in enumerate(choice)]
     node1 = ops[0](x)

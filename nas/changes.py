@@ -1,0 +1,112 @@
+"""Noticing what a user changes in a network: layers, their settings, their code.
+
+What computes a layer in another way than by its `forward` must know what that does. A Record says whether it is still
+as it was, is_known_code whether a class's function is the one that is reproduced.
+"""
+import hashlib
+import inspect
+import io
+import operator
+import tokenize
+
+import paddle.nn as nn
+
+from operations import Zero
+
+# The code that nas/fused.py and nas/layers.py reproduce. After a change of one of these functions that keeps the
+# numbers, or that they follow, write the fingerprint that tests/test_acceleration.py prints here; until then the
+# changed code runs as it is written.
+FINGERPRINTS = {
+    'Cell.forward': '0276371a5382aec7',
+    'MixedOp.forward': '80225719fe3e19af',
+    'MixedOp.mix': 'c36e881e2d1972e6',
+    'SepConv.forward': 'cfb5c60473912449',
+    'DilConv.forward': 'cfb5c60473912449',
+    'ReLUConvBN.forward': 'cfb5c60473912449',
+    'Conv7x1.forward': 'cfb5c60473912449',
+    'WeightedSum.forward': 'b7012b84b0bef574',
+    'Identity.forward': '2ad28df564e48978',
+    'Zero.forward': '422c15c9d64f2f13',
+    'FactorizedReduce.forward': '25008990db38e1c4',
+}
+
+# Paddle's own layers as they are when this module is imported.
+PADDLE_FORWARDS = {kind: kind.forward for kind in (nn.Conv2D, nn.BatchNorm2D, nn.ReLU, nn.Sequential, nn.MaxPool2D,
+                                                   nn.AvgPool2D)}
+
+# The attributes on which the result of a layer depends.
+SETTINGS = {
+    nn.Conv2D: ('forward', '_stride', '_updated_padding', '_padding_algorithm', '_dilation', '_groups', '_padding_mode',
+                '_data_format', 'bias'),
+    nn.BatchNorm2D: ('forward', '_momentum', '_epsilon', '_use_global_stats', '_data_format', 'weight', 'bias'),
+    nn.MaxPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'return_mask', 'data_format'),
+    nn.AvgPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'exclusive', 'divisor', 'data_format'),
+    nn.ReLU: ('forward',),
+    Zero: ('forward', 'stride'),
+}
+CELL_SETTINGS = ('forward', 'mix', 'method', '_steps', '_multiplier', 'mp', 'auxiliary_op')  # of all other layers
+
+
+def has_hooks(layer):
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+
+
+class Record:
+    """What the result of a cell depends on, as it was when the record was made: classes and their functions, hooks,
+    parts, parameters and settings of all layers."""
+
+    def __init__(self, layers):
+        self.functions = {(kind, name): getattr(kind, name, None)
+                          for kind in map(type, layers) for name in ('forward', 'mix')}
+        self.layers = []
+        for layer in layers:
+            values, keys = vars(layer), SETTINGS.get(type(layer), CELL_SETTINGS)
+            settings = tuple(list(value) if isinstance(value, list) else value for value in map(values.get, keys))
+            self.layers.append((layer, type(layer), values, list(values['_sub_layers'].values()),
+                                list(values['_parameters'].values()), keys, settings, has_hooks(layer)))
+
+    def is_current(self):
+        """Whether nothing has changed. Called at every forward pass, for hundreds of layers."""
+        for (kind, name), function in self.functions.items():
+            if getattr(kind, name, None) is not function:
+                return False
+        for layer, kind, values, parts, parameters, keys, settings, hooks in self.layers:
+            if (layer.__class__ is not kind or tuple(map(values.get, keys)) != settings
+                    or (values['_sub_layers'] or parts) and list(values['_sub_layers'].values()) != parts
+                    or bool(values['_forward_pre_hooks'] or values['_forward_post_hooks']) is not hooks):
+                return False
+            if parameters or values['_parameters']:
+                present = values['_parameters'].values()
+                if len(present) != len(parameters) or not all(map(operator.is_, present, parameters)):
+                    return False
+        return True
+
+
+_known_code = {}
+
+
+def is_known_code(kind, name, role=None):
+    """Whether a class's function is the one of the fingerprint."""
+    function = getattr(kind, name, None)
+    key = function, role or kind.__name__, name
+    if key not in _known_code:
+        _known_code[key] = fingerprint(function) == FINGERPRINTS.get(f'{key[1]}.{name}', '')
+    return _known_code[key]
+
+
+def fingerprint(function):
+    """A digest of a function's code without comments, docstring and spaces; None where there is no source."""
+    try:
+        source = inspect.getsource(function)
+        tokens = list(tokenize.generate_tokens(io.StringIO(inspect.cleandoc('\n' + source)).readline))
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
+        return None
+    words, after_colon = [], False
+    for token in tokens:
+        if token.type in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            continue
+        if token.type == tokenize.STRING and after_colon:
+            continue  # a docstring, or another string that is a statement
+        words.append(token.string)
+        after_colon = token.string == ':'
+    return hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]

@@ -1,0 +1,223 @@
+"""Layers that are computed by the compiled blocks of kernels/blocks.py: nn.Sequential with convolutions in it, a dense
+convolution or a pooling that is called by itself, FactorizedReduce, WeightedSum.
+
+Each gets a forward function of its own, which looks at every call whether the layer is still what its blocks were made
+of. What is not known, or has hooks, runs as it is written, and so do all where the blocks do not apply: in double
+precision, on a GPU, under to_static.
+"""
+import types
+
+import paddle
+import paddle.nn as nn
+
+from kernels import compiled, convolutions
+from kernels.blocks import IDENTITY, NOTHING, Block, Convolution, Pooling, Unit
+from kernels.convolutions import is_pointwise, is_square
+from nas import fused
+from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
+from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
+
+POOLINGS = (nn.AvgPool2D, nn.MaxPool2D)
+CALLS_OP = (ReLUConvBN, SepConv, DilConv, Conv7x1)  # whose forward calls the nn.Sequential `op`
+
+
+def attach(layer):
+    """Give a layer its forward function, if it is one of those above and there is something to gain. Returns
+    whether."""
+    forward = None
+    if type(layer) is nn.Conv2D and (list(layer.weight.shape[:2]) == [layer._groups, 1] and is_square(layer)
+                                     or layer._groups == 1 and is_pointwise(layer)):
+        forward = _convolution_forward
+    elif type(layer) is FactorizedReduce:
+        forward = _reduction_forward
+    elif compiled.numba is not None and any(isinstance(step, Block) for step in steps_of(layer)):
+        forward = _forward
+    if forward is None:
+        return False
+    layer._compiled = CompiledLayer()
+    layer.forward = types.MethodType(forward, layer)
+    return True
+
+
+def is_ours(forward):
+    return getattr(forward, '__func__', None) in (_forward, _convolution_forward, _reduction_forward)
+
+
+def _forward(self, *inputs):
+    out = self._compiled(self, *inputs)
+    return type(self).forward(self, *inputs) if out is None else out
+
+
+def _convolution_forward(self, x):
+    out = convolutions.conv2d(x, self) if type(self).forward is PADDLE_FORWARDS[nn.Conv2D] else None
+    return type(self).forward(self, x) if out is None else out
+
+
+def _reduction_forward(self, x):
+    out = self._compiled(self, x)
+    if out is None and (paddle.in_dynamic_mode() and is_known_code(FactorizedReduce, 'forward')
+                        and type(self) is FactorizedReduce and x.ndim == 4
+                        and x.shape[1] == self.conv_1.weight.shape[1] and is_plain_reduction(self)):
+        return self.bn(fused.reduce_together([self], self.relu(x)))
+    return type(self).forward(self, x) if out is None else out
+
+
+class CompiledLayer:
+    """The blocks of one layer as it was when they were made."""
+
+    def __init__(self):
+        self.record = None
+
+    def __deepcopy__(self, memo):
+        return CompiledLayer()  # the copy looks at the copied layer
+
+    def __call__(self, layer, x, *weights):
+        """The output, or None where the layer must run as it is written."""
+        if not compiled.available(x):
+            return None
+        if self.record is None or not self.record.is_current():
+            self.steps = steps_of(layer)
+            self.record = Record([layer, *layer.sublayers()])
+        if type(layer) is nn.Sequential and not weights:
+            for step in self.steps:
+                x = step(x) if not isinstance(step, Block) or step.applies(x) else _one_by_one(step.layers, x)
+            return x
+        block, *others = self.steps
+        if not isinstance(block, Block) or not block.applies(x, *weights):
+            return None
+        return sum([weights[0][k] * layer[k](x) for k in others], block(x, *weights))
+
+
+def _one_by_one(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def steps_of(layer):
+    """Of a Sequential its parts in order, of which each is a Block, whose `layers` it stands for, or a layer. Of a
+    WeightedSum a Block and the numbers of the operations that it leaves out. Of other layers a Block. A Block is None
+    where nothing is known."""
+    if type(layer) is nn.Sequential:
+        return _steps_of_sequential(list(layer))
+    if type(layer) is WeightedSum and is_known_code(WeightedSum, 'forward'):
+        operations = [_operation(op) for op in layer]
+        block = Block([NOTHING if op is None else op for op in operations])
+        if not any(isinstance(op, (list, Pooling)) for op in operations):
+            return [None]
+        return [block, *[k for k, op in enumerate(operations) if op is None]]
+    known = type(layer) in (nn.Conv2D, FactorizedReduce, *POOLINGS)
+    operation = _operation(layer, alone=True) if known else None
+    return [None if operation is None else Block([operation])]
+
+
+def _steps_of_sequential(layers):
+    steps = []
+    while layers:
+        units, count = _chain(layers)
+        if units:
+            steps.append(Block([units]))
+            steps[-1].layers = layers[:count]
+        else:
+            steps.append(layers[0])
+        layers = layers[count or 1:]
+    return steps
+
+
+def _chain(layers):
+    """(the units at the beginning of a list of layers, how many layers they are)."""
+    units, done = [], 0
+    while True:
+        position = done
+        relu = position < len(layers) and _is_plain(layers[position], nn.ReLU)
+        position += relu
+        some = layers[position:position + 2]
+        if len(some) == 2 and _is_depthwise(some[0]) and _is_pointwise(some[1]):
+            convolution = Convolution(some[1], some[0])
+        elif some and _is_dense(some[0]):
+            convolution = Convolution(some[0])
+        else:
+            return units, done
+        position += len(convolution.layers)
+        norm = layers[position] if position < len(layers) and _is_norm(layers[position]) else None
+        units.append(Unit(relu, [convolution], norm))
+        done = position + (norm is not None)
+
+
+def _operation(op, alone=False):
+    """What a Block needs of an operation, or None. alone: the layer called by itself, whose own hooks Paddle calls
+    and whose forward function is the one that asks."""
+    if not alone and (has_hooks(op) or vars(op).get('forward') is not None and not is_ours(vars(op)['forward'])):
+        return None
+    kind = type(op)
+    if kind in PADDLE_FORWARDS:
+        if kind.forward is not PADDLE_FORWARDS[kind]:
+            return None
+        if kind is nn.Sequential:
+            units, count = _chain(list(op))
+            return units if units and count == len(op) else None
+        if kind in POOLINGS:
+            return Pooling(op) if _is_plain_pooling(op) else None
+        return [Unit(False, [Convolution(op)], None)] if kind is nn.Conv2D and _is_dense(op, alone) else None
+    if kind not in (Identity, Zero, FactorizedReduce, *CALLS_OP) or not is_known_code(kind, 'forward'):
+        return None
+    if kind in CALLS_OP:
+        return _operation(op.op)
+    if kind is FactorizedReduce:
+        return _reduction(op)
+    return IDENTITY if kind is Identity else NOTHING if op.stride == 1 else None
+
+
+def _reduction(op):
+    if not (_is_plain(op.relu, nn.ReLU) and _is_norm(op.bn) and is_plain_reduction(op)
+            and op.conv_1.bias is None and op.conv_2.bias is None):
+        return None
+    return [Unit(True, [Convolution(conv, corner=k) for k, conv in enumerate((op.conv_1, op.conv_2))], op.bn)]
+
+
+def is_plain_reduction(op):
+    """Whether both convolutions of a FactorizedReduce are unchanged: only weights and biases are read."""
+    return all(_is_convolution(conv, with_bias=True) and list(conv.weight.shape[2:]) == [1, 1]
+               and list(conv._stride) == [2, 2] and conv._updated_padding in (0, [0, 0]) and conv._groups == 1
+               for conv in (op.conv_1, op.conv_2))
+
+
+def _is_plain(layer, kind):
+    """Whether a layer is of a class of Paddle's and computes what the class does."""
+    own = vars(layer).get('forward')
+    return (type(layer) is kind and kind.forward is PADDLE_FORWARDS[kind] and not has_hooks(layer)
+            and (own is None or is_ours(own)))
+
+
+def _is_convolution(layer, alone=False, with_bias=False):
+    return (type(layer) is nn.Conv2D and (alone or _is_plain(layer, nn.Conv2D)) and layer.weight.ndim == 4
+            and (with_bias or layer.bias is None) and layer._padding_mode == 'zeros' and layer._data_format == 'NCHW'
+            and layer._padding_algorithm == 'EXPLICIT' and min(*layer._stride, *layer._dilation) > 0
+            and layer.weight.shape[0] % layer._groups == 0 and all(layer.weight.shape)
+            and (layer._updated_padding == 0 or len(layer._updated_padding) == 2
+                 and all(type(p) is int and p >= 0 for p in layer._updated_padding)))
+
+
+def _is_dense(layer, alone=False):
+    """Whether a layer is a convolution, not a depthwise one: there kernels/convolutions.py is faster."""
+    return _is_convolution(layer, alone) and not (layer._groups > 1 and layer.weight.shape[1] == 1)
+
+
+def _is_depthwise(layer):
+    return _is_convolution(layer) and list(layer.weight.shape[:2]) == [layer._groups, 1]
+
+
+def _is_pointwise(layer):
+    return _is_convolution(layer) and layer._groups == 1 and is_pointwise(layer)
+
+
+def _is_norm(layer):
+    return (_is_plain(layer, nn.BatchNorm2D) and not layer._use_global_stats and layer._data_format == 'NCHW'
+            and (layer.weight is None) == (layer.bias is None))
+
+
+def _is_plain_pooling(layer):
+    numbers = layer.ksize, layer.stride, layer.padding
+    return (all(type(number) is int for number in numbers) and layer.data_format == 'NCHW'
+            and 0 <= 2 * layer.padding <= layer.ksize and layer.stride > 0 and getattr(layer, 'exclusive', True)
+            and not getattr(layer, 'return_mask', False) and getattr(layer, 'divisor', None) is None)
