@@ -133,7 +133,7 @@ def remove_numbered(folder, first, kinds=('epoch', 'sample')):
         path = os.path.join(folder, name)
         if not re.fullmatch('0|[1-9][0-9]{0,8}', name) or int(name) < first or os.path.islink(path):
             continue
-        if _is_result(os.path.join(path, 'genotype.json'), kinds):
+        if _is_result(os.path.join(path, 'genotype.json'), name, kinds):
             with contextlib.suppress(OSError):
                 for written in ('params.pdparams', 'genotype.json'):
                     with contextlib.suppress(FileNotFoundError):
@@ -142,21 +142,25 @@ def remove_numbered(folder, first, kinds=('epoch', 'sample')):
 
 
 def refuse_to_overwrite(folder, names):
-    """Raise UserError where one of the names in a folder is there and does not say itself that a run wrote it."""
+    """Raise UserError where one of the names in a folder is there and does not say itself that a run wrote it.
+
+    names: of files, or 'NUMBER/FILE' of an epoch or a sample.
+    """
     for name in names:
         path = os.path.join(folder, name)
-        if os.path.lexists(path) and not _is_result(path):
+        if os.path.lexists(path) and not _is_result(path, os.path.dirname(name)):
             raise UserError(f'--model_save_dir: {path} was not written by a run of this program and would be '
                             'overwritten: move it away or give another folder')
 
 
-def _is_result(path, kinds=('epoch', 'sample')):
-    """Whether a file of the name and in the place of a run's result is one."""
+def _is_result(path, number, kinds=('epoch', 'sample')):
+    """Whether a file of the name and in the place of a run's result is one. number: of the epoch or sample, a text,
+    which its genotype.json must repeat; '' for what belongs to the whole run."""
     folder, name = os.path.split(path)
     beside = {'params.pdparams': 'genotype.json', 'best_model.pdparams': 'best_model.json'}
     try:
         if name in beside:  # the other one is written first
-            return os.path.isfile(path) and _is_result(os.path.join(folder, beside[name]), kinds)
+            return os.path.isfile(path) and _is_result(os.path.join(folder, beside[name]), number, kinds)
         if name == 'metrics.jsonl':
             with open_regular(path) as f:
                 line = f.readline(MAX_LINE_BYTES)
@@ -164,7 +168,7 @@ def _is_result(path, kinds=('epoch', 'sample')):
         found = dict(read_json(path, MAX_JSON_BYTES))
         if name == 'best_model.json':
             return 'network' in found
-        search, number = dict(found['search']), os.path.basename(folder)
-        return not number.isdecimal() or any(str(search.get(kind)) == number for kind in kinds)
+        search = dict(found['search'])
+        return not number or any(str(search.get(kind)) == number for kind in kinds)
     except (OSError, ValueError, TypeError, LookupError):
         return False
