@@ -17,7 +17,7 @@ import numpy as np
 from paddle.io import Dataset
 
 from pipeline import transforms
-from pipeline.archives import cifar_archive, cifar_batch, members
+from pipeline.archives import cifar_archive, cifar_batches
 from pipeline.folders import image_files
 from pipeline.items import DatasetItems, images_and_labels
 from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
@@ -91,19 +91,17 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
     Raises UserError for an archive that cannot be read or holds something else.
     """
     # Allocated large, so that the C library maps the memory by itself and resizing does not copy it.
-    images, labels = np.empty((1 << 15, 3, 32, 32), 'uint8'), []
+    images, parts = np.empty((1 << 15, 3, 32, 32), 'uint8'), {}
     images.resize((0,) + images.shape[1:], refcheck=False)
-    for name, file in members(file_name, data_name):
-        data, label = cifar_batch(f'{file_name}: {name}', file)
+    for name, data, labels in cifar_batches(file_name, data_name):
         # Grown in place: concatenating parts would hold all images twice.
+        parts[name] = np.arange(len(images), len(images) + len(data)), labels
         images.resize((len(images) + len(data),) + images.shape[1:], refcheck=False)
         images[-len(data):] = data
-        labels.append(label)
         del data  # before the next batch is read
-    if not labels:
-        raise UserError(f'--data: {file_name} holds no {data_name} file; give the CIFAR archive for Python or the '
-                        'folder it unpacks to')
-    pairs = ArrayImages(images, np.concatenate(labels))
+    labels = np.concatenate([labels for _, labels in parts.values()])
+    order = np.concatenate([parts[name][0] for name in sorted(parts)])  # an archive has its members in any order
+    pairs = ArrayImages(images, labels, indices=order)
     return pairs.subset(generator(_seed(args), ORDER).permutation(len(pairs))) if is_shuffle else pairs
 
 

@@ -1,14 +1,17 @@
-"""Archives that others made: where the CIFAR-10 archive comes from, and reading it without trusting it.
+"""Archives that others made: where the CIFAR archives come from, and reading them without trusting them.
 
-Members are read in place, never unpacked, and only numpy arrays are unpickled.
+Members are read in place, never unpacked, and only numpy arrays are unpickled. What an archive may cost is bounded: its
+unpacked size, its number of members and the size of each.
 """
+import bz2
+import gzip
 import hashlib
 import http.client
-import lzma
+import io
 import os
+import stat
 import tarfile
 import urllib.request
-import zlib
 
 import numpy as np
 
@@ -24,6 +27,11 @@ CIFAR100_URL = 'https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz'
 CIFAR100_MD5 = 'eb9058c3a382ffc7106e4002c42a8d85'
 CIFAR = {'cifar10': (CIFAR10_URL, CIFAR10_MD5, 'cifar-10-python.tar.gz'),
          'cifar100': (CIFAR100_URL, CIFAR100_MD5, 'cifar-100-python.tar.gz')}
+# The members that hold the images, by the beginning that cifar10_reader is asked for, and the number of classes.
+MEMBERS = {'data_batch': ([f'data_batch_{number}' for number in range(1, 6)], 10), 'test_batch': (['test_batch'], 10),
+           'train': (['train'], 100), 'test': (['test'], 100)}
+# The official archives unpack to less than 200 MB, their largest member has 156 MB.
+MAX_UNPACKED, MAX_MEMBER, MAX_MEMBERS = 300 << 20, 200 << 20, 1000
 DATASET_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset')
 DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: CIFAR-10, if it is there
 
@@ -38,15 +46,19 @@ def cifar_archive(name, data):
 def _cifar_archive(name, data):
     url, md5, file_name = CIFAR[name]
     if data is not None and (data != DEFAULT_DATA or name == 'cifar10' and os.path.exists(data)):
-        if not os.path.exists(data):
-            raise UserError(f'--data: {data} does not exist; give the CIFAR archive or the folder it unpacks to')
-        if os.path.isfile(data) and _md5(data) != md5:
-            logger.info('--data: %s is not the official %s (another md5); taken since it was asked for', data,
-                        file_name)
+        if not os.path.isdir(data):
+            with open_regular(data, f'--data: {data}', MAX_UNPACKED,
+                              '; give the CIFAR archive or the folder it unpacks to') as file:
+                if _md5(file) != md5:
+                    logger.info('--data: %s is not the official %s (another md5); taken since it was asked for', data,
+                                file_name)
         return data
     path = os.path.join(DATASET_FOLDER, file_name)
-    if not (os.path.isfile(path) and _md5(path) == md5):
-        download(url, path, md5)
+    if os.path.isfile(path):
+        with open(path, 'rb') as file:
+            if _md5(file) == md5:
+                return path
+    download(url, path, md5)
     return path
 
 
@@ -76,42 +88,176 @@ def download(url, path, md5):
             raise failure(f'what arrived has another md5 than {md5}')
 
 
-def _md5(path):
+def _md5(file):
     digest = hashlib.md5()
-    with open(path, 'rb') as f:
-        for chunk in iter(lambda: f.read(1 << 20), b''):
-            digest.update(chunk)
+    for chunk in iter(lambda: file.read(1 << 20), b''):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
-def members(file_name, data_name):
-    """Yield (name, open file) of the files in an archive or a folder whose names begin with data_name, in the names'
-    order."""
+def open_regular(path, name, max_bytes, advice=''):
+    """Open a regular file of at most max_bytes for reading bytes, without waiting as opening a FIFO would.
+
+    name, advice: the beginning and the end of the message. Raises UserError for anything else.
+    """
     try:
-        if os.path.isdir(file_name):
-            for folder, _, names in sorted(os.walk(file_name)):
-                for name in sorted(names):
-                    if name.startswith(data_name):
-                        with open(os.path.join(folder, name), 'rb') as f:
-                            yield name, f
-            return
-        with tarfile.open(file_name) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and os.path.basename(m.name).startswith(data_name)]
-            for member in sorted(members, key=lambda m: m.name):
-                yield member.name, archive.extractfile(member)
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f'--data: {file_name} cannot be read, it may be truncated or no archive: {error}')
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    except FileNotFoundError:
+        raise UserError(f'{name} does not exist{advice}')
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UserError(f'{name} cannot be read: {getattr(error, "strerror", None) or error}{advice}')
+    file = open(descriptor, 'rb')
+    status = os.fstat(descriptor)
+    wrong = ('it is not a regular file' if not stat.S_ISREG(status.st_mode) else
+             f'it has {status.st_size} bytes, more than {max_bytes}' if status.st_size > max_bytes else None)
+    if wrong:
+        file.close()
+        raise UserError(f'{name} cannot be read: {wrong}{advice}')
+    return file
 
 
-def cifar_batch(where, file):
-    """Unpickle a CIFAR batch -> images uint8 [N, 3, 32, 32], labels int64 [N]."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Members
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cifar_batches(path, data_name):
+    """Yield (name, images, labels) of the batches of a CIFAR archive or of the folder that it unpacks to, in any order.
+
+    data_name: a key of MEMBERS, which says which files there must be. Images uint8 [N, 3, 32, 32], labels int64 [N].
+    Raises UserError where one is missing, there twice, or something else.
+    """
+    expected, num_classes = MEMBERS[data_name]
+    found = []
+    for name, file in (_folder_members if os.path.isdir(path) else _archive_members)(path, expected):
+        base = os.path.basename(name)
+        if base in found:
+            raise UserError(f'--data: {path} holds {base} twice, the second time as {name}')
+        found.append(base)
+        member = _Member(file)
+        try:
+            batch = _cifar_batch(member, num_classes)
+        except Exception as error:  # a damaged pickle can raise nearly anything
+            if member.error is not None:
+                raise _unreadable(path, member.error)
+            raise UserError(f'--data: {path}: {name} is not a CIFAR batch: '
+                            f'{(str(error) or type(error).__name__).splitlines()[0]}')
+        yield (base, *batch)
+        del batch  # before the next one is read
+    missing = [name for name in expected if name not in found]
+    if missing and found:
+        raise UserError(f'--data: {path} holds {", ".join(sorted(found))}, but no {", ".join(missing)}; give the whole '
+                        'CIFAR archive for Python or the folder it unpacks to')
+    if missing:
+        raise UserError(f'--data: {path} holds no {data_name} file; give the CIFAR archive for Python or the folder it '
+                        'unpacks to')
+
+
+def _unreadable(path, error):
+    return UserError(f'--data: {path} cannot be read, it may be truncated or no archive: {error}')
+
+
+class _Member:
+    """An open file for the unpickler, which remembers an error of reading: then the archive is damaged."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def read(self, count=-1):
+        return self._call(self.file.read, count)
+
+    def readline(self):
+        return self._call(self.file.readline)
+
+    def _call(self, method, *arguments):
+        try:
+            return method(*arguments)
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _folder_members(path, names):
+    """Yield (name, open file) for the files with these names in a folder or in one of its subfolders."""
     try:
-        batch = load_arrays(file, encoding='bytes')
-        data = batch[b'data']
-        labels = np.asarray(batch.get(b'labels', batch.get(b'fine_labels')))
-        if (data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]
-                or labels.dtype.kind not in 'iu'):
-            raise ValueError('it must hold data [N, 3072] of uint8 and N labels')
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f'--data: {where} is not a CIFAR batch: {str(error) or type(error).__name__}')
+        subfolders = sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+    except OSError as error:
+        raise UserError(f'--data: {path} cannot be read: {error.strerror}')
+    for folder in [path] + subfolders:
+        for name in names:
+            member = os.path.join(folder, name)
+            if os.path.lexists(member) and not os.path.isdir(member):
+                with open_regular(member, f'--data: {member}', MAX_MEMBER) as file:
+                    yield os.path.relpath(member, path), file
+
+
+def _archive_members(path, names):
+    """Yield (name, open file) for the members with these names in a tar archive, in the archive's order."""
+    with open_regular(path, f'--data: {path}', MAX_UNPACKED) as file:
+        try:
+            with tarfile.open(fileobj=_Bounded(_unpacked(file)), mode='r|') as archive:  # read once, in its order
+                for number, member in enumerate(archive):
+                    if number >= MAX_MEMBERS:
+                        raise tarfile.TarError(f'it has more than {MAX_MEMBERS} members')
+                    wanted = os.path.basename(member.name) in names
+                    if wanted:
+                        _check_member(member)
+                    if member.size > MAX_UNPACKED:  # tarfile would pass over it block by block, even after the end
+                        raise tarfile.TarError(f'its member {member.name} has {member.size} bytes')
+                    if wanted:
+                        yield member.name, archive.extractfile(member)
+        except Exception as error:  # a damaged archive can raise nearly anything
+            raise _unreadable(path, error)
+
+
+def _unpacked(file):
+    """The content of a .tar, .tar.gz or .tar.bz2 file as a stream."""
+    beginning = file.read(3)
+    file.seek(0)
+    if beginning[:2] == b'\x1f\x8b':
+        return gzip.GzipFile(fileobj=file)
+    return bz2.BZ2File(file) if beginning == b'BZh' else file
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends with an error after MAX_UNPACKED bytes: a small file may unpack to any size."""
+
+    def __init__(self, file):
+        self.file, self.rest = file, MAX_UNPACKED
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        count = self.file.readinto(buffer)
+        self.rest -= count
+        if self.rest < 0:
+            raise tarfile.TarError(f'it unpacks to more than {MAX_UNPACKED >> 20} MB')
+        return count
+
+
+def _check_member(member):
+    """Raise TarError for a member that is no plain file of a moderate size within the archive."""
+    if not member.isreg() or member.issparse():
+        raise tarfile.TarError(f'its member {member.name} is no plain file')
+    if member.name.startswith('/') or '..' in member.name.split('/'):
+        raise tarfile.TarError(f'the name of its member {member.name} leads out of the archive')
+    if member.size > MAX_MEMBER:
+        raise tarfile.TarError(f'its member {member.name} has {member.size} bytes, more than {MAX_MEMBER}')
+
+
+def _cifar_batch(file, num_classes):
+    """Unpickle a CIFAR batch -> images uint8 [N, 3, 32, 32], labels int64 [N]. Raises ValueError for anything else."""
+    batch = load_arrays(file, encoding='bytes')
+    if not isinstance(batch, dict):
+        raise ValueError(f'it holds a {type(batch).__name__}')
+    # Python 3, writing it again, makes the keys texts.
+    batch = {key.decode('latin1') if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    data, labels = batch.get('data'), np.asarray(batch.get('labels', batch.get('fine_labels')))
+    if (not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072
+            or labels.shape != data.shape[:1] or labels.dtype.kind not in 'iu' or not len(labels)):
+        raise ValueError('it must hold data [N, 3072] of uint8 and N labels')
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(f'it holds the label {wrong[0]}; labels are 0 to {num_classes - 1}')
     return data.reshape(-1, 3, 32, 32), labels.astype('int64')

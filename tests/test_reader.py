@@ -186,6 +186,11 @@ def batch(n=4, **changes):
     return pickle.dumps({key.encode(): value for key, value in content.items() if value is not None}, 2)
 
 
+def cifar10_members(n=2):
+    """The members of an archive of CIFAR-10, each of n images."""
+    return {f'x/{name}': batch(n) for name in ['test_batch'] + [f'data_batch_{number}' for number in range(1, 6)]}
+
+
 def test_an_archive_of_the_official_layout():
     path = shared_file('data', 'cifar-10-subset.tar.gz')
     train = reader.cifar10_reader(path, 'data_batch', False, arguments())
@@ -200,14 +205,14 @@ def test_an_archive_of_the_official_layout():
 
 
 def test_a_folder_reads_as_its_archive(tmp_path):
-    members = {'x/data_batch_1': batch(3), 'x/data_batch_2': batch(2), 'x/test_batch': batch(1), 'x/batches.meta': b'?'}
+    members = dict(cifar10_members(), **{'x/data_batch_1': batch(3), 'x/batches.meta': b'?'})
     (tmp_path / 'x').mkdir()
     for name, content in members.items():
         (tmp_path / name).write_bytes(content)
     archive = write_archive(tmp_path / 'a.tar.gz', members)
-    for path in (archive, str(tmp_path / 'x')):
+    for path in (archive, str(tmp_path / 'x'), str(tmp_path)):
         pairs = reader.cifar10_reader(path, 'data_batch', False, arguments())
-        assert [label for _, label in pairs] == [0, 1, 2, 0, 1] and pairs[1][0].shape == (3, 32, 32)
+        assert [label for _, label in pairs] == [0, 1, 2] + 4 * [0, 1] and pairs[1][0].shape == (3, 32, 32)
         assert (pairs[1][0].ravel() == pairs[4][0].ravel()).all()
 
 
