@@ -3,6 +3,8 @@ r"""Seconds of a step, as the scripts run it and as the plain port would.
     python benchmarks/bench_search.py --layers=5 --init_channels=8 --batch_size=16 --compare=plain
     python benchmarks/bench_search.py --method=PC-DARTS --layers=8 --batch_size=64 --steps=3 --compare=plain
     python benchmarks/bench_search.py --network=cifar --layers=8 --batch_size=32 --compare=plain      a step of train.py
+    python benchmarks/bench_search.py --network=nasbench201 --layers=5 --batch_size=64 --compare=plain   5 cells a stage
+    python benchmarks/bench_search.py --network=cifar --arch=DARTS_V2 --evaluate --compare=plain     a batch of scoring
     python benchmarks/bench_search.py --layers=5 --launches --compare=plain       kernels of a forward and backward pass
     python benchmarks/bench_search.py --layers=8 --batch_size=64 --limit          what this machine could do at best
 
@@ -46,25 +48,33 @@ def make_step(args, plain, compiled_loops=True):
     size = 224 if args.network == 'imagenet' else 32
     batches = [(paddle.to_tensor(rng.normal(size=(args.batch_size, 3, size, size)).astype('float32')),
                 paddle.to_tensor(rng.integers(0, 10, (args.batch_size, 1)))) for _ in range(2)]
-    if args.network != 'search':
+    if args.network in ('cifar', 'imagenet'):
         return make_training_step(args, batches[0], accelerate)
-    from model_search import Network
-    model = Network(args.init_channels, 10, args.layers, args.method)
+    if args.network == 'nasbench201':
+        from examples.nasbench201 import Network
+        model = Network(args.init_channels, 10, args.layers, args.method)
+    else:
+        from model_search import Network
+        model = Network(args.init_channels, 10, args.layers, args.method)
+    if args.evaluate:
+        return model, make_scoring(accelerate(model), batches[0])
     search = searcher.DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), unrolled=args.unrolled)
     return model, lambda: search.train_step(*batches[0], *batches[1])
 
 
 def make_training_step(args, batch, accelerate):
-    """A step of train.py or train_imagenet.py: the cell PC_DARTS, with auxiliary head."""
+    """A step of train.py or train_imagenet.py, with auxiliary head."""
     import paddle
     import paddle.nn.functional as F
 
     import genotypes
     import model as networks
     network = {'cifar': networks.NetworkCIFAR, 'imagenet': networks.NetworkImageNet}[args.network]
-    model = network(args.init_channels, 10, args.layers, True, genotypes.PC_DARTS)
+    model = network(args.init_channels, 10, args.layers, True, getattr(genotypes, args.arch))
     model.set_drop_path_prob(0.2)
     accelerate(model)
+    if args.evaluate:
+        return model, make_scoring(model, batch)
     model.train()
     optimizer = paddle.optimizer.Momentum(0.025, 0.9, model.parameters(), weight_decay=3e-4,
                                           grad_clip=paddle.nn.ClipGradByGlobalNorm(5.0))
@@ -75,6 +85,17 @@ def make_training_step(args, batch, accelerate):
         optimizer.step()
         optimizer.clear_grad()
     return model, step
+
+
+def make_scoring(model, batch):
+    """A function that computes the outputs for a batch in evaluation mode."""
+    import paddle
+    model.eval()
+
+    def score():
+        with paddle.no_grad():
+            model(batch[0])
+    return score
 
 
 def worker(args, plain, pipe):
@@ -180,8 +201,10 @@ def fastest(function, times=5):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--method', default='DARTS', help='(default: DARTS)')
-    parser.add_argument('--network', default='search', choices=['search', 'cifar', 'imagenet'],
-                        help='the supernet, or a network of model.py with the cell PC_DARTS (default: search)')
+    parser.add_argument('--network', default='search', choices=['search', 'nasbench201', 'cifar', 'imagenet'],
+                        help='a supernet, or a network of model.py (default: search)')
+    parser.add_argument('--arch', default='PC_DARTS', help='genotype of the networks of model.py (default: PC_DARTS)')
+    parser.add_argument('--evaluate', action='store_true', help='score a batch in evaluation mode instead')
     parser.add_argument('--unrolled', action='store_true', help='second order')
     parser.add_argument('--batch_size', type=int, default=16, help='(default: 16)')
     parser.add_argument('--layers', type=int, default=5, help='(default: 5)')
@@ -196,10 +219,11 @@ def main():
     variants = ['fast'] + (['plain'] if args.compare else [])
     if args.limit:
         return limit(args)
-    head = '{}{} C{} L{} batch {}, {} cores'.format(args.method if args.network == 'search' else args.network,
-                                                    ' second order' if args.unrolled else '', args.init_channels,
-                                                    args.layers,
-                                                    args.batch_size, os.cpu_count())
+    name = {'search': args.method, 'nasbench201': f'NAS-Bench-201 {args.method}'}.get(args.network,
+                                                                                     f'{args.network} {args.arch}')
+    mode = ' scoring' if args.evaluate else ' second order' if args.unrolled else ''
+    head = (f'{name}{mode} C{args.init_channels} L{args.layers} batch {args.batch_size}, '
+            f'{os.cpu_count()} cores')
     if args.launches:
         for name in variants:
             print('{}: {}: {} kernels'.format(head, name, launches(args, name == 'plain')))

@@ -179,7 +179,7 @@ def change_forward(op):
 CHANGES = [replace_norm, replace_by_unknown, change_forward,
            lambda op: op[1].register_forward_post_hook(double_output),
            lambda op: op.register_forward_post_hook(double_output),
-           lambda op: op.append(nn.ReLU()),
+           lambda op: op.add_sublayer('3', nn.ReLU()),
            lambda op: setattr(op[2], '_momentum', 0.3),
            lambda op: setattr(op[2], '_use_global_stats', True),
            lambda op: (setattr(op[1], '_stride', [2, 2])),
