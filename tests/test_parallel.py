@@ -31,6 +31,15 @@ def test_two_ranks_compute_what_one_does_with_both_batches(tmp_path, method, unr
     assert relative_error(ranks[0]['score'], one['score']) < 1e-6  # three numbers over all images, each counted once
 
 
+def test_two_ranks_begin_the_second_stage_of_drnas_together(tmp_path):
+    """A search ends with an error where the ranks' weights or architecture parameters differ in a bit."""
+    status, logs = run_ranks(tmp_path, 'search.py', *FLAGS, '--method=DrNAS', '--init_channels=12', '--layers=1',
+                             '--epochs=2', '--epochs_no_archopt=0', '--model_save_dir=run')
+    assert status == 0, logs
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['stage'] for line in lines] == [1, 2]
+
+
 @pytest.mark.parametrize('batch_size', [8, 10])  # 101 images: three ranks' last batches hold 5 or 11 of them
 def test_ranks_read_disjoint_images_and_together_all(monkeypatch, batch_size):
     """Three ranks with batch b read what one rank reads with batch 3 b, in training; the test set exactly once."""
