@@ -1,0 +1,53 @@
+"""Write train_list.txt and val_list.txt for train_imagenet.py from a folder of images.
+
+    python examples/make_image_lists.py --data_dir=DIR
+    python train_imagenet.py --data_dir=DIR
+
+DIR holds train/<class>/* and val/<class>/*, or <class>/*, of which a fifth of each class, drawn by --seed, is for the
+validation; the names are those that --dataset=folder takes. classes.txt gets the name of class 0 in its first line, and
+so on: the classes are in alphabetical order.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from pipeline.folders import image_files  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
+from runtime.files import write_text  # noqa: E402
+from runtime.flags import ArgumentParser, integer, path  # noqa: E402
+from runtime.log import start_logging  # noqa: E402
+from runtime.script import run_script  # noqa: E402
+
+FLAGS = [
+    ('data_dir', path, None, 'the folder with the images, which gets the lists'),
+    ('seed', integer(0, 2**32 - 1), 0, 'random seed of the images for the validation, where there are no parts yet'),
+]
+
+
+def main():
+    parser = ArgumentParser(__doc__)
+    parser.add_flags('lists', FLAGS)
+    args = parser.parse_args()
+    if not os.path.isdir(str(args.data_dir)):
+        parser.error(f'argument --data_dir: {args.data_dir} is not a folder; give the one with the images')
+    start_logging(None)
+    try:
+        lists = {name: image_files(args.data_dir, is_train, args.seed)
+                 for name, is_train in (('train_list.txt', True), ('val_list.txt', False))}
+    except UserError as error:  # which names the flag of train.py
+        raise UserError(str(error).replace('--data: ', '--data_dir: ', 1))
+    for name in (*lists, 'classes.txt'):
+        if os.path.lexists(os.path.join(args.data_dir, name)):
+            raise UserError(f'{os.path.join(args.data_dir, name)} is there already: move it away first')
+    for name, (paths, labels, classes) in lists.items():
+        lines = [f'{os.path.relpath(image, args.data_dir)} {label}\n' for image, label in zip(paths, labels)]
+        if any(len(line.splitlines()) > 1 for line in lines):
+            raise UserError(f'{args.data_dir} holds a file whose name has a line break, which a list cannot name')
+        write_text(os.path.join(args.data_dir, name), ''.join(lines))
+        print(f'{name}: {len(lines)} images of {len(set(labels))} classes')
+    write_text(os.path.join(args.data_dir, 'classes.txt'), ''.join(name + '\n' for name in classes))
+
+
+if __name__ == '__main__':
+    run_script(main)
