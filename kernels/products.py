@@ -2,7 +2,7 @@
 all their gradients come down to.
 
 A row of the second factor may begin anywhere. For a pointwise convolution the rows are the channels of an image; for
-any other one each tap of the kernel is a row too, the channel's pixels from another place on (block_loops.py), so that
+any other one each tap of the kernel is a row too, the channel's pixels from another place on (windows.py), so that
 nothing is copied per tap:
 
     result[r, p] = sum_k weight[r, k] * source[offsets[k] + p]              `product`

@@ -11,8 +11,9 @@ import paddle
 import paddle.nn as nn
 
 from kernels import compiled, convolutions
-from kernels.blocks import IDENTITY, NOTHING, Block, Convolution, Pooling, Unit
+from kernels.blocks import IDENTITY, NOTHING, Block
 from kernels.convolutions import is_pointwise, is_square
+from kernels.units import Convolution, Pooling, Unit
 from nas import fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero

@@ -8,7 +8,7 @@ import paddle.nn as nn
 import pytest
 from conftest import needs_numba, relative_error
 
-from kernels.block_loops import window
+from kernels.windows import window
 from nas import accelerate
 from nas.layers import CompiledLayer
 from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero

@@ -1,0 +1,140 @@
+"""The compiled poolings and weighted sums of blocks.py."""
+import numpy as np
+
+from kernels.block_loops import LOWEST, ONE, ZERO, collect, spread, two_sums
+from kernels.compiled import fill, floats, jit
+from kernels.products import correlate
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Poolings: a job is a channel of a group of images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@jit
+def pool_forward(x, out, divisors, average, weight, add, w, tables, s, begin, end):
+    """out (+)= weight * pool(x); divisors [output pixels]: 1 / pixels of each window of an average, 1 for a
+    maximum."""
+    inside, outside = w.height * w.width, w.out_height * w.out_width
+    planes, line = np.empty(w.block, np.float32), np.empty(w.line, np.float32)
+    fill(planes, ZERO if average else LOWEST)
+    ones = np.ones(len(tables.taps), np.float32)
+    for job in range(begin, end):
+        first, c = job // s.channels * s.group, job % s.channels
+        count = min(s.group, s.images - first)
+        spread(planes, x, (first * s.channels + c) * inside, s.channels * inside, count, w, tables.places,
+               ONE, ZERO, LOWEST)
+        if average:
+            correlate(line, ones, planes, tables.taps, w.length)
+        else:
+            largest(line, planes, tables.taps, w.length)
+        for image in range(count):
+            for row in range(w.out_height):
+                at, to = (image * w.rows + row) * w.pitch, ((first + image) * s.channels + c) * outside
+                some, target = line[at:at + w.out_width], out[to + row * w.out_width:][:w.out_width]
+                factors = divisors[row * w.out_width:][:w.out_width]
+                if add:
+                    for k in range(w.out_width):
+                        target[k] += weight * factors[k] * some[k]
+                else:
+                    for k in range(w.out_width):
+                        target[k] = weight * factors[k] * some[k]
+
+
+@jit
+def largest(line, planes, taps, length):
+    """line = the largest pixel of each window."""
+    to, last = line[:length], len(taps) - 1
+    fill(to, LOWEST)
+    for k in range(0, len(taps), 3):  # of three at once LLVM makes vector operations, of one it does not
+        x, y = planes[taps[k]:][:length], planes[taps[min(k + 1, last)]:][:length]
+        z = planes[taps[min(k + 2, last)]:][:length]
+        for p in range(length):
+            value, other = to[p], x[p]
+            value = value if value > other else other
+            other = y[p]
+            value = value if value > other else other
+            other = z[p]
+            to[p] = value if value > other else other
+
+
+@jit
+def give_to_largest(gradient, left, line, planes, taps, length):
+    """Give what is left of each output's gradient to the first pixel of its window that is as large."""
+    fill(gradient, ZERO)
+    for k in range(len(taps)):
+        some, to = planes[taps[k]:][:length], gradient[taps[k]:][:length]
+        for p in range(length):
+            given = left[p] if some[p] == line[p] else ZERO
+            to[p] += given
+            left[p] -= given
+
+
+@jit
+def pool_backward(x, d, dx, divisors, average, weight, add, w, tables, s, products, begin, end):
+    """dx (+)= weight * g with g the gradient of x behind pool(x); products [jobs] = sum(g * x)."""
+    inside, outside = w.height * w.width, w.out_height * w.out_width
+    planes, gradient = np.empty(w.block, np.float32), np.zeros(w.block, np.float32)
+    line, values, ones = np.zeros(w.line, np.float32), np.empty(w.line, np.float32), np.ones(len(tables.taps),
+                                                                                             np.float32)
+    fill(planes, ZERO if average else LOWEST)
+    for job in range(begin, end):
+        first, c = job // s.channels * s.group, job % s.channels
+        count = min(s.group, s.images - first)
+        start, step = (first * s.channels + c) * inside, s.channels * inside
+        fill(line, ZERO)
+        for image in range(count):
+            for row in range(w.out_height):
+                at, to = (image * w.rows + row) * w.pitch + w.front, ((first + image) * s.channels + c) * outside
+                some, target = d[to + row * w.out_width:][:w.out_width], line[at:at + w.out_width]
+                factors = divisors[row * w.out_width:][:w.out_width]
+                for k in range(w.out_width):
+                    target[k] = factors[k] * some[k]
+        spread(planes, x, start, step, count, w, tables.places, ONE, ZERO, LOWEST)
+        if average:
+            for k in range(len(tables.planes)):
+                correlate(gradient[tables.planes[k]:], ones, line,
+                          tables.backwards[tables.starts[k]:tables.starts[k + 1]], w.span)
+        else:
+            largest(values, planes, tables.taps, w.length)
+            give_to_largest(gradient, line[w.front:], values, planes, tables.taps, w.length)
+        total = ZERO
+        for k in range(len(tables.planes)):
+            given, some = gradient[tables.planes[k]:][:w.span], planes[tables.planes[k]:][:w.span]
+            for p in range(w.span):
+                total += given[p] * some[p]
+                given[p] *= weight
+        products[job] = total
+        collect(dx, start, step, count, w, tables.places, gradient, planes, False, add)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weighted sums of tensors [N, C, pixels]; a job is an image, or a part of the images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@jit
+def add_up(addresses, scale, shift, out, add, images, begin, end):
+    """out (+)= sum_t scale_t * term_t + shift; addresses of the terms, scale [terms, C], shift [C]."""
+    channels = len(shift)
+    pixels = len(out) // (images * channels)
+    for row in range(begin * channels, end * channels):
+        to, c = out[row * pixels:][:pixels], row % channels
+        if not add:
+            fill(to, shift[c])
+        for t in range(len(addresses)):
+            some, factor = floats(addresses[t], len(out))[row * pixels:][:pixels], scale[t, c]
+            for p in range(pixels):
+                to[p] += factor * some[p]
+
+
+@jit
+def gradient_sums(addresses, mean, d, images, sums, begin, end):
+    """sums [parts, terms, C, 2] of d and of d * (term - mean); mean [terms, C]."""
+    channels, parts = mean.shape[1], len(sums)
+    pixels = len(d) // (images * channels)
+    for part in range(begin, end):
+        for t in range(len(addresses)):
+            term = floats(addresses[t], len(d))
+            for image in range(images * part // parts, images * (part + 1) // parts):
+                for c in range(channels):
+                    two_sums(sums[part, t, c], d, term, (image * channels + c) * pixels, 0, 1, pixels, mean[t, c])
