@@ -1,5 +1,6 @@
 # make search      searches a cell on scikit-learn's handwritten digits: one to three minutes on 2 cores, downloads only packages
-# make test        runs all tests; PADDLE=2.6.2 runs them on that version, in an environment of its own
+# make test        runs the tests, within 15 minutes on 2 cores; PADDLE=2.6.2: on that version, in an environment of its own
+# make test-all    runs those that take very long too
 # make test-fast   runs the quick tests: less than 90 seconds on 2 cores
 # make lint        checks the style (pyproject.toml)
 #
@@ -12,13 +13,16 @@ PADDLE ?= $(DEFAULT_PADDLE)
 VENV := .venv$(if $(filter-out $(DEFAULT_PADDLE),$(PADDLE)),-$(PADDLE))
 READY := $(VENV)/requirements.txt
 
-.PHONY: search test test-fast lint
+.PHONY: search test test-all test-fast lint
 
 search: $(READY)
 	$(VENV)/bin/python search.py --dataset=digits --method=PC-DARTS --layers=3 --epochs=10 --epochs_no_archopt=2 \
 		--batch_size=32 --learning_rate=0.1 --arch_learning_rate=6e-3 --log_freq=10 --model_save_dir=search_digits
 
 test: $(READY)
+	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal -m "not long"
+
+test-all: $(READY)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal
 
 test-fast: $(READY)
