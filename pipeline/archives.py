@@ -129,19 +129,18 @@ def cifar_batches(path, data_name):
     """
     expected, num_classes = MEMBERS[data_name]
     found = []
-    for name, file in (_folder_members if os.path.isdir(path) else _archive_members)(path, expected):
+    for name, content in (_folder_members if os.path.isdir(path) else _archive_members)(path, expected):
         base = os.path.basename(name)
+        if content is None:
+            raise UserError(f'--data: {path} holds no {data_name} file: its member {name} is no plain file')
         if base in found:
             raise UserError(f'--data: {path} holds {base} twice, the second time as {name}')
         found.append(base)
-        member = _Member(file)
         try:
-            batch = _cifar_batch(member, num_classes)
-        except Exception as error:  # a damaged pickle can raise nearly anything
-            if member.error is not None:
-                raise _unreadable(path, member.error)
-            raise UserError(f'--data: {path}: {name} is not a CIFAR batch: '
-                            f'{(str(error) or type(error).__name__).splitlines()[0]}')
+            batch = _cifar_batch(content, num_classes)
+        except ValueError as error:
+            raise UserError(f'--data: {path}: {name} is not a CIFAR batch: {error}')
+        del content
         yield (base, *batch)
         del batch  # before the next one is read
     missing = [name for name in expected if name not in found]
@@ -157,28 +156,8 @@ def _unreadable(path, error):
     return UserError(f'--data: {path} cannot be read, it may be truncated or no archive: {error}')
 
 
-class _Member:
-    """An open file for the unpickler, which remembers an error of reading: then the archive is damaged."""
-
-    def __init__(self, file):
-        self.file, self.error = file, None
-
-    def read(self, count=-1):
-        return self._call(self.file.read, count)
-
-    def readline(self):
-        return self._call(self.file.readline)
-
-    def _call(self, method, *arguments):
-        try:
-            return method(*arguments)
-        except Exception as error:
-            self.error = error
-            raise
-
-
 def _folder_members(path, names):
-    """Yield (name, open file) for the files with these names in a folder or in one of its subfolders."""
+    """Yield (name, content) for the files with these names in a folder or in one of its subfolders."""
     try:
         subfolders = sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
     except OSError as error:
@@ -188,24 +167,25 @@ def _folder_members(path, names):
             member = os.path.join(folder, name)
             if os.path.lexists(member) and not os.path.isdir(member):
                 with open_regular(member, f'--data: {member}', MAX_MEMBER) as file:
-                    yield os.path.relpath(member, path), file
+                    yield os.path.relpath(member, path), file.read()
 
 
 def _archive_members(path, names):
-    """Yield (name, open file) for the members with these names in a tar archive, in the archive's order."""
+    """Yield (name, content) for the members with these names in a tar archive, in the archive's order; (name, None) for
+    a link, a device or another that is no plain file."""
     with open_regular(path, f'--data: {path}', MAX_UNPACKED) as file:
         try:
             with tarfile.open(fileobj=_Bounded(_unpacked(file)), mode='r|') as archive:  # read once, in its order
                 for number, member in enumerate(archive):
                     if number >= MAX_MEMBERS:
                         raise tarfile.TarError(f'it has more than {MAX_MEMBERS} members')
-                    wanted = os.path.basename(member.name) in names
-                    if wanted:
-                        _check_member(member)
+                    if os.path.basename(member.name) in names:
+                        plain = member.isreg() and not member.issparse()
+                        if plain:
+                            _check_member(member)
+                        yield member.name, archive.extractfile(member).read() if plain else None
                     if member.size > MAX_UNPACKED:  # tarfile would pass over it block by block, even after the end
                         raise tarfile.TarError(f'its member {member.name} has {member.size} bytes')
-                    if wanted:
-                        yield member.name, archive.extractfile(member)
         except Exception as error:  # a damaged archive can raise nearly anything
             raise _unreadable(path, error)
 
@@ -237,18 +217,16 @@ class _Bounded(io.RawIOBase):
 
 
 def _check_member(member):
-    """Raise TarError for a member that is no plain file of a moderate size within the archive."""
-    if not member.isreg() or member.issparse():
-        raise tarfile.TarError(f'its member {member.name} is no plain file')
+    """Raise TarError for a file that is too large or lies outside of the archive."""
     if member.name.startswith('/') or '..' in member.name.split('/'):
         raise tarfile.TarError(f'the name of its member {member.name} leads out of the archive')
     if member.size > MAX_MEMBER:
         raise tarfile.TarError(f'its member {member.name} has {member.size} bytes, more than {MAX_MEMBER}')
 
 
-def _cifar_batch(file, num_classes):
+def _cifar_batch(content, num_classes):
     """Unpickle a CIFAR batch -> images uint8 [N, 3, 32, 32], labels int64 [N]. Raises ValueError for anything else."""
-    batch = load_arrays(file, encoding='bytes')
+    batch = load_arrays(io.BytesIO(content), encoding='bytes')
     if not isinstance(batch, dict):
         raise ValueError(f'it holds a {type(batch).__name__}')
     # Python 3, writing it again, makes the keys texts.

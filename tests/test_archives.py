@@ -84,10 +84,10 @@ def test_an_archive_in_any_order_reads_as_in_order(tmp_path):
 @pytest.mark.parametrize('changes, message', [
     ({'labels': [0, -1, 2, 3]}, 'the label -1; labels are 0 to 9'), ({'labels': [0, 10, 2, 3]}, 'the label 10'),
     ({'labels': [0, 2**40, 2, 3]}, 'the label 1099511627776'), ({'labels': [0, 2**80, 2, 3]}, 'N labels'),
-    ({'labels': [0, 0.7, 2, 3]}, 'N labels'), ({'labels': [[0], [1], [2], [3]]}, 'N labels'),
+    ({'labels': [0, 0.7, 2, 3]}, 'N labels'), ({'labels': [[0], [1], [2], [3]]}, 'is not a CIFAR batch'),
     ({'labels': np.zeros((4, 10), 'int64')}, 'N labels'), ({'labels': 3}, 'N labels'),
     ({'data': np.zeros((4, 3, 32, 32), 'uint8')}, 'data [N, 3072]'), ({'data': np.zeros((4, 784), 'uint8')}, 'N, 3072'),
-    ({'data': np.zeros((4, 3072), 'float32')}, 'of uint8'), ({'data': [[0] * 3072] * 4}, 'data [N, 3072]'),
+    ({'data': np.zeros((4, 3072), 'float32')}, 'of uint8'), ({'data': [[0] * 3072] * 4}, 'is not a CIFAR batch'),
     ({'data': np.zeros((0, 3072), 'uint8'), 'labels': []}, 'is not a CIFAR batch'), ({'data': None}, 'data [N, 3072]'),
     ({'data': b'text'}, 'data [N, 3072]')])
 def test_records_of_another_form(tmp_path, changes, message):
@@ -136,7 +136,8 @@ def old_gnu_sparse(size):
     {'type': tarfile.SYMTYPE, 'linkname': '/etc/passwd'}, {'type': tarfile.LNKTYPE, 'linkname': '../secret'},
     {'type': tarfile.DIRTYPE}])
 def test_members_that_are_no_files(tmp_path, attributes):
-    refused(tar_with(tmp_path / 'a.tar.gz', **attributes), 'its member data_batch_1 is no plain file')
+    refused(tar_with(tmp_path / 'a.tar.gz', **attributes),
+            'holds no data_batch file: its member data_batch_1 is no plain file')
 
 
 @pytest.mark.parametrize('name', ['/data_batch_1', '../data_batch_1', 'x/../../data_batch_1'])
