@@ -45,11 +45,36 @@ SLOW = ('test_resume.py', 'test_parallel.py', 'test_stages.py', 'test_train.py',
 QUICK_SCRIPTS = ('test_bad_input.py::test_a_wrong_argument', 'test_bad_input.py::test_help', 'test_visualize')
 
 
+# `make test` leaves out what is marked long: tests of many seconds whose subject another test has too.
+LONG = ('test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[second order]',
+        'test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[PC-DARTS]',
+        'test_resume.py::test_a_long_search_holds_its_memory', 'test_resume.py::test_killed_during_a_save[after]',
+        'test_resume.py::test_signals_finish_the_step_and_save[train',
+        'test_resume.py::test_a_damaged_checkpoint_gives_way_to_the_one_before[flipped]',
+        'test_resume.py::test_resuming_what_is_done_says_so[first order]',
+        'test_kernel_gradients.py::test_gradients_of_a_supernet_by_some_parameters[DARTS-4]',
+        'test_train.py::test_exported_networks_load_with_the_default_configuration[PC_DARTS]',
+        'test_train.py::test_exported_networks_load_with_the_default_configuration[DARTS_V1]',
+        'test_parallel.py::test_two_ranks_compute_what_one_does_with_both_batches[PC-DARTS',
+        'test_parallel.py::test_two_ranks_compute_what_one_does_with_both_batches[DARTS-True]',
+        'test_parallel.py::test_two_launchers', 'test_parallel.py::test_one_process_says_so[launcher1]',
+        'test_parity_network.py::test_parameters_and_multiply_adds[imagenet',
+        'test_curves.py::test_the_weights_of_a_search_are_those_of_its_method[PC-DARTS',
+        'test_curves.py::test_the_example_of_another_space', 'test_acceleration.py::test_random_small',
+        'test_nasbench201.py::test_a_search_with_every_method_resumes_to_the_same_bits[DARTS-',
+        'test_nasbench201.py::test_a_search_with_every_method_resumes_to_the_same_bits[FairDARTS',
+        'test_methods.py::test_a_search_with_each_method[DARTS--True]',
+        'test_methods.py::test_a_search_with_each_method[DrNAS-True]',
+        'test_train.py::test_an_exported_model_gives_the_networks_logits_on_real_images[jit]')
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         name = item.nodeid.split('/')[-1]
         if name.startswith(SLOW) or 'script' in item.fixturenames and not name.startswith(QUICK_SCRIPTS):
             item.add_marker(pytest.mark.slow)
+        if name.startswith(LONG):
+            item.add_marker(pytest.mark.long)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
