@@ -36,11 +36,13 @@ class MixedOp(nn.Layer):
         self.mp = nn.MaxPool2D(2, 2, ceil_mode=True) if stride == 2 else None
         self._ops = nn.LayerList()
         for primitive in method.primitives:
-            op = OPS[primitive](c, stride, False)
-            is_pool = isinstance(op, (nn.AvgPool2D, nn.MaxPool2D))  # the convolutions end in a batch norm already
-            if is_pool and method.pool_norm:
-                op = nn.Sequential(op, batch_norm(c, affine=False))
-            self._ops.append(op)
+            self._ops.append(self.operation(primitive, c))
+
+    def operation(self, primitive, c):
+        """The layer of a candidate operation for c channels."""
+        op = OPS[primitive](c, self.stride, False)
+        is_pool = isinstance(op, (nn.AvgPool2D, nn.MaxPool2D))  # the convolutions end in a batch norm already
+        return nn.Sequential(op, batch_norm(c, affine=False)) if is_pool and self.method.pool_norm else op
 
     def forward(self, x, weights, active=None):
         """x [N, C, H, W], weights [operations] -> [N, C, H / stride, W / stride].

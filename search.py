@@ -155,15 +155,14 @@ def check_method_flags(parser, args):
         parser.error('argument --partial_channels: --method=random has no supernet')
 
 
-def make_method(args, make=None):
-    """The method object that the flags describe. make: called with its name and options; default: its class."""
-    from nas.methods import METHODS
+def method_options(args):
+    """The arguments of the method's class that the flags describe."""
     options = {'partial': args.partial_channels}
     if args.auxiliary_decay is not None:
         options['decay'] = args.auxiliary_decay
     if args.reg_type == 'kl':
         options['kl_weight'] = 1e-3
-    return make(args.method, **options) if make else METHODS[args.method](**options)
+    return options
 
 
 def main():
@@ -178,17 +177,19 @@ def main():
         return
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     from model_search import Network
+    from nas.methods import METHODS
     from reader import class_count, image_shape, train_search
     from training.summary import summary
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
+    method = METHODS[args.method](**method_options(args))
     if args.summary:
-        network = Network(args.init_channels, args.class_num, args.layers, make_method(args))
+        network = Network(args.init_channels, args.class_num, args.layers, method)
         print(summary(network, image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
-    network = Network(args.init_channels, class_num, args.layers, make_method(args))
+    network = Network(args.init_channels, class_num, args.layers, method)
     searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num))
     genotype = searcher.train()
     if rank() == 0:

@@ -1,6 +1,6 @@
 """Write train_list.txt and val_list.txt for train_imagenet.py from a folder of images.
 
-    python examples/make_image_lists.py --data_dir=DIR
+    python examples/make_image_lists.py --data=DIR
     python train_imagenet.py --data_dir=DIR
 
 DIR holds train/<class>/* and val/<class>/*, or <class>/*, of which a fifth of each class, drawn by --seed, is for the
@@ -12,15 +12,19 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from runtime.log import quiet_warnings, start_logging  # noqa: E402
+
+if __name__ == '__main__':
+    quiet_warnings()  # of importing Paddle
+
 from pipeline.folders import image_files  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 from runtime.files import write_text  # noqa: E402
 from runtime.flags import ArgumentParser, integer, path  # noqa: E402
-from runtime.log import start_logging  # noqa: E402
 from runtime.script import run_script  # noqa: E402
 
 FLAGS = [
-    ('data_dir', path, None, 'the folder with the images, which gets the lists'),
+    ('data', path, None, 'the folder with the images, which gets the lists'),
     ('seed', integer(0, 2**32 - 1), 0, 'random seed of the images for the validation, where there are no parts yet'),
 ]
 
@@ -29,24 +33,21 @@ def main():
     parser = ArgumentParser(__doc__)
     parser.add_flags('lists', FLAGS)
     args = parser.parse_args()
-    if not os.path.isdir(str(args.data_dir)):
-        parser.error(f'argument --data_dir: {args.data_dir} is not a folder; give the one with the images')
+    if not os.path.isdir(str(args.data)):
+        parser.error(f'argument --data: {args.data} is not a folder; give the one with the images')
     start_logging(None)
-    try:
-        lists = {name: image_files(args.data_dir, is_train, args.seed)
-                 for name, is_train in (('train_list.txt', True), ('val_list.txt', False))}
-    except UserError as error:  # which names the flag of train.py
-        raise UserError(str(error).replace('--data: ', '--data_dir: ', 1))
-    for name in (*lists, 'classes.txt'):
-        if os.path.lexists(os.path.join(args.data_dir, name)):
-            raise UserError(f'{os.path.join(args.data_dir, name)} is there already: move it away first')
+    for name in ('train_list.txt', 'val_list.txt', 'classes.txt'):
+        if os.path.lexists(os.path.join(args.data, name)):
+            raise UserError(f'{os.path.join(args.data, name)} is there already: move it away first')
+    lists = {name: image_files(args.data, is_train, args.seed)
+             for name, is_train in (('train_list.txt', True), ('val_list.txt', False))}
     for name, (paths, labels, classes) in lists.items():
-        lines = [f'{os.path.relpath(image, args.data_dir)} {label}\n' for image, label in zip(paths, labels)]
+        lines = [f'{os.path.relpath(image, args.data)} {label}\n' for image, label in zip(paths, labels)]
         if any(len(line.splitlines()) > 1 for line in lines):
-            raise UserError(f'{args.data_dir} holds a file whose name has a line break, which a list cannot name')
-        write_text(os.path.join(args.data_dir, name), ''.join(lines))
+            raise UserError(f'{args.data} holds a file whose name has a line break, which a list cannot name')
+        write_text(os.path.join(args.data, name), ''.join(lines))
         print(f'{name}: {len(lines)} images of {len(set(labels))} classes')
-    write_text(os.path.join(args.data_dir, 'classes.txt'), ''.join(name + '\n' for name in classes))
+    write_text(os.path.join(args.data, 'classes.txt'), ''.join(name + '\n' for name in classes))
 
 
 if __name__ == '__main__':

@@ -27,12 +27,21 @@ from paddle.nn.initializer import Constant, Normal  # noqa: E402
 
 import search  # noqa: E402
 from examples.nasbench201_table import EDGES, PRIMITIVES, Table, cell_string, parse_cell  # noqa: E402
-from model_search import keep_strongest, masked  # noqa: E402
+from model_search import MixedOp, keep_strongest, masked  # noqa: E402
 from nas.recipes import METHOD_NAMES  # noqa: E402
 from operations import Identity, ReLUConvBN, WeightedSum, Zero, batch_norm, conv2d, linear  # noqa: E402
 from reader import class_count, train_search  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
-from runtime.flags import DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, given_flags, integer, path, reader_flags, run_flags  # noqa: E402
+from runtime.flags import (  # noqa: E402
+    DATA_FLAGS,
+    DEVICE_FLAGS,
+    ArgumentParser,
+    given_flags,
+    integer,
+    path,
+    reader_flags,
+    run_flags,
+)
 from runtime.log import logger  # noqa: E402
 from runtime.parallel import rank  # noqa: E402
 from runtime.script import run_script, start_script  # noqa: E402
@@ -58,30 +67,23 @@ SPACE_FLAGS = [
 ]
 
 
-class Edge(nn.Layer):
-    """The weighted sum of all operations on an edge, through 1/partial of the channels as in model_search.MixedOp."""
+class Edge(MixedOp):
+    """The weighted sum of all operations on an edge. model_search.MixedOp with the operations of this space: partial
+    channels and the auxiliary skip connection of a method are there."""
 
     def __init__(self, c, method):
-        super().__init__()
-        self.c, self.method = c, method
-        self.ops = WeightedSum([OPS[name](c // method.partial) for name in PRIMITIVES])
-        self.auxiliary_op = Identity() if method.auxiliary_skip else None
+        super().__init__(c, 1, method)
+        self._ops = WeightedSum(list(self._ops))  # which nas.accelerate computes together
 
-    def forward(self, x, weights, active=None):
-        """x [N, C, H, W], weights [operations] -> [N, C, H, W]. active: the columns of the operations to compute; None
-        for all."""
-        partial = self.method.partial
-        if partial == 1:
-            return self.mix(x, weights, active)
-        c = x.shape[1] // partial
-        return F.channel_shuffle(paddle.concat([self.mix(x[:, :c], weights, active), x[:, c:]], axis=1), partial)
+    def operation(self, primitive, c):
+        return OPS[primitive](c)
 
     def mix(self, x, weights, active):
         if active is None:
-            mixed = self.ops(x, weights)
+            mixed = self._ops(x, weights)
         else:  # GDAS's authors add the weights of the other operations, zeros that have a gradient
             weights = weights.unbind()
-            mixed = sum(weights[column] * self.ops[column](x) for column in active)
+            mixed = sum(weights[column] * self._ops[column](x) for column in active)
             mixed = mixed + sum(weight for column, weight in enumerate(weights) if column not in active)
         if self.auxiliary_op is not None:
             mixed = mixed + self.method.skip_weight * self.auxiliary_op(x)
@@ -208,12 +210,13 @@ class Network(Skeleton):
 
 
 def make_method(name, **options):
-    """The method object for this space. Its operations are those of the space for every method.
+    """The method object for this space, whose operations every method has.
 
     DrNAS: 1/4 of the channels, then 1/2 and three operations on each edge (DrNAS, section 4.3).
     """
     from nas.methods import METHODS
     method = METHODS[name](**options)
+    method.primitives = PRIMITIVES
     if method.later_stages:
         partial = options.get('partial')
         method.partial, method.later_stages = partial or 4, ((partial or 2, 3),)
@@ -247,7 +250,7 @@ def main():
         """What metrics.jsonl keeps of a cell."""
         return dict({'skip_connects': parse_cell(cell).count('skip_connect')}, **(table.figures(cell) if table else {}))
 
-    method = search.make_method(args, make_method)
+    method = make_method(args.method, **search.method_options(args))
     if args.summary:
         from reader import image_shape
         from training.summary import summary
@@ -260,8 +263,11 @@ def main():
     cell = searcher.train()
     if rank() == 0:
         if table:
-            logger.info('%s', ', '.join(f'{name}: test accuracy {accuracy:.2f} %, rank {table[cell].rank[name]} of '
-                                        f'{len(table)}' for name, accuracy in table[cell].accuracy.items()))
+            for name, accuracy in table[cell].accuracy.items():
+                same = [table[other].accuracy[name] for other in table.same_cell(cell)]
+                logger.info('%s: test accuracy %.2f %%, rank %d of %d; the table has this cell under %d strings, with '
+                            '%.2f to %.2f %%', name, accuracy, table[cell].rank[name], len(table), len(same), min(same),
+                            max(same))
         print(cell)
 
 

@@ -53,10 +53,8 @@ class Table:
 
     def __init__(self, path):
         try:
-            with open_regular(path) as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise ValueError(f'it is larger than {MAX_BYTES >> 20} MB')
+            with open_regular(path, MAX_BYTES) as file:
+                content = file.read()
             rows = list(csv.DictReader(io.StringIO(content.decode('utf-8-sig'), newline='')))
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f'--table: {path} cannot be read: {reason(error)}')
@@ -99,6 +97,11 @@ class Table:
 
     def __len__(self):
         return len(self.entries)
+
+    def same_cell(self, cell):
+        """All strings that the table says to be the same cell, that one among them; each has its own accuracies."""
+        unique = self.entries[cell].unique
+        return [other for other, entry in self.entries.items() if entry.unique == unique]
 
     def figures(self, cell):
         """What metrics.jsonl keeps of a cell: test_acc_NAME, from 0 to 1, and rank_NAME for each of DATA_SETS."""

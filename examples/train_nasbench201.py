@@ -1,15 +1,22 @@
-"""Train a cell of NAS-Bench-201 (Dong, Yang, ICLR 2020), given as its string.
+r"""Train a cell of NAS-Bench-201 (Dong, Yang, ICLR 2020), given as its string.
 
-    python examples/train_nasbench201.py --arch='|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|'
-    python examples/train_nasbench201.py --arch=search_nasbench201/genotype.json --dataset=digits --N=1 --epochs=12
+    python examples/train_nasbench201.py --arch=search_nasbench201/genotype.json
+    python examples/train_nasbench201.py --arch='|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|' --N=1
+    python examples/train_nasbench201.py --arch=search_nasbench201/genotype.json --dataset=digits --N=1 --epochs=12 \
+        --batch_size=32
 
 The defaults are the paper's (section 2.2): C = 16, N = 5, 200 epochs of SGD with Nesterov momentum at batch size 256,
 the learning rate 0.1 falling to 0 along a cosine. Output files as of train.py, in --model_save_dir.
-"""  # noqa: E501  a command on one line
+"""
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from runtime.log import quiet_warnings  # noqa: E402
+
+if __name__ == '__main__':
+    quiet_warnings()  # of importing Paddle
 
 from examples.nasbench201 import EDGES, NODES, OPS, Skeleton, nn, paddle  # noqa: E402, I001  in its order of imports
 from examples.nasbench201_table import parse_cell  # noqa: E402

@@ -9,14 +9,13 @@ import hashlib
 import http.client
 import io
 import os
-import stat
 import tarfile
 import urllib.request
 
 import numpy as np
 
 from runtime.errors import UserError
-from runtime.files import atomic_write
+from runtime.files import UnreadableFile, atomic_write, open_regular
 from runtime.log import logger
 from runtime.parallel import first_rank_first
 from runtime.unpickle import load_arrays
@@ -47,8 +46,8 @@ def _cifar_archive(name, data):
     url, md5, file_name = CIFAR[name]
     if data is not None and (data != DEFAULT_DATA or name == 'cifar10' and os.path.exists(data)):
         if not os.path.isdir(data):
-            with open_regular(data, f'--data: {data}', MAX_UNPACKED,
-                              '; give the CIFAR archive or the folder it unpacks to') as file:
+            with _open(data, f'--data: {data}', MAX_UNPACKED,
+                           '; give the CIFAR archive or the folder it unpacks to') as file:
                 if _md5(file) != md5:
                     logger.info('--data: %s is not the official %s (another md5); taken since it was asked for', data,
                                 file_name)
@@ -95,25 +94,16 @@ def _md5(file):
     return digest.hexdigest()
 
 
-def open_regular(path, name, max_bytes, advice=''):
-    """Open a regular file of at most max_bytes for reading bytes, without waiting as opening a FIFO would.
+def _open(path, name, max_bytes, advice=''):
+    """Open a regular file of at most max_bytes for reading bytes.
 
     name, advice: the beginning and the end of the message. Raises UserError for anything else.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
-    except FileNotFoundError:
-        raise UserError(f'{name} does not exist{advice}')
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise UserError(f'{name} cannot be read: {getattr(error, "strerror", None) or error}{advice}')
-    file = open(descriptor, 'rb')
-    status = os.fstat(descriptor)
-    wrong = ('it is not a regular file' if not stat.S_ISREG(status.st_mode) else
-             f'it has {status.st_size} bytes, more than {max_bytes}' if status.st_size > max_bytes else None)
-    if wrong:
-        file.close()
-        raise UserError(f'{name} cannot be read: {wrong}{advice}')
-    return file
+        return open_regular(path, max_bytes)
+    except UnreadableFile as error:
+        absent = isinstance(error.__context__, FileNotFoundError)
+        raise UserError(f'{name} does not exist{advice}' if absent else f'{name} cannot be read: {error}{advice}')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,14 +156,14 @@ def _folder_members(path, names):
         for name in names:
             member = os.path.join(folder, name)
             if os.path.lexists(member) and not os.path.isdir(member):
-                with open_regular(member, f'--data: {member}', MAX_MEMBER) as file:
+                with _open(member, f'--data: {member}', MAX_MEMBER) as file:
                     yield os.path.relpath(member, path), file.read()
 
 
 def _archive_members(path, names):
     """Yield (name, content) for the members with these names in a tar archive, in the archive's order; (name, None) for
     a link, a device or another that is no plain file."""
-    with open_regular(path, f'--data: {path}', MAX_UNPACKED) as file:
+    with _open(path, f'--data: {path}', MAX_UNPACKED) as file:
         try:
             with tarfile.open(fileobj=_Bounded(_unpacked(file)), mode='r|') as archive:  # read once, in its order
                 for number, member in enumerate(archive):

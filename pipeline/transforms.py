@@ -4,13 +4,12 @@ All randomness comes in from outside, as a row of uniform numbers for each image
 alone.
 """
 import math
-import os
-import stat
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from pipeline.pixels import levels, to_rgb
+from runtime.files import open_regular
 
 # Mean and standard deviation of the pixels, R, G, B, as fractions of 255.
 CIFAR_PIXELS = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
@@ -140,12 +139,7 @@ def load_photo(path, crop, uniform):
     A JPEG is decoded no larger than the crop needs (in libjpeg's eighths). Raises ValueError or OSError for anything
     but an image file of a moderate size.
     """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
-        raise ValueError('it is not a regular file')
-    if status.st_size > MAX_BYTES:
-        raise ValueError(f'it has {status.st_size} bytes, more than {MAX_BYTES}')
-    with Image.open(path, formats=FORMATS) as image:
+    with open_regular(path, MAX_BYTES) as file, Image.open(file, formats=FORMATS) as image:
         if image.format not in DRAFTED:  # before getexif, which decodes a PNG
             _check_size(image)
         orientation = image.getexif().get(ORIENTATION, 1)

@@ -24,15 +24,21 @@ def reason(error):
     return (getattr(error, 'strerror', None) or str(error) or type(error).__name__).splitlines()[0]
 
 
-def open_regular(path):
-    """Open a regular file for reading bytes. Never waits, as opening a FIFO would. Raises UnreadableFile for others."""
+def open_regular(path, max_bytes=None):
+    """Open a regular file for reading bytes. Never waits, as opening a FIFO would.
+
+    Raises UnreadableFile for anything else, and for a file of more than max_bytes.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise UnreadableFile(reason(error))
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= (status.st_size if max_bytes is None else max_bytes):
         return open(descriptor, 'rb')
     os.close(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        raise UnreadableFile(f'it has {status.st_size} bytes, more than {max_bytes}')
     raise UnreadableFile('it is not a regular file')
 
 

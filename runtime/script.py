@@ -68,7 +68,7 @@ def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, batch
         removed = lock_folder(save_dir)
     start_logging(save_dir)
     for path in removed:
-        logger.info('removed %s, which a killed run left', path)
+        logger.info('removed the temporary file %s of a killed run', path)
     logger.info('arguments: %s', ' '.join(f'--{name}={value}' for name, value in sorted(arguments.items())))
     quiet_warnings()
     with contextlib.suppress(ImportError):

@@ -19,7 +19,7 @@ def read_list(path):
 def test_lists_of_a_folder_without_parts(script, tmp_path):
     for level, name in ((50, 'dog'), (100, 'cat'), (150, 'a b')):
         write_images(tmp_path / 'images' / name, 10, level)
-    result = script('examples/make_image_lists.py', '--data_dir=images')
+    result = script('examples/make_image_lists.py', '--data=images')
     assert result.returncode == 0, result.stderr
     assert result.stdout == ('train_list.txt: 24 images of 3 classes\nval_list.txt: 6 images of 3 classes\n')
     assert (tmp_path / 'images' / 'classes.txt').read_text() == 'a b\ncat\ndog\n'
@@ -31,7 +31,7 @@ def test_lists_of_a_folder_without_parts(script, tmp_path):
     images = reader.imagenet_reader(str(tmp_path / 'images'), 'val', 8)
     assert len(images) == 6
     before = (tmp_path / 'images' / 'train_list.txt').read_text()
-    check_refusal(script('examples/make_image_lists.py', '--data_dir=images'), 'train_list.txt is there already')
+    check_refusal(script('examples/make_image_lists.py', '--data=images'), 'train_list.txt is there already')
     assert (tmp_path / 'images' / 'train_list.txt').read_text() == before
 
 
@@ -39,7 +39,7 @@ def test_lists_of_a_folder_with_parts(script, tmp_path):
     for part, count in (('train', 3), ('val', 1)):
         for name in ('x', 'y'):
             write_images(tmp_path / part / name, count, 100)
-    assert script('examples/make_image_lists.py', '--data_dir=.').returncode == 0
+    assert script('examples/make_image_lists.py', '--data=.').returncode == 0
     assert read_list(tmp_path / 'train_list.txt') == [[f'train/{name}/image {i}.png', str(label)]
                                                       for label, name in enumerate('xy') for i in range(3)]
     assert read_list(tmp_path / 'val_list.txt') == [['val/x/image 0.png', '0'], ['val/y/image 0.png', '1']]
@@ -48,5 +48,5 @@ def test_lists_of_a_folder_with_parts(script, tmp_path):
 def test_other_folders_are_refused(script, tmp_path):
     (tmp_path / 'empty').mkdir()
     for folder in ('absent', 'empty'):
-        check_refusal(script('examples/make_image_lists.py', '--data_dir=' + folder), folder)
-    check_refusal(script('examples/make_image_lists.py'), '--data_dir')
+        check_refusal(script('examples/make_image_lists.py', '--data=' + folder), folder)
+    check_refusal(script('examples/make_image_lists.py'), '--data')

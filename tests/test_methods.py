@@ -275,7 +275,7 @@ def test_the_supernet_of_nas_bench_201_is_the_papers(float64):
     choice = [3, 1, 4, 0, 2, 1]
     weights = [paddle.to_tensor([float(k == c) for k in range(5)]) for c in choice]
     x = paddle.randn([2, 4, 6, 6])
-    ops = [cell.edges[e].ops[c] for e, c in enumerate(choice)]
+    ops = [cell.edges[e]._ops[c] for e, c in enumerate(choice)]
     node1 = ops[0](x)
     node2 = ops[1](x) + ops[2](node1)
     node3 = ops[3](x) + ops[4](node1) + ops[5](node2)

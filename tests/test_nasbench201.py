@@ -70,6 +70,7 @@ def test_accuracies_and_ranks(tmp_path):
             assert entry.accuracy[name] == values[number]
             assert entry.rank[name] == 1 + (values > values[number]).sum()
     assert table[CELLS[0]].unique == table[CELLS[1]].unique != table[CELLS[2]].unique
+    assert sorted(table.same_cell(CELLS[0])) == sorted(CELLS[:2])
     figures = table.figures(CELLS[5])
     assert figures['test_acc_cifar100'] == float(rows[5][DATA_SETS['cifar100']]) / 100
     assert figures['rank_imagenet16'] == table[CELLS[5]].rank['imagenet16'] and len(figures) == 6
@@ -125,7 +126,7 @@ def test_an_edge_is_the_weighted_sum(float64, partial):
     edge = Edge(8, make_method('PC-DARTS', partial=partial))
     x, weights = paddle.randn([2, 8, 5, 5]), F.softmax(paddle.randn([5]))
     c = 8 // partial
-    expected = sum(float(weight) * operation(x[:, :c]).numpy() for weight, operation in zip(weights, edge.ops))
+    expected = sum(float(weight) * operation(x[:, :c]).numpy() for weight, operation in zip(weights, edge._ops))
     if partial > 1:  # channel k of group g comes to place k * partial + g
         whole = np.concatenate([expected, x[:, c:].numpy()], 1)
         expected = np.stack([whole[:, group * c + k] for k in range(c) for group in range(partial)], 1)
@@ -137,11 +138,11 @@ def test_gdas_computes_drawn_operations_and_adds_the_other_weights(float64):
     x, weights = paddle.randn([2, 4, 5, 5]), paddle.to_tensor([0.0, 0.0, 1.0, 0.0, 0.0], stop_gradient=False)
     upstream = paddle.randn(x.shape)
     calls = []
-    for operation in edge.ops:
+    for operation in edge._ops:
         operation.register_forward_pre_hook(lambda layer, inputs: calls.append(layer))
     output = edge(x, weights, [2])
-    assert calls == [edge.ops[2]]
-    drawn = edge.ops[2](x)
+    assert calls == [edge._ops[2]]
+    drawn = edge._ops[2](x)
     assert relative_error(output, drawn) < 1e-12
     expected = np.full(5, float(upstream.sum()))
     expected[2] = float((drawn * upstream).sum())
