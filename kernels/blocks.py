@@ -22,7 +22,7 @@ from kernels.compiled import available, on_all_cores
 from kernels.operation import Operation
 from kernels.pool_loops import add_up, gradient_sums, pool_backward, pool_forward
 from kernels.stages import Stage, addresses_of, stack
-from kernels.units import Pooling, view
+from kernels.units import Pooling, Unit, view
 
 IDENTITY, NOTHING = 'identity', 'nothing'  # operations of a Block
 
@@ -30,11 +30,12 @@ IDENTITY, NOTHING = 'identity', 'nothing'  # operations of a Block
 class Block:
     """sum_k w_k * operation_k(x), or one operation without a weight.
 
-    operations: for each k a list of Unit (a chain), a Pooling, IDENTITY or NOTHING: zeros.
+    operations: for each k a list of Unit (a chain), a Pooling, IDENTITY or NOTHING: zeros. smallest: the multiply-adds
+    of the units for which the block applies at least.
     """
 
-    def __init__(self, operations):
-        self.operations = operations
+    def __init__(self, operations, smallest=0):
+        self.operations, self.smallest = operations, smallest
         self.units = [unit for operation in operations if isinstance(operation, list) for unit in operation]
         self.shapes = {}
 
@@ -50,14 +51,16 @@ class Block:
                 and all(available(tensor) for unit in self.units for tensor in unit.parameters() + unit.statistics()))
 
     def _output_shape(self, shape):
-        found = set()
+        found, multiply_adds = set(), 0
         for operation in self.operations:
             out = shape
             for step in operation if isinstance(operation, list) else [operation]:
-                out = out if out is None or step in (IDENTITY, NOTHING) else step.output_shape(out)
+                before, out = out, out if out is None or step in (IDENTITY, NOTHING) else step.output_shape(out)
+                if out is not None and isinstance(step, Unit):
+                    multiply_adds += step.multiply_adds(before)
             if operation != NOTHING:
                 found.add(out)
-        return found.pop() if len(found) == 1 else None
+        return found.pop() if len(found) == 1 and multiply_adds >= self.smallest else None
 
     def __call__(self, x, weights=None):
         """x [N, C, H, W]; weights: a tensor [operations] or None."""

@@ -97,6 +97,12 @@ class Unit:
         return [tensor for layer in self.layers
                 for tensor in ([layer.weight] if isinstance(layer, nn.Conv2D) else [layer.weight, layer.bias])]
 
+    def multiply_adds(self, x_shape):
+        """Of all convolutions, where the unit applies."""
+        n, _, height, width = self.output_shape(x_shape)
+        return n * height * width * sum(layer.weight.size for convolution in self.convolutions
+                                        for layer in convolution.layers)
+
     def output_shape(self, x_shape):
         """[N, C, H, W] of the output, or None where the unit does not apply."""
         if any(convolution.channels != x_shape[1] for convolution in self.convolutions):

@@ -65,12 +65,14 @@ class Counted:
 @pytest.fixture(autouse=True)
 def count(monkeypatch):
     from kernels import blocks
+    from nas import layers
     call = blocks.Block.__call__
 
     def counted(block, *inputs):
         Counted.calls.append(block)
         return call(block, *inputs)
     monkeypatch.setattr(blocks.Block, '__call__', counted)
+    monkeypatch.setattr(layers, 'SMALLEST', 0)
     paddle.seed(0)
 
 
@@ -134,6 +136,17 @@ def test_weighted_sums(extra, calls):
     weights = np.linspace(-0.5, 1, len(layer))
     for shape in ([3, 4, 8, 8], [37, 4, 5, 6]):
         compare(layer, shape, weights, calls)
+
+
+def test_a_single_convolution_on_small_images_is_left_to_paddle(monkeypatch):
+    monkeypatch.setattr('nas.layers.SMALLEST', 4 * 4 * 8 * 8 * 2)  # of the second input
+    layer, chain = accelerate(ReLUConvBN(4, 4, 1, 1, 0)), accelerate(SepConv(4, 4, 3, 1, 1))
+    for side, calls in ((7, 0), (8, 1)):
+        before = len(Counted.calls)
+        layer(paddle.randn([2, 4, side, side]))
+        assert len(Counted.calls) - before == calls
+        chain(paddle.randn([2, 4, side, side]))
+        assert len(Counted.calls) - before == calls + 1
 
 
 def test_the_same_bits_on_every_run():
