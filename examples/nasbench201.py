@@ -265,9 +265,9 @@ def main():
         if table:
             for name, accuracy in table[cell].accuracy.items():
                 same = [table[other].accuracy[name] for other in table.same_cell(cell)]
-                logger.info('%s: test accuracy %.2f %%, rank %d of %d; the table has this cell under %d strings, with '
-                            '%.2f to %.2f %%', name, accuracy, table[cell].rank[name], len(table), len(same), min(same),
-                            max(same))
+                logger.info('%s: test accuracy %.2f %%, rank %d of %d%s', name, accuracy, table[cell].rank[name],
+                            len(table), f'; other strings of this cell: {min(same):.2f} to {max(same):.2f} %'
+                            if same else '')
         print(cell)
 
 

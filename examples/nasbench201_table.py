@@ -99,9 +99,9 @@ class Table:
         return len(self.entries)
 
     def same_cell(self, cell):
-        """All strings that the table says to be the same cell, that one among them; each has its own accuracies."""
+        """The other strings that the table says to be the same cell; each has accuracies of its own."""
         unique = self.entries[cell].unique
-        return [other for other, entry in self.entries.items() if entry.unique == unique]
+        return [other for other, entry in self.entries.items() if entry.unique == unique and other != cell]
 
     def figures(self, cell):
         """What metrics.jsonl keeps of a cell: test_acc_NAME, from 0 to 1, and rank_NAME for each of DATA_SETS."""

@@ -223,7 +223,7 @@ def _plot_entropy(axes, search, numbers, style):
         axes.plot(numbers, values, color=CELL_COLOURS[cell], label=label, **style)
     count = len(search.operations)
     axes.axhline(math.log(count), color=GREY, lw=1, ls='--', label=f'all equal, log {count}')
-    axes.set_title('mean entropy of the edges, nats')
+    axes.set_title('mean edge entropy, nats')
     axes.ticklabel_format(axis='y', useOffset=False)
     if count > 1:  # the whole range: noise in the last digits of equal weights is not a trend
         axes.set_ylim(0, 1.06 * math.log(count))

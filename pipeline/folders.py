@@ -23,6 +23,7 @@ SPLITS = {'train': ('train', 'training', 'trn', '\u8bad\u7ec3'),
           'validation': ('val', 'valid', 'validation', 'validate', 'validating', 'dev', 'development', 'eval',
                          'evaluation', 'holdout', '\u9a8c\u8bc1')}
 PART_OF_SPELLING = {spelling: part for part, spellings in SPLITS.items() for spelling in spellings}
+MAX_NAMES = 20  # of classes in a line of the log that is about some of them
 # What data sets put before or after those names: train_set, val_images, seg_test, imgs-train, train2017.
 _ADDITIONS = r'(?:set|sets|data|dataset|image|images|img|imgs|pics|photos|split|seg|folder|dir|files|\u96c6)?'
 _SPELLINGS = '|'.join(sorted(PART_OF_SPELLING, key=len, reverse=True))
@@ -57,8 +58,11 @@ def image_files(folder, is_train, seed):
     if without:
         logger.info('%s: no image of %s', root, ', '.join(without))
     if not parts:
-        found = {name: _part_of_class(name, paths, not is_train, generator(seed, ORDER, number))
+        _log_single_images(root, found)
+        found = {name: _part_of_class(paths, not is_train, generator(seed, ORDER, number))
                  for number, (name, paths) in enumerate(sorted(found.items()))}
+        if not any(found.values()):
+            raise UserError(f'--data: no image of {root} is left for the test: every class has a single one')
         logger.info('%s: %d of these images, %s', root, sum(map(len, found.values())),
                     'for training' if is_train else 'a fifth of each class, for the test')
     paths = [path for name in classes for path in found.get(name, [])]
@@ -102,10 +106,18 @@ def _split_folders(folder):
     return {'train': train[0], 'test': test[0]}
 
 
-def _part_of_class(name, paths, is_test, random):
+def _log_single_images(root, found):
+    """Name the classes of which the test gets no image."""
+    names = sorted(name for name, paths in found.items() if len(paths) == 1)
+    if names:
+        logger.info('%s: %d class%s a single image, which is used for training, so that the test has none: %s%s', root,
+                    len(names), ' has' if len(names) == 1 else 'es have', ', '.join(names[:MAX_NAMES]),
+                    f' and {len(names) - MAX_NAMES} more' if len(names) > MAX_NAMES else '')
+
+
+def _part_of_class(paths, is_test, random):
     """A random fifth of a class's paths, at least one, for the test, or the others for training."""
     if len(paths) == 1:
-        logger.info('class %s has a single image: it is used for training, the test has none of this class', name)
         return [] if is_test else paths
     order = random.permutation(len(paths))
     test_count = -(-len(paths) // 5)

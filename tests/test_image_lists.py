@@ -47,6 +47,10 @@ def test_lists_of_a_folder_with_parts(script, tmp_path):
 
 def test_other_folders_are_refused(script, tmp_path):
     (tmp_path / 'empty').mkdir()
+    for name in 'xy':
+        write_images(tmp_path / 'single' / name, 1, 100)
+    check_refusal(script('examples/make_image_lists.py', '--data=single'), 'no image of single is left for the test')
+    assert sorted(path.name for path in (tmp_path / 'single').iterdir()) == ['x', 'y']
     for folder in ('absent', 'empty'):
         check_refusal(script('examples/make_image_lists.py', '--data=' + folder), folder)
     check_refusal(script('examples/make_image_lists.py'), '--data')
