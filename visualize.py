@@ -5,6 +5,7 @@
     python visualize.py search_cifar --output=images/         the cells that a search found
     python visualize.py --film search_cifar                   search_cifar/film.gif: the cells of each epoch, animated
     python visualize.py --alphas search_cifar                 search_cifar/alphas.png: operations, entropy, accuracy
+    python visualize.py --results benchmarks/results/nasbench201.jsonl      true accuracies of the cells, by method
 
 Only files that a run wrote are read. The path of each picture is printed. Cells are drawn by Graphviz's program dot or,
 without it, by graphviz-pure (pip install graphviz-pure), which draws png and svg.
@@ -23,6 +24,8 @@ FORMATS = ['png', 'svg', 'pdf']
 FLAGS = [
     ('film', path, None, 'instead of GENOTYPE: the output folder of a search; makes an animated GIF of its cells'),
     ('alphas', path, None, 'instead of GENOTYPE: the output folder of a search; plots its architecture parameters'),
+    ('results', path, None, 'instead of GENOTYPE: a results file of benchmarks/search_quality.py; plots the true '
+                            "accuracy of each epoch's cell, by method"),
     ('cell', ['normal', 'reduce', 'both'], None, 'draw one cell, or both in one picture (default: a picture of each)'),
     ('format', FORMATS, None, 'file format (default: the extension of --output, otherwise png); a film is a gif'),
     ('output', path, None, 'a folder, or the path of the picture with or without extension '
@@ -39,12 +42,13 @@ def parse_arguments(argv=None):
                              "or the text 'Genotype(...)'")
     parser.add_flags('pictures', FLAGS)
     args = parser.parse_args(argv)
-    if sum(value is not None for value in (args.genotype, args.film, args.alphas)) != 1:
-        parser.error(f'give one of GENOTYPE ({known}, a genotype.json or a folder), --film=FOLDER and --alphas=FOLDER')
+    if sum(value is not None for value in (args.genotype, args.film, args.alphas, args.results)) != 1:
+        parser.error(f'give one of GENOTYPE ({known}, a genotype.json or a folder), --film=FOLDER, --alphas=FOLDER and '
+                     '--results=FILE')
     if args.cell is not None and args.genotype is None:
-        parser.error('argument --cell: goes with GENOTYPE; --film and --alphas show both cells')
+        parser.error('argument --cell: goes with GENOTYPE')
     if args.format is not None and args.film is not None:
-        parser.error('argument --format: goes with GENOTYPE and --alphas; a film is always a gif')
+        parser.error('argument --format: goes with GENOTYPE, --alphas and --results; a film is always a gif')
     return args
 
 
@@ -54,6 +58,8 @@ def main():
         pictures = film_picture(args)
     elif args.alphas is not None:
         pictures = curves_picture(args)
+    elif args.results is not None:
+        pictures = accuracies_picture(args)
     else:
         pictures = cell_pictures(args)
     for picture_path, content in pictures:
@@ -79,6 +85,14 @@ def curves_picture(args):
     from pictures.curves import curves
     from pictures.history import read_search
     return [(f'{stem}.{kind}', curves(read_search(args.alphas, '--alphas', with_weights=True), kind))]
+
+
+def accuracies_picture(args):
+    """[(path, bytes)] of the accuracies of a results file."""
+    stem, kind, _ = destination(args.output, os.path.splitext(args.results)[0], args.format, FORMATS)
+    check_writable(f'{stem}.{kind}')
+    from pictures.accuracies import accuracies
+    return [(f'{stem}.{kind}', accuracies(args.results, '--results', kind))]
 
 
 def cell_pictures(args):

@@ -44,9 +44,8 @@ def read_search(folder, flag, with_weights=False):
     """
     path = os.path.join(folder, 'metrics.jsonl')
     epochs, space = {}, None
-    for position, text in _lines(path, flag):
+    for position, line in json_lines(path, flag, 'a folder that search.py wrote'):
         try:
-            line = _object(text)
             epoch = _read_epoch(line, folder, with_weights)
             found = _space(line, epoch)
             if space is not None and found != space:
@@ -69,8 +68,11 @@ def thin_out(epochs, limit):
     return [epochs[round(i * (len(epochs) - 1) / (limit - 1))] for i in range(limit)]
 
 
-def _lines(path, flag):
-    """Yield (position, bytes) of the lines that are not blank."""
+def json_lines(path, flag, wanted):
+    """Yield (position, object) of the lines that are not blank. wanted: what the user should give, for messages.
+
+    Raises UserError for what is not a file of JSON objects of bounded size.
+    """
     try:
         with open_regular(path) as f:
             if os.fstat(f.fileno()).st_size > MAX_METRICS_BYTES:
@@ -84,18 +86,20 @@ def _lines(path, flag):
                 if len(text) > MAX_LINE_BYTES:
                     raise UserError(f'{path}: line {position}: longer than {MAX_LINE_BYTES >> 20} MB')
                 if text.strip():
-                    yield position, text
+                    yield position, _object(text, f'{path}: line {position}')
     except (OSError, UnreadableFile) as error:
-        raise UserError(f'{flag}: {path} cannot be read: {reason(error)}; give a folder that search.py wrote')
+        raise UserError(f'{flag}: {path} cannot be read: {reason(error)}; give {wanted}')
 
 
-def _object(text):
+def _object(text, place):
     try:
         line = parse_json(text.decode('utf-8'))
     except UnicodeDecodeError as error:
-        raise ValueError(f'byte {error.start} is not UTF-8 text')
+        raise UserError(f'{place}: byte {error.start} is not UTF-8 text')
+    except ValueError as error:
+        raise UserError(f'{place}: {error}')
     if not isinstance(line, dict):
-        raise ValueError(f'an epoch is an object, not {line!r:.40}')
+        raise UserError(f'{place}: an object is expected, not {line!r:.40}')
     return line
 
 

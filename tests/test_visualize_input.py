@@ -68,7 +68,7 @@ def without(key):
 @pytest.mark.parametrize('broken, message', [
     (lambda record: json.dumps(record)[:100], 'line 2: '),
     (lambda record: '[' * 100000, 'line 2: '),
-    (lambda record: '[1]', 'line 2: an epoch is an object, not [1]'),
+    (lambda record: '[1]', 'line 2: an object is expected, not [1]'),
     (without('epoch'), 'line 2: the key epoch is missing'),
     (changed(epoch=-1), 'line 2: epoch must be a whole number'),
     (changed(epoch=True), 'line 2: epoch must be a whole number'),
@@ -202,7 +202,7 @@ HOSTILE = {
     'an epoch as a path': (metrics(own_line(epoch='../../etc')), 'epoch must be a whole number'),
     'an accuracy as true': (metrics(own_line(valid_acc=True)), 'valid_acc must be a number'),
     'an accuracy of infinity': (metrics(own_line(valid_acc=float('inf'))), 'valid_acc must be a number'),
-    'an escape in the place of an object': (metrics('"\\u001b[2J"'), 'an epoch is an object'),
+    'an escape in the place of an object': (metrics('"\\u001b[2J"'), 'an object is expected'),
     'a genotype of 2,000 nodes': (
         metrics(own_line(genotype=json.loads(genotype_of_nodes(2000)))), '2000 nodes; at most 64'),
     'a genotype with an unknown state': (
