@@ -180,12 +180,13 @@ def test_genotypes(parity, name):
 
 @pytest.mark.parametrize('name', sorted(os.path.basename(path) for path in glob.glob(os.path.join(EXTRACT, '*.npz'))))
 def test_the_extract_is_part_of_the_full_set(name):
-    """Also the weights and inputs that the extract stores as PyTorch's seeds."""
+    """Also the weights and inputs that the extract stores as PyTorch's seeds: those are computed here, and numpy's
+    logarithms and cosines differ in the last bit from one processor to another."""
     extract, full = parity_set('extract').load(name), parity_set('full').load(name)
     assert len(extract) > (5 if 'draws' in name else 100)
     for key, value in extract.items():
         if value.dtype.kind == 'f':
-            np.testing.assert_allclose(value, full[key], rtol=0, atol=2**-53 * key.startswith('w/'),
-                                       err_msg=key)
+            drawn = key.startswith(('w/', 'input'))
+            np.testing.assert_allclose(value, full[key], rtol=2**-50 * drawn, atol=2**-53 * drawn, err_msg=key)
         else:
             assert (value == full[key]).all(), key
