@@ -48,6 +48,11 @@ QUICK_SCRIPTS = ('test_bad_input.py::test_a_wrong_argument', 'test_bad_input.py:
 # `make test` leaves out what is marked long: tests of many seconds whose subject another test has too.
 LONG = ('test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[second order]',
         'test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[PC-DARTS]',
+        'test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[GDAS]',
+        'test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[DrNAS]',
+        'test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[FairDARTS]',
+        'test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[DARTS-]',
+        'test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bits[t',  # the trainings and two ranks
         'test_resume.py::test_a_long_search_holds_its_memory', 'test_resume.py::test_killed_during_a_save[after]',
         'test_resume.py::test_signals_finish_the_step_and_save[train',
         'test_resume.py::test_a_damaged_checkpoint_gives_way_to_the_one_before[flipped]',

@@ -4,12 +4,14 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import time
 
 import numpy as np
 import paddle
 import pytest
 from conftest import ROOT, SMALL, WAIT, has_line, run, run_ranks, start, start_ranks, wait_for
+from PIL import Image
 
 import reader
 from nas.options import CheckpointOptions, MonitorOptions
@@ -21,18 +23,24 @@ from runtime.run import optimizer_state, set_optimizer_state
 
 FLAGS = [*SMALL, '--epochs=3', '--batch_size=8', '--save_freq=1']
 RUNS = {
-    'first order': ['search.py', '--method=DARTS', '--use_multiprocess=False'],
-    'second order': ['search.py', '--method=DARTS', '--unrolled=True', '--use_multiprocess=False'],
-    'PC-DARTS': ['search.py', '--method=PC-DARTS', '--epochs_no_archopt=1'],  # with worker processes
-    'train': ['train.py', '--auxiliary=False', '--drop_path_prob=0.3', '--use_multiprocess=False'],
+    'first order': ['search.py', *FLAGS, '--method=DARTS', '--use_multiprocess=False'],
+    'second order': ['search.py', *FLAGS, '--method=DARTS', '--unrolled=True', '--use_multiprocess=False'],
+    'PC-DARTS': ['search.py', *FLAGS, '--method=PC-DARTS', '--epochs_no_archopt=1'],  # with worker processes
+    'train': ['train.py', *FLAGS, '--auxiliary=False', '--drop_path_prob=0.3', '--use_multiprocess=False'],
+    'GDAS': ['search.py', *FLAGS, '--method=GDAS', '--use_multiprocess=False'],
+    'DrNAS': ['search.py', *FLAGS, '--method=DrNAS', '--init_channels=12', '--use_multiprocess=False'],
+    'FairDARTS': ['search.py', *FLAGS, '--method=FairDARTS', '--use_multiprocess=False'],
+    'DARTS-': ['search.py', *FLAGS, '--method=DARTS-', '--use_multiprocess=False'],
+    'train_imagenet': ['train_imagenet.py', '--data_dir=photos', '--image_size=32', '--init_channels=4', '--layers=3',
+                       '--epochs=3', '--batch_size=8', '--save_freq=1', '--log_freq=1', '--use_multiprocess=False'],
+    'two ranks': ['search.py', *FLAGS, '--method=PC-DARTS', '--use_data_parallel', '1'],
 }
 COSTS = {'seconds', 'reader_cost', 'batch_cost', 'images_per_second', 'peak_memory_mb'}
 
 
 def words(kind, folder, *more):
     """The name and the flags of a script, a checkpoint at every step; output to a folder."""
-    name, *flags = RUNS[kind]
-    return [name, *FLAGS, *flags, '--model_save_dir=' + folder, *more]
+    return [*RUNS[kind], '--model_save_dir=' + folder, *more]
 
 
 def without_save_freq(flags):
@@ -60,12 +68,32 @@ def whole(tmp_path_factory):
 
     def get(kind):
         if kind not in done:
-            result = run(folder, *words(kind, kind))
-            assert result.returncode == 0, result.stderr
+            write_photos(folder / 'photos')
+            finish(folder, kind, *words(kind, kind))
             done[kind] = outcome(folder / kind)
             assert len(done[kind][0]) == 3 and len(done[kind][1]) > 50 and done[kind][2]
         return done[kind]
     return get
+
+
+def finish(folder, kind, *command):
+    """Run a command to its end."""
+    if kind == 'two ranks':
+        status, logs = run_ranks(folder, *command)
+        assert status == 0, logs
+    else:
+        result = run(folder, *command)
+        assert result.returncode == 0, result.stderr
+
+
+def write_photos(folder):
+    """16 random training and 8 validation images of two classes, with their lists."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for number in range(24):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), 'uint8')).save(folder / f'{number}.png')
+    for name, numbers in (('train_list.txt', range(16)), ('val_list.txt', range(16, 24))):
+        (folder / name).write_text(''.join(f'{number}.png {number % 2}\n' for number in numbers))
 
 
 def count_steps(path):
@@ -73,26 +101,38 @@ def count_steps(path):
     return open(path, errors='replace').read().count(', Step') if os.path.exists(path) else 0
 
 
+def kill(process):
+    """Kill a script or, under the launcher, one of its ranks: the other one and the launcher end by themselves then."""
+    children = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(process.pid)], stdout=subprocess.PIPE, text=True)
+    ranks = [int(line.split()[0]) for line in children.stdout.splitlines() if '--use_data_parallel' in line]
+    os.kill(ranks[-1] if ranks else process.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize('kind', list(RUNS))
 def test_killed_at_random_moments_it_ends_with_the_same_bits(whole, tmp_path, kind):
     """KILLS=N in the environment: N kills of each kind, default 2. A checkpoint is written at every step, so a moment
     after a step may hit a save; from the second step of a process on there is one to go on from."""
+    write_photos(tmp_path / 'photos')
     moments, kills = random.Random(kind), int(os.environ.get('KILLS', '2'))
-    for _ in range(kills):
-        process = start(tmp_path, *words(kind, 'run', '--resume'))
+    for number in range(kills):
+        command, log = words(kind, 'run', '--resume'), tmp_path / 'log'
+        if kind == 'two ranks':
+            log = tmp_path / f'log {number}' / 'workerlog.0'
+            process = start_ranks(tmp_path, *command, launcher=('--nproc_per_node', '2', '--log_dir', log.parent.name))
+        else:
+            process = start(tmp_path, *command)
         try:
             steps = moments.randint(2, 3)
-            assert wait_for(lambda steps=steps: count_steps(tmp_path / 'log') >= steps, process)
+            assert wait_for(lambda steps=steps, log=log: count_steps(log) >= steps, process)
             time.sleep(moments.uniform(0, 0.3))
-            process.kill()
-            status = process.wait(WAIT)
+            kill(process)
+            process.communicate(timeout=WAIT)
         finally:
             process.kill()
-        assert status in (0, -signal.SIGKILL), (tmp_path / 'log').read_text()
-        if status == 0:
+        assert kind == 'two ranks' or process.returncode in (0, -signal.SIGKILL), log.read_text()
+        if process.returncode == 0:
             break
-    result = run(tmp_path, *words(kind, 'run', '--resume'))
-    assert result.returncode == 0, result.stderr
+    finish(tmp_path, kind, *words(kind, 'run', '--resume'))
     assert 'resumed at epoch' in (tmp_path / 'run' / 'train.log').read_text()
     for mine, expected in zip(outcome(tmp_path / 'run'), whole(kind)):
         assert mine == expected

@@ -19,7 +19,7 @@ from runtime.errors import UserError, printable
     (['PC_DARTS', '--film=x'], 'give one of GENOTYPE'),
     (['--film=x', '--alphas=x'], 'give one of GENOTYPE'),
     (['--film=x', '--cell=both'], 'argument --cell: goes with GENOTYPE'),
-    (['--film=x', '--format=png'], 'argument --format: goes with GENOTYPE, --alphas and --results; a film is always a gif'),
+    (['--film=x', '--format=png'], 'argument --format: goes with GENOTYPE, --alphas and --results'),
     (['PC_DARTS', '--format=bmp'], "argument --format: 'bmp' is not allowed: give one of png, svg, pdf"),
     (['PC_DARTS', '--cell=reduction'], 'give one of normal, reduce, both'),
     (['PC_DARTS', '--formats=svg'], 'there is no flag --formats; did you mean --format?'),

@@ -203,11 +203,11 @@ def export(model, path, image_shape):
     model.eval()
     inference = _LogitsOnly(model)
     inference.eval()
-    # Without an operation between the concatenation that ends a cell and the ReLU that begins the next one, a pass of
-    # Paddle 3.3's inference engine (conv_concat_activation_mkldnn_fuse_pass) fails: "drr attr [fuse_activation] is
-    # not found".
-    hooks = [cell.register_forward_post_hook(lambda cell, inputs, output: paddle.assign(output))
-             for cell in model.cells]
+    # Passes of Paddle's inference engine fail where nothing stands between two operations that they would fuse.
+    # Paddle 3.3, conv_concat_activation_mkldnn_fuse_pass: the concatenation that ends a cell and the ReLU of the next
+    # one. Paddle 2.6, batch_norm_act_fuse_pass: the batch norm of a FactorizedReduce and several ReLUs behind it.
+    parts = [layer for cell in model.cells for layer in (cell, cell.preprocess0, cell.preprocess1, *cell._ops)]
+    hooks = [layer.register_forward_post_hook(lambda layer, inputs, output: paddle.assign(output)) for layer in parts]
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         paddle.jit.save(inference, path, input_spec=[paddle.static.InputSpec([None] + list(image_shape), name='image')])
