@@ -32,8 +32,9 @@ RUNS = {
     'FairDARTS': ['search.py', *FLAGS, '--method=FairDARTS', '--use_multiprocess=False'],
     'DARTS-': ['search.py', *FLAGS, '--method=DARTS-', '--use_multiprocess=False'],
     'train_imagenet': ['train_imagenet.py', '--data_dir=photos', '--image_size=32', '--init_channels=4', '--layers=3',
-                       '--epochs=3', '--batch_size=8', '--save_freq=1', '--log_freq=1', '--use_multiprocess=False'],
-    'two ranks': ['search.py', *FLAGS, '--method=PC-DARTS', '--use_data_parallel', '1'],
+                       '--epochs=3', '--batch_size=8', '--save_freq=1', '--log_freq=1', '--auxiliary=False',
+                       '--use_multiprocess=False'],
+    'two ranks': ['search.py', *FLAGS, '--method=PC-DARTS', '--batch_size=4', '--use_data_parallel', '1'],
 }
 COSTS = {'seconds', 'reader_cost', 'batch_cost', 'images_per_second', 'peak_memory_mb'}
 
@@ -87,12 +88,12 @@ def finish(folder, kind, *command):
 
 
 def write_photos(folder):
-    """16 random training and 8 validation images of two classes, with their lists."""
+    """48 random training and 8 validation images of two classes, with their lists."""
     generator = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
-    for number in range(24):
+    for number in range(56):
         Image.fromarray(generator.integers(0, 256, (40, 40, 3), 'uint8')).save(folder / f'{number}.png')
-    for name, numbers in (('train_list.txt', range(16)), ('val_list.txt', range(16, 24))):
+    for name, numbers in (('train_list.txt', range(48)), ('val_list.txt', range(48, 56))):
         (folder / name).write_text(''.join(f'{number}.png {number % 2}\n' for number in numbers))
 
 
@@ -102,10 +103,15 @@ def count_steps(path):
 
 
 def kill(process):
-    """Kill a script or, under the launcher, one of its ranks: the other one and the launcher end by themselves then."""
-    children = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(process.pid)], stdout=subprocess.PIPE, text=True)
+    """Kill a script or, under the launcher, one of its ranks: the other one and the launcher end by themselves then.
+
+    Returns when all of them have ended."""
+    children = subprocess.run(['ps', '-ww', '-o', 'pid=,args=', '--ppid', str(process.pid)], stdout=subprocess.PIPE,
+                              text=True)
     ranks = [int(line.split()[0]) for line in children.stdout.splitlines() if '--use_data_parallel' in line]
     os.kill(ranks[-1] if ranks else process.pid, signal.SIGKILL)
+    process.communicate(timeout=WAIT)
+    assert all(wait_for(lambda rank=rank: not os.path.exists(f'/proc/{rank}')) for rank in ranks)
 
 
 @pytest.mark.parametrize('kind', list(RUNS))
@@ -123,10 +129,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(whole, tmp_path, ki
             process = start(tmp_path, *command)
         try:
             steps = moments.randint(2, 3)
-            assert wait_for(lambda steps=steps, log=log: count_steps(log) >= steps, process)
+            assert wait_for(lambda steps=steps, log=log: count_steps(log) >= steps, process), log.read_text()
             time.sleep(moments.uniform(0, 0.3))
             kill(process)
-            process.communicate(timeout=WAIT)
         finally:
             process.kill()
         assert kind == 'two ranks' or process.returncode in (0, -signal.SIGKILL), log.read_text()
