@@ -303,6 +303,26 @@ def test_lists_of_a_folder_with_parts(script, tmp_path):
     assert entries(tmp_path / 'val_list.txt') == [['val/x/image 0.png', '0'], ['val/y/image 0.png', '1']]
 
 
+def test_names_that_a_list_cannot_hold_are_refused_before_anything_is_written(script, tmp_path):
+    """Others come back from the list as they are on the disk."""
+    names = ['a b.png', ' c.png', 'd\te.png', 'f\\g.png', '\u732b\u2028.png']
+    for label in 'xy':
+        (tmp_path / 'good' / label).mkdir(parents=True)
+        for name in names:
+            Image.new('RGB', (8, 8)).save(tmp_path / 'good' / label / name)
+    assert script('examples/make_image_lists.py', '--data=good').returncode == 0
+    paths = [path for name in ('train', 'val') for path in read_list(str(tmp_path / 'good' / f'{name}_list.txt'))[0]]
+    assert sorted(paths) == sorted(str(tmp_path / 'good' / label / name) for label in 'xy' for name in names)
+    for number, (name, message) in enumerate([(b'a\nb.png', 'has a line break'), (b'\xff.png', 'is not UTF-8 text')]):
+        for part in ('train', 'val'):
+            for label in 'xy':
+                write_images(tmp_path / str(number) / part / label, 1, 100)
+        with open(os.path.join(os.fsencode(tmp_path / str(number) / 'val' / 'x'), name), 'wb'):
+            pass
+        check_refusal(script('examples/make_image_lists.py', f'--data={number}'), message)
+        assert sorted(path.name for path in (tmp_path / str(number)).iterdir()) == ['train', 'val']
+
+
 def test_other_folders_are_refused(script, tmp_path):
     (tmp_path / 'empty').mkdir()
     for name in 'xy':
