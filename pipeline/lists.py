@@ -126,13 +126,15 @@ def _first_mentions(paths, labels, lines, hashes):
     """The numbers of the paths that stand in no line before. Raises UserError for a path with two labels."""
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     first = first[group]  # for each path the first one of the same hash
-    repeated = [i for i in np.flatnonzero(first != np.arange(len(hashes)))
-                if paths.relative(i) == paths.relative(first[i])]
-    for i in repeated:
-        if labels[i] != labels[first[i]]:
-            raise UserError(f'--data_dir: {lines[i]}{paths.relative(i)} has the label {labels[i]}, but '
-                            f'{labels[first[i]]} in line {lines.numbers[first[i]]}')
-    return np.delete(np.arange(len(hashes)), repeated)
+    suspects = np.flatnonzero(first != np.arange(len(first)))
+    same = (paths.relative(i) == paths.relative(first[i]) for i in suspects)
+    repeated = suspects[np.fromiter(same, bool, len(suspects))]
+    contradicting = repeated[labels[repeated] != labels[first[repeated]]]
+    if len(contradicting):
+        i = contradicting[0]
+        raise UserError(f'--data_dir: {lines[i]}{paths.relative(i)} has the label {labels[i]}, but '
+                        f'{labels[first[i]]} in line {lines.numbers[first[i]]}')
+    return np.delete(np.arange(len(first)), repeated)
 
 
 def draw_by_class(labels, counts, random):
