@@ -3,7 +3,7 @@
     train_search      the two halves of a training set, for search.py
     train_valid       the training or the test set, for train.py
     cifar10_reader    the (image, label) pairs of a CIFAR archive; replace the call of it by one of your own function
-    imagenet_reader   the training or the validation images of a folder with image lists, for train_imagenet.py
+    imagenet_reader   the training or the validation images of a folder with image lists
 
 Such a function returns (image, label) pairs, all images of one size: uint8 arrays [3, H, W], [H, W, 3] or [H, W] or
 PIL images are augmented and normalised; float arrays [3, H, W] are used as they are. Or it returns a paddle.io.Dataset
@@ -20,6 +20,7 @@ from pipeline import transforms
 from pipeline.archives import cifar_archive, cifar_batches
 from pipeline.folders import image_files
 from pipeline.items import DatasetItems, images_and_labels
+from pipeline.lists import draw_by_class, read_list
 from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
 from pipeline.sources import ArrayImages, DatasetImages, ImageFiles
 from runtime.errors import UserError
@@ -38,9 +39,12 @@ def train_search(batch_size, train_portion, is_shuffle, args):
     rank.
 
     batch_size: images per batch on each rank. train_portion: the fraction of the images that trains the weights; the
-    others train the architecture. is_shuffle: False keeps the order of the archive.
+    others train the architecture. ImageNet has args.train_fraction and args.arch_fraction instead. is_shuffle: False
+    keeps the order of the archive.
     Returns two BatchLoaders, (train, valid), both with augmentation.
     """
+    if _dataset(args) == 'imagenet':
+        return _half_loaders(*imagenet_halves(args), batch_size, is_shuffle, args)
     if _dataset(args) == 'cifar10':
         # To search on your own data, replace this call by one of a function that returns (image, label) pairs.
         pairs = cifar10_reader(cifar_archive('cifar10', _data(args)), 'data_batch', is_shuffle, args)
@@ -58,8 +62,13 @@ def train_search(batch_size, train_portion, is_shuffle, args):
     logger.info('%d images: %d train the weights, %d the architecture; %s', len(order), split_point,
                 len(order) - split_point,
                 source.transform or 'used as they are')
+    return _half_loaders(source, (order[:split_point], order[split_point:]), batch_size, is_shuffle, args)
+
+
+def _half_loaders(source, halves, batch_size, is_shuffle, args):
+    """A BatchLoader for each half of a search. halves: (training images, architecture images), as indices."""
     return [BatchLoader(source.subset(half), batch_size, shuffle=is_shuffle, stream=stream, **_loader_options(args))
-            for half, stream in ((order[:split_point], TRAIN), (order[split_point:], VALID))]
+            for half, stream in zip(halves, (TRAIN, VALID))]
 
 
 def train_valid(batch_size, is_train, is_shuffle, args):
@@ -106,7 +115,7 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
 
 
 def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
-    """The images of a list, for train_imagenet.py.
+    """The images of a list, for train_imagenet.py and search.py --dataset=imagenet.
 
     data_dir: the folder with train_list.txt and val_list.txt, whose lines are `relative/path label` (separated by a
     space or a tab).
@@ -114,29 +123,35 @@ def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
     Returns ImageFiles. Raises UserError that names the line at fault.
     """
     list_name = os.path.join(data_dir, {'train': 'train_list.txt', 'val': 'val_list.txt'}[mode])
-    try:
-        if not os.path.isfile(list_name):  # a device or a pipe would be read for ever
-            raise OSError('no such file')
-        with open(list_name, encoding='utf-8-sig') as f:
-            lines = f.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'--data_dir: {list_name} cannot be read: {getattr(error, "strerror", None) or error}; it must '
-                        'hold a line "relative/path label" for each image')
-    paths, labels, origins = [], [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        path, _, label = line.rstrip().replace('\t', ' ').rpartition(' ')  # the path itself may contain spaces
-        if not path or not (label.isascii() and label.isdecimal()) or len(label) > 9:
-            raise UserError(f'--data_dir: {list_name}, line {number}: {line!r:.80} is not "relative/path label"')
-        paths.append(os.path.join(data_dir, path.rstrip()))
-        labels.append(int(label))
-        origins.append(f'{list_name}, line {number}: ')
-    if not paths:
-        raise UserError(f'--data_dir: {list_name} names no image')
+    paths, labels, lines = read_list(list_name)
+    if mode == 'train' and labels.min() == 1 and len(np.unique(labels)) == labels.max():
+        logger.warning('%s: the labels are 1 to %d; labels count from 0, so the network gets a class 0 of which there '
+                       'are no images', list_name, labels.max())
     crop = transforms.RandomResizedCrop(size) if mode == 'train' else transforms.CentreCrop(size, share=224 / 256)
     normalisation = transforms.Augmentation(*transforms.IMAGENET_PIXELS)
-    return ImageFiles(paths, labels, origins, crop, normalisation, max(labels) + 1)
+    return ImageFiles(paths, labels, lines, crop, normalisation, int(labels.max()) + 1)
+
+
+def imagenet_halves(args):
+    """The images of train_list.txt and the numbers of those in the two halves of a search, which are drawn from each
+    class (PC-DARTS, section 4.3: 10 % of the images for the weights, 2.5 % for the architecture)."""
+    source = imagenet_reader(args.data_dir, 'train', _image_size(args))
+    images = source.paths.first_mentions
+    if len(images) < len(source):
+        logger.info('%d lines of the list repeat an image and are left out', len(source) - len(images))
+    counts = []
+    for name in ('train_fraction', 'arch_fraction'):
+        counts.append(min(int(np.floor(getattr(args, name) * len(images) + 0.5)), len(images) - sum(counts)))
+        if not counts[-1]:
+            raise UserError(f'--{name}: {getattr(args, name):g} of the {len(images)} images that train_list.txt names '
+                            'leaves one half of the search empty')
+    halves = [images[half] for half in draw_by_class(source.labels[images], counts, generator(_seed(args), ORDER))]
+    logger.info('%d images: %d train the weights, %d the architecture; %s', len(images), *counts, source.crop)
+    without = [source.num_classes - len(np.unique(source.labels[half])) for half in halves]
+    if any(without):
+        logger.info('of the %d classes, %d have no image that trains the weights, %d none that trains the architecture',
+                    source.num_classes, *without)
+    return source, halves
 
 
 def first_images(order, trainset_num):
@@ -167,7 +182,7 @@ def class_count(images, class_num=None):
 
 def image_shape(args):
     """The shape [3, H, W] of a data set's images, without reading them."""
-    size = {'digits': 8, 'folder': _image_size(args)}.get(_dataset(args), 32)
+    size = {'digits': 8, 'folder': _image_size(args), 'imagenet': _image_size(args)}.get(_dataset(args), 32)
     return [3, size, size]
 
 
@@ -263,7 +278,7 @@ def _seed(args):
 
 
 def _image_size(args):
-    return getattr(args, 'image_size', None) or 32
+    return getattr(args, 'image_size', None) or (IMAGENET_SIZE if _dataset(args) == 'imagenet' else 32)
 
 
 def _cutout(args):

@@ -5,6 +5,7 @@ r"""Search a cell on CIFAR-10 with DARTS, PC-DARTS or one of their successors.
     python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 \
         --arch_learning_rate=6e-4 --epochs_no_archopt=15
     python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
+    python search.py --dataset=imagenet --data_dir=dataset/ILSVRC2012 --method='PC-DARTS'      see docs/en/search.md
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
 Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams
@@ -26,10 +27,10 @@ from nas.recipes import (
     shortest_stage,
 )
 from runtime.flags import (
-    DATA_FLAGS,
     DEVICE_FLAGS,
     ArgumentParser,
     boolean,
+    data_flags,
     given_flags,
     integer,
     number,
@@ -106,23 +107,28 @@ SAVE_FLAGS = [
 # Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
 DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05',
                    '--cutout=False', '--drop_path_prob=0']
-AUXILIARY_SIZE = 32  # height and width in pixels of the smallest images that the auxiliary classifier takes
+# Height and width in pixels of the smallest images that the auxiliary classifiers of model.py take.
+AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE = 32, 193
 
 # The flags that decide which images there are; the seed selects the test images of a folder.
 DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')
+IMAGENET_NAMES = ('data_dir', 'image_size', 'class_num', 'max_bad_images', 'seed')
 
 
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
                          ('collapse', COLLAPSE_FLAGS),
-                         ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
+                         ('data', data_flags(imagenet=True) + HALVES_FLAGS + reader_flags(num_workers=1)),
+                         ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
     given = given_flags(sys.argv[1:] if argv is None else argv)
     first = parser.parse_args(argv)
     parser.set_defaults(**recipe(first.method, first.epochs if 'epochs' in given else None))
     args = parser.parse_data(argv)
+    if args.dataset == 'imagenet' and 'class_num' not in given:
+        args.class_num = 1000  # for --summary, which reads no data
     check_search_flags(parser, args)
     return args
 
@@ -183,13 +189,14 @@ def main():
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
     method = METHODS[args.method](**method_options(args))
+    stem = 'imagenet' if args.dataset == 'imagenet' else 'cifar'
     if args.summary:
-        network = Network(args.init_channels, args.class_num, args.layers, method)
+        network = Network(args.init_channels, args.class_num, args.layers, method, stem=stem)
         print(summary(network, image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
-    network = Network(args.init_channels, class_num, args.layers, method)
+    network = Network(args.init_channels, class_num, args.layers, method, stem=stem)
     searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num))
     genotype = searcher.train()
     if rank() == 0:
@@ -265,9 +272,13 @@ def train_command(genotype_path, args, image_shape, given):
 
     given: the names of the flags that were given.
     """
-    words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + genotype_path]
-    words += [f'--{name}={getattr(args, name)}' for name in DATA_NAMES if name in given]
-    if min(image_shape[1:]) < AUXILIARY_SIZE:
+    program, names, auxiliary_size = 'train.py', DATA_NAMES, AUXILIARY_SIZE
+    if args.dataset == 'imagenet':
+        program, names, auxiliary_size = 'train_imagenet.py', IMAGENET_NAMES, IMAGENET_AUXILIARY_SIZE
+        given = given | {'data_dir'}
+    words = ['python', os.path.join(os.path.dirname(sys.argv[0]), program), '--arch=' + genotype_path]
+    words += [f'--{name}={getattr(args, name)}' for name in names if name in given]
+    if min(image_shape[1:]) < auxiliary_size:
         words.append('--auxiliary=False')
     if args.dataset == 'digits':
         words += DIGITS_TRAINING

@@ -1,6 +1,7 @@
-"""Write train_list.txt and val_list.txt for train_imagenet.py from a folder of images.
+"""Write train_list.txt and val_list.txt, for train_imagenet.py and search.py, from a folder of images.
 
     python examples/make_image_lists.py --data=DIR
+    python search.py --dataset=imagenet --data_dir=DIR
     python train_imagenet.py --data_dir=DIR
 
 DIR holds train/<class>/* and val/<class>/*, or <class>/*, of which a fifth of each class, drawn by --seed, is for the
@@ -41,13 +42,23 @@ def main():
             raise UserError(f'{os.path.join(args.data, name)} is there already: move it away first')
     lists = {name: image_files(args.data, is_train, args.seed)
              for name, is_train in (('train_list.txt', True), ('val_list.txt', False))}
+    texts = {name: list_text(args.data, paths, labels) for name, (paths, labels, _) in lists.items()}
     for name, (paths, labels, classes) in lists.items():
-        lines = [f'{os.path.relpath(image, args.data)} {label}\n' for image, label in zip(paths, labels)]
-        if any(len(line.splitlines()) > 1 for line in lines):
-            raise UserError(f'{args.data} holds a file whose name has a line break, which a list cannot name')
-        write_text(os.path.join(args.data, name), ''.join(lines))
-        print(f'{name}: {len(lines)} images of {len(set(labels))} classes')
+        write_text(os.path.join(args.data, name), texts[name])
+        print(f'{name}: {len(paths)} images of {len(set(labels))} classes')
     write_text(os.path.join(args.data, 'classes.txt'), ''.join(name + '\n' for name in classes))
+
+
+def list_text(folder, paths, labels):
+    """The lines of a list of images in a folder. Raises UserError for a path that a list cannot name."""
+    for image in paths:
+        if '\n' in image or '\r' in image:
+            raise UserError(f'{folder} holds a file whose name has a line break, which a list cannot name')
+        try:
+            image.encode()
+        except UnicodeEncodeError:
+            raise UserError(f'{folder} holds a file whose name is not UTF-8 text, which a list cannot name: {image!r}')
+    return ''.join(f'{os.path.relpath(image, folder)} {label}\n' for image, label in zip(paths, labels))
 
 
 if __name__ == '__main__':

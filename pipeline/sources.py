@@ -101,18 +101,21 @@ class ArrayImages(Source):
 class ImageFiles(Source, Dataset):
     """Image files; also a paddle.io.Dataset of (image float32 [3, size, size], label).
 
-    paths, labels: the path and the class of each image. origins: for each image where it was listed ('LIST, line 3:
-    '), for messages. crop, transform: a crop and an Augmentation of transforms.py.
+    paths, labels: the path and the class of each of M images. origins: for each image where it was listed ('LIST, line
+    3: '), for messages. paths and origins are any sequences. crop, transform: a crop and an Augmentation of
+    transforms.py. indices: which of the M images belong to the source, in which order (default: all); subsets share
+    the sequences.
     """
 
-    def __init__(self, paths, labels, origins, crop, transform, num_classes):
+    def __init__(self, paths, labels, origins, crop, transform, num_classes, indices=None):
         self.paths, self.labels, self.origins = paths, np.asarray(labels, 'int64'), origins
         self.crop, self.transform, self.num_classes = crop, transform, num_classes
+        self.indices = np.arange(len(self.labels)) if indices is None else indices
         self.draws = crop.draws + transform.draws
         self.image_shape = [3, crop.size, crop.size]
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.indices)
 
     def __getitem__(self, i):
         images, labels, errors = self.batch([i], np.random.random((1, self.draws)))
@@ -122,15 +125,14 @@ class ImageFiles(Source, Dataset):
 
     def plain(self):
         return ImageFiles(self.paths, self.labels, self.origins, self.crop.plain(), self.transform.plain(),
-                          self.num_classes)
+                          self.num_classes, self.indices)
 
     def subset(self, indices):
-        return ImageFiles([self.paths[i] for i in indices], self.labels[indices], [self.origins[i] for i in indices],
-                          self.crop,
-                          self.transform, self.num_classes)
+        return ImageFiles(self.paths, self.labels, self.origins, self.crop, self.transform, self.num_classes,
+                          self.indices[indices])
 
     def check_labels(self, num_classes):
-        """Raise UserError that names the first image whose label is not below num_classes."""
+        """Raise UserError that names the first image, of all M, whose label is not below num_classes."""
         wrong = np.flatnonzero(self.labels >= num_classes)
         if len(wrong):
             from_1 = '; labels count from 0' if self.labels.min() == 1 and self.labels.max() == num_classes else ''
@@ -139,9 +141,10 @@ class ImageFiles(Source, Dataset):
 
     def batch(self, indices, uniform):
         images, kept, errors = [], [], []
+        places = self.indices[indices]
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # load_photo has a limit of its own
-            for position, i in enumerate(indices):
+            for position, i in enumerate(places):
                 try:
                     images.append(load_photo(self.paths[i], self.crop, uniform[position, :self.crop.draws]))
                     kept.append(position)
@@ -149,7 +152,7 @@ class ImageFiles(Source, Dataset):
                     reason = getattr(error, 'strerror', None) or error
                     errors.append(f'{self.origins[i]}{self.paths[i]} cannot be read as an image: {reason}')
         images = np.stack(images) if images else np.zeros((0, 3, self.crop.size, self.crop.size), 'uint8')
-        return self.transform(images, uniform[kept, self.crop.draws:]), self.labels[np.asarray(indices)[kept]], errors
+        return self.transform(images, uniform[kept, self.crop.draws:]), self.labels[places[kept]], errors
 
 
 class DatasetImages(Source):

@@ -93,6 +93,9 @@ class RandomResizedCrop:
     def __init__(self, size):
         self.size = size
 
+    def __str__(self):
+        return f'randomly cropped to {self.size}x{self.size} and flipped'
+
     def plain(self):
         return CentreCrop(self.size, share=224 / 256)
 

@@ -92,15 +92,39 @@ class ArgumentParser(argparse.ArgumentParser):
             group.add_argument('--' + name, default=default, help=text.replace('%', '%%') + shown, **options)
 
     def parse_data(self, argv):
-        """parse_args for the scripts with DATA_FLAGS, some of which go together."""
+        """parse_args for the scripts with data_flags(), some of which go together."""
         args = self.parse_args(argv)
-        if args.image_size and args.dataset != 'folder':
-            self.error(f'argument --image_size: goes with --dataset=folder; the images of {args.dataset} have their '
+        given = given_flags(sys.argv[1:] if argv is None else argv)
+        if args.image_size and args.dataset not in ('folder', 'imagenet'):
+            sized = 'folder or imagenet' if hasattr(args, 'data_dir') else 'folder'
+            self.error(f'argument --image_size: goes with --dataset={sized}; the images of {args.dataset} have their '
                        f'own size')
         if args.dataset == 'folder' and not os.path.isdir(str(args.data)):
             self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of '
                        f'images a class')
+        if args.dataset == 'imagenet':
+            self._check_imagenet(args, given)
+        for name in [row[0] for row in IMAGENET_FLAGS if row[0] in given and args.dataset != 'imagenet']:
+            self.error(f'argument --{name}: goes with --dataset=imagenet, not with {args.dataset}')
         return args
+
+    def _check_imagenet(self, args, given):
+        """Refuse flags that have no meaning with --dataset=imagenet, and sizes that it cannot have."""
+        for name in NOT_FOR_IMAGENET:
+            if name in given and getattr(args, name) is not False:
+                self.error(f'argument --{name}: has no meaning with --dataset=imagenet; {NOT_FOR_IMAGENET[name]}')
+        if args.image_size and args.image_size < 32:
+            self.error(f'argument --image_size: {args.image_size} is not allowed: --dataset=imagenet takes at least '
+                       '32, since the stem leaves an eighth')
+        if args.init_channels < 2:
+            self.error(f'argument --init_channels: {args.init_channels} is not allowed: --dataset=imagenet takes at '
+                       'least 2, since the first convolution of the stem has half as many')
+        if args.train_fraction + args.arch_fraction > 1:
+            self.error(f'argument --arch_fraction: {args.arch_fraction:g} is not allowed: with '
+                       f'--train_fraction={args.train_fraction:g} that is more than all images')
+        if not os.path.isdir(args.data_dir):
+            self.error(f'argument --data_dir: {args.data_dir} is not a folder; --dataset=imagenet takes the one with '
+                       'the images and train_list.txt')
 
     def check_use(self, args):
         """Check USE_FLAGS, of which eval_only and export need a network, and --arch, before anything is read or
@@ -162,17 +186,39 @@ DEVICE_FLAGS = [
     ('use_data_parallel', boolean, False, 'train on several GPUs; start with python -m paddle.distributed.launch'),
     ('seed', integer(0, 2**32 - 1), 0, 'random seed'),
 ]
-DATA_FLAGS = [
-    ('dataset', ['cifar10', 'cifar100', 'digits', 'folder'], 'cifar10',
-     "data set; digits: scikit-learn's handwritten digits, 1,437 training and 360 test images of 8x8 pixels, nothing "
-     "to download; "
-     'folder: --data is a folder with one subfolder of images per class'),
-    ('image_size', integer(8, 1024), None, 'for --dataset=folder: height and width in pixels that images are resized '
-                                           'to (default: 32)'),
-    ('trainset_num', integer(2), 50000, 'maximum number of training images'),
-    ('cutout_length', integer(0), 16, 'side of the square that cutout masks, in pixels of a 32x32 image; scaled for '
-                                      'other sizes'),
+IMAGENET_FLAGS = [
+    ('data_dir', path, 'dataset/ILSVRC2012', 'for --dataset=imagenet: the folder with the images and train_list.txt'),
+    ('train_fraction', positive(0, 1), 0.1, 'for --dataset=imagenet: fraction of the images of train_list.txt used for '
+                                            'weight training, drawn from each class'),
+    ('arch_fraction', positive(0, 1), 0.025, 'for --dataset=imagenet: fraction of the images of train_list.txt that '
+                                             'train the architecture, drawn from the others of each class'),
 ]
+NOT_FOR_IMAGENET = {  # and what to do instead
+    'data': 'give the folder with --data_dir',
+    'train_portion': 'give --train_fraction and --arch_fraction',
+    'trainset_num': 'give --train_fraction and --arch_fraction',
+    'cutout': 'its images are cropped at random and flipped',
+    'cutout_length': 'its images are cropped at random and flipped',
+}
+
+
+def data_flags(imagenet):
+    """The flags that say which images there are. imagenet: whether --dataset=imagenet is one of the data sets."""
+    return [
+        ('dataset', ['cifar10', 'cifar100', 'digits', 'folder'] + ['imagenet'] * imagenet, 'cifar10',
+         "data set; digits: scikit-learn's handwritten digits, 1,437 training and 360 test images of 8x8 pixels, "
+         'nothing to download; folder: --data is a folder with one subfolder of images per class'
+         + '; imagenet: photos, --data_dir is a folder with train_list.txt' * imagenet),
+        ('image_size', integer(8, 1024), None,
+         'for --dataset=folder: height and width in pixels that images are resized to (default: 32)'
+         + '; for --dataset=imagenet too (default: 224)' * imagenet),
+        ('trainset_num', integer(2), 50000, 'maximum number of training images'),
+        ('cutout_length', integer(0), 16, 'side of the square that cutout masks, in pixels of a 32x32 image; scaled '
+                                          'for other sizes'),
+    ] + IMAGENET_FLAGS * imagenet
+
+
+DATA_FLAGS = data_flags(imagenet=False)
 USE_FLAGS = [
     ('pretrained', path, None, 'a trained best_model.pdparams; the .json beside it gives genotype, channels, layers '
                                'and classes'),

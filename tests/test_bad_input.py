@@ -238,7 +238,7 @@ WRONG_INPUTS = [
     (EVAL + ['--pretrained=w.pdparams'], 'does not fit this network: ', 2),
     (EVAL + ['--pretrained=bad.pdparams'], 'holds a os.system, this script takes a NetworkCIFAR', 2),
     (['train.py', '--dataset=folder', '--data=pictures'], 'broken picture.png cannot be read as an image', 1),
-    (['train_imagenet.py', '--data_dir=absent'], 'val_list.txt cannot be read: no such file', 2),
+    (['train_imagenet.py', '--data_dir=absent'], 'val_list.txt cannot be read: No such file', 2),
     (['train_imagenet.py', '--data_dir=labels'], "train_list.txt, line 2: 'b.jpg -2' is not", 2),
     (['train_imagenet.py', '--data_dir=labels', '--arch=op.json'], "unknown operation 'rm -rf'", 2),
 ]

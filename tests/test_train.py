@@ -292,7 +292,7 @@ def test_image_lists_that_are_wrong(script, tmp_path):
     data = tmp_path / 'data'
     data.mkdir()
     small = ['train_imagenet.py', '--data_dir=data', '--init_channels=4', '--layers=1', '--class_num=2']
-    check_refusal(script(*small), os.path.join('data', 'val_list.txt') + ' cannot be read: no such file')
+    check_refusal(script(*small), os.path.join('data', 'val_list.txt') + ' cannot be read: No such file')
     (data / 'val_list.txt').write_text('a.jpg 0\nb.jpg\n')
     check_refusal(script(*small), "val_list.txt, line 2: 'b.jpg' is not \"relative/path label\"")
     (data / 'val_list.txt').write_text('\n')
