@@ -16,14 +16,13 @@ from kernels.compiled import (
     floats,
     jit,
     line_to_pixels,
-    multiply,
-    multiply_weight,
     on_all_cores,
     pixels_to_line,
     spread,
 )
 from kernels.layout import FRONT, HEIGHT, KERNEL, OUT_HEIGHT, OUT_WIDTH, PLANE, STRIDE, WIDTH, geometry
 from kernels.operation import Operation
+from kernels.products import multiply, multiply_weight, transposed
 
 
 def conv2d(x, layer):
@@ -164,15 +163,16 @@ class _Pointwise(Operation):
 
 
 @jit
-def _multiply(memory, images, channels, filters, pixels, transposed, begin, end):
-    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, transposed, [C, filters], the output
+def _multiply(memory, images, channels, filters, pixels, backwards, begin, end):
+    """memory: the addresses of x [N, C, pixels], the weight [filters, C] or, backwards, [C, filters], the output
     [N, filters, pixels] and, if there is one, the bias [filters]."""
     x, weight = floats(memory[0], images * channels * pixels), floats(memory[1], filters * channels)
     out = floats(memory[2], images * filters * pixels)
+    if backwards:
+        weight = transposed(weight, channels, filters)
     for image in range(begin, end):
         result = out[image * filters * pixels:][:filters * pixels]
-        multiply(result, filters, weight, 0, transposed, x[image * channels * pixels:][:channels * pixels],
-                 channels, pixels)
+        multiply(result, weight, x[image * channels * pixels:][:channels * pixels], filters, channels, pixels)
         if len(memory) > 3:
             bias = floats(memory[3], filters)
             for o in range(filters):
@@ -189,8 +189,8 @@ def _multiply_weight(memory, images, channels, filters, pixels, sums, begin, end
     for part in range(begin, end):
         for image in range(images * part // len(sums), images * (part + 1) // len(sums)):
             upstream = gradient[image * filters * pixels:][:filters * pixels]
-            multiply_weight(sums[part], 0, upstream, filters,
-                            x[image * channels * pixels:][:channels * pixels], channels, pixels)
+            multiply_weight(sums[part], upstream, x[image * channels * pixels:][:channels * pixels], filters, channels,
+                            pixels)
             for o in range(sums.shape[1] - filters * channels):
                 row, total = upstream[o * pixels:][:pixels], np.float32(0)
                 for p in range(pixels):

@@ -16,8 +16,6 @@ from kernels.compiled import (
     floats,
     jit,
     line_to_pixels,
-    multiply,
-    multiply_weight,
     pixels_to_line,
     spread,
 )
@@ -37,6 +35,7 @@ from kernels.layout import (
     TAPS,
     WIDTH,
 )
+from kernels.products import multiply, multiply_weight, transposed
 
 ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
 LARGEST, AVERAGE, IDENTITY = 0, 1, 2  # kinds of what is no convolution
@@ -123,7 +122,7 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments,
             convolve(line, buffer, count, g, depth, c * g[KERNEL])
             line_to_pixels(between, c * size, outside, line, 0, count, g)
         result = out[first * channels * outside:][:channels * size]
-        multiply(result, channels, point, 0, False, between, channels, size)
+        multiply(result, point, between, channels, channels, size)
         for c in range(channels if moments.shape[1] else 0):
             moments_of(result[c * size:][:size], moments[j, k, c])
 
@@ -284,7 +283,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 fill(row, coefficients[j, c, 2])
                 gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
                 gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], True)
-            multiply(between, channels, point, 0, True, df, channels, size)
+            multiply(between, transposed(point, channels, channels), df, channels, channels, size)
             buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
             line = np.zeros(g[FRONT] + g[PLANE], np.float32)
             again = np.empty(channels * size if wanted[1] else 0, np.float32)
@@ -307,7 +306,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                         two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c],
                                  sums[j, k, c])
             if wanted[1]:
-                multiply_weight(dweights[k, j], channels * g[KERNEL], df, channels, again, channels, size)
+                multiply_weight(dweights[k, j, channels * g[KERNEL]:], df, again, channels, channels, size)
 
 
 @jit

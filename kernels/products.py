@@ -11,7 +11,9 @@ nothing is copied per tap:
 Both keep a small block of the result in vector registers while they run along k or p, so that a number that is loaded
 is used several times. LLVM does not find this in a loop, therefore the innermost loops are written in its own language.
 """
-from kernels.compiled import jit, numba
+import numpy as np
+
+from kernels.compiled import fill, jit, numba
 
 LANES, VECTORS = 8, 3  # numbers in a vector register, and registers along the pixels of a block of 4 rows
 WIDE = 8  # registers of a single row
@@ -206,6 +208,7 @@ if numba is not None:
             values[2], _masked(builder, kind, values, scalars)))
 
     _four_rows, _one_row = _block_of_product(4, VECTORS), _block_of_product(1, WIDE)
+    _one_row_of_four, _two_by_four = _block_of_product(1, VECTORS), _block_of_product_of_rows(2, 4)
     _four_by_three, _one_by_six = _block_of_product_of_rows(4, 3), _block_of_product_of_rows(1, 6)
 
 SLACK = LANES * WIDE  # elements that may be read and written beyond the end of a row
@@ -256,3 +259,67 @@ def correlate_rows(result, upstream, source, offsets, length):
     a, b, c, d = result.ctypes.data, upstream.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for k in range(0, len(offsets), 6):
         _one_by_six(a + 4 * k, b, c, d + 8 * k, 0, 0, length)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pointwise convolutions: matrices of any size, contiguous and flattened. Nothing is read or written beyond them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@jit
+def multiply(result, weight, source, rows, columns, size):
+    """result [rows, size] = weight [rows, columns] source [columns, size]."""
+    offsets, block = _row_starts(columns, size), LANES * VECTORS
+    a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
+    for start in range(0, size if size >= block else 0, block):
+        p = min(start, size - block)  # the last block overlaps the one before, whose numbers come out the same
+        for r in range(0, rows - 3, 4):
+            _four_rows(a + 4 * (r * size + p), b + 4 * r * columns, c + 4 * p, d, size, columns, columns)
+        for r in range(rows // 4 * 4, rows):
+            _one_row_of_four(a + 4 * (r * size + p), b + 4 * r * columns, c + 4 * p, d, size, columns, columns)
+    for r in range(rows if size < block else 0):
+        row = result[r * size:][:size]
+        fill(row, np.float32(0))
+        for k in range(columns):
+            factor, some = weight[r * columns + k], source[k * size:][:size]
+            for p in range(size):
+                row[p] += factor * some[p]
+
+
+@jit
+def multiply_weight(result, gradient, source, rows, columns, size):
+    """Add to result [rows, columns] the product of gradient [rows, size] and the transposed source [columns, size]."""
+    offsets = _row_starts(columns, size)
+    a, b, c, d = result.ctypes.data, gradient.ctypes.data, source.ctypes.data, offsets.ctypes.data
+    for start in range(0, size, 1024):  # so that what is read again and again stays in the nearest cache
+        end = min(start + 1024, size)
+        whole = (end - start) // LANES * LANES
+        for r in range(0, rows - 1 if whole else 0, 2):
+            for k in range(0, columns - 3, 4):
+                _two_by_four(a + 4 * (r * columns + k), b + 4 * (r * size + start), c + 4 * start, d + 8 * k, columns,
+                             size, whole)
+        for r in range(rows):  # what the blocks leave out
+            for k in range(columns):
+                first = start + whole if r < rows // 2 * 2 and k < columns // 4 * 4 else start
+                total = np.float32(0)
+                for p in range(first, end):
+                    total += gradient[r * size + p] * source[k * size + p]
+                result[r * columns + k] += total
+
+
+@jit
+def _row_starts(rows, size):
+    starts = np.empty(rows, np.int64)
+    for row in range(rows):
+        starts[row] = row * size
+    return starts
+
+
+@jit
+def transposed(matrix, rows, columns):
+    """A matrix [rows, columns] as [columns, rows]."""
+    result = np.empty(rows * columns, np.float32)
+    for row in range(rows):
+        for column in range(columns):
+            result[column * rows + row] = matrix[row * columns + column]
+    return result

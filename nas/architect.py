@@ -75,11 +75,14 @@ class Architect:
 
     def _gradient_and_reach(self, image, label):
         """The first-order gradient. The weights that this pass has reached get a gradient of zeros, so that they move
-        by momentum and weight decay in the steps that do not draw their operation, as in the authors' code of GDAS."""
-        loss = self.model._loss(image, label)
-        gradients = paddle.grad(loss, self.arch_parameters + self.weights, allow_unused=True)
-        for weight, gradient in zip(self.weights, gradients[len(self.arch_parameters):]):
-            if gradient is not None and weight.grad is None:
+        by momentum and weight decay in the steps that do not draw their operation, as in the authors' code of GDAS.
+        Gradients are computed of weights only that have none yet: once reached, a weight keeps its zeros."""
+        unreached = [weight for weight in self.weights if weight.grad is None]
+        with frozen([weight for weight in self.weights if weight.grad is not None]):
+            loss = self.model._loss(image, label)
+            gradients = paddle.grad(loss, self.arch_parameters + unreached, allow_unused=True)
+        for weight, gradient in zip(unreached, gradients[len(self.arch_parameters):]):
+            if gradient is not None:
                 weight.grad = paddle.zeros_like(weight)
         gradients = [paddle.zeros_like(p) if g is None else g for p, g in zip(self.arch_parameters, gradients)]
         average_over_ranks(gradients, image.shape[0])

@@ -189,3 +189,34 @@ def test_the_validation_batch_does_not_reach_the_running_statistics_in_second_or
     assert len(expected) > 50
     for value, after in zip(running, expected):
         assert (value.numpy() == after).all()
+
+
+def test_a_step_of_gdas_computes_no_gradient_of_weights_that_have_one(monkeypatch):
+    """Its gradient is to the bit that of a pass which computes all of them, and the same weights have zeros after it,
+    but those of the user's own frozen weights."""
+    paddle.seed(1)
+    model = Network(4, 10, 3, 'GDAS')
+    model.stem[0].weight.stop_gradient = True
+    weights = weight_parameters(model)
+    architect = Architect(model, paddle.optimizer.Momentum(0.1, 0.9, parameters=weights))
+    batch = paddle.randn([4, 3, 8, 8]), paddle.randint(0, 10, [4])
+    asked, grad = [], paddle.grad
+
+    def recorded(loss, tensors, **options):
+        asked.append(len(tensors) - 2)
+        return grad(loss, tensors, **options)
+    reached, present = set(), []
+    for seed in range(3):
+        paddle.seed(seed)
+        expected = grad(model._loss(*batch), architect.arch_parameters + weights, allow_unused=True)
+        present.append(len(weights) - len(reached))
+        reached |= {id(weight) for weight, gradient in zip(weights, expected[2:]) if gradient is not None}
+        paddle.seed(seed)
+        monkeypatch.setattr(paddle, 'grad', recorded)
+        architect.step(None, None, *batch)
+        monkeypatch.undo()
+        assert all((ours.numpy() == theirs.numpy()).all() for ours, theirs in zip(architect.last_gradient, expected))
+        assert {id(weight) for weight in weights if weight.grad is not None} == reached
+        assert not any(weight.grad.numpy().any() for weight in weights if weight.grad is not None)
+    assert asked == present and present[0] == len(weights) > present[1] > present[2]
+    assert [weight for weight in weights if weight.stop_gradient] == [] and model.stem[0].weight.stop_gradient
