@@ -5,6 +5,7 @@ r"""Train the network of a genotype on CIFAR-10, from scratch.
     python train.py --dataset=digits --arch=search_digits/genotype.json --auxiliary=False --init_channels=16 \
         --layers=5 --epochs=12 --batch_size=32 --learning_rate=0.05 --cutout=False --drop_path_prob=0
     python train.py --eval_only --pretrained=eval_cifar/best_model.pdparams
+    python train.py --predict=photos --pretrained=eval_cifar/best_model.pdparams
     python train.py --export=inference/model --pretrained=eval_cifar/best_model.pdparams
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog train.py --use_data_parallel 1
 
@@ -65,7 +66,7 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    writes_files = not (args.eval_only or args.export or args.summary)
+    writes_files = not (args.eval_only or args.predict or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
                  use_data_parallel=args.use_data_parallel, seed=args.seed,
                  batch_size=args.batch_size,
@@ -76,8 +77,8 @@ def main():
     from model import NetworkCIFAR
     from nas import accelerate
     from pictures.vdl import visual_log
-    from reader import class_count, image_shape, train_valid
-    from training import evaluation
+    from reader import class_count, image_shape, predict_loader, train_valid
+    from training import evaluation, prediction
     from training.summary import summary
 
     def described(class_num):
@@ -99,6 +100,14 @@ def main():
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
+    if args.predict:
+        shape = image_shape(args)
+        if 'image_size' not in given:
+            shape = evaluation.image_shape_of(description, default=shape)
+        loader = predict_loader(args.batch_size, args.dataset, prediction.square_side(description, shape), args)
+        prediction.predict(accelerate(model), loader, prediction.class_names(description),
+                           precision_options=precision_options, as_json=args.json)
+        return
     test_loader = train_valid(args.batch_size, False, False, args)
     images = test_loader.source.image_shape
     if args.eval_only:
@@ -115,7 +124,8 @@ def main():
     else:
         model, description = evaluation.with_classes(NetworkCIFAR, model, description, class_num)
     # The data of this training, also where --pretrained was trained on other data.
-    description = dict(description, image_shape=images, data={name: getattr(args, name) for name in DATA_OF_NETWORK})
+    description = prediction.with_images(description, train_loader.source,
+                                         data={name: getattr(args, name) for name in DATA_OF_NETWORK})
     evaluation.log_size(model, images)
     evaluation.train(
         accelerate(model), description, train_loader, test_loader,

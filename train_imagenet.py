@@ -2,6 +2,7 @@ r"""Train the network of a genotype on ImageNet, from scratch.
 
     python train_imagenet.py --arch=PC_DARTS --data_dir=dataset/ILSVRC2012
     python train_imagenet.py --eval_only --pretrained=eval_imagenet/best_model.pdparams --data_dir=dataset/ILSVRC2012
+    python train_imagenet.py --predict=photos --pretrained=eval_imagenet/best_model.pdparams
     python train_imagenet.py --export=inference/model --pretrained=eval_imagenet/best_model.pdparams
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog \
         train_imagenet.py --use_data_parallel 1
@@ -64,7 +65,7 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    writes_files = not (args.eval_only or args.export or args.summary)
+    writes_files = not (args.eval_only or args.predict or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
                  use_data_parallel=args.use_data_parallel, seed=args.seed,
                  batch_size=args.batch_size,
@@ -76,8 +77,8 @@ def main():
     from nas import accelerate
     from pictures.vdl import visual_log
     from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
-    from reader import class_count, first_images, imagenet_reader
-    from training import evaluation
+    from reader import class_count, first_images, imagenet_reader, predict_loader
+    from training import evaluation, prediction
     from training.summary import summary
 
     def described(class_num):
@@ -105,6 +106,11 @@ def main():
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
+    if args.predict:
+        loader = predict_loader(args.batch_size, 'imagenet', prediction.square_side(description, images), args)
+        prediction.predict(accelerate(model), loader, prediction.class_names(description),
+                           precision_options=precision_options, as_json=args.json)
+        return
     loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0,
                           max_bad_images=args.max_bad_images)
     valid_images = imagenet_reader(args.data_dir, 'val', images[1])
@@ -122,7 +128,8 @@ def main():
     elif not args.eval_only:
         model, description = evaluation.with_classes(NetworkImageNet, model, description, class_num,
                                                      dropout=args.dropout)
-    description = dict(description, image_shape=images)
+    if not args.eval_only:
+        description = prediction.with_images(description, train_images)
     evaluation.log_size(model, images)
     if args.eval_only:
         evaluation.score(accelerate(model), valid_loader, precision_options)

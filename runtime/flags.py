@@ -97,20 +97,27 @@ class ArgumentParser(argparse.ArgumentParser):
         if args.image_size and args.dataset != 'folder':
             self.error(f'argument --image_size: goes with --dataset=folder; the images of {args.dataset} have their '
                        f'own size')
-        if args.dataset == 'folder' and not os.path.isdir(str(args.data)):
+        if args.dataset == 'folder' and not getattr(args, 'predict', None) and not os.path.isdir(str(args.data)):
             self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of '
                        f'images a class')
         return args
 
     def check_use(self, args):
-        """Check USE_FLAGS, of which eval_only and export need a network, and --arch, before anything is read or
-        downloaded."""
-        for name in ('eval_only', 'export'):
+        """Check USE_FLAGS, of which eval_only, predict and export need a network, and --arch, before anything is read
+        or downloaded."""
+        for name in ('eval_only', 'predict', 'export'):
             if getattr(args, name) and not args.pretrained:
                 self.error(f'argument --{name}: give the network with --pretrained=PATH of a best_model.pdparams')
         if args.export and (args.export.endswith(('/', os.sep)) or os.path.isdir(args.export)):
             self.error(f'argument --export: {args.export} is a folder; give the beginning of the file names, such as '
                        f'{os.path.join(args.export, "model")}')
+        for name in ('eval_only', 'export', 'summary', 'resume', 'use_data_parallel'):
+            if args.predict and getattr(args, name):
+                self.error(f'argument --predict: does not go together with --{name}')
+        if args.predict and not os.path.exists(args.predict):
+            self.error(f'argument --predict: {args.predict} does not exist; give an image file or a folder')
+        if args.json and not args.predict:
+            self.error('argument --json: goes with --predict')
         try:
             get_genotype(args.arch)
         except ValueError as error:
@@ -177,6 +184,11 @@ USE_FLAGS = [
     ('pretrained', path, None, 'a trained best_model.pdparams; the .json beside it gives genotype, channels, layers '
                                'and classes'),
     ('eval_only', boolean, False, 'evaluate the --pretrained network on the test set and exit'),
+    ('predict', path, None, 'print the 5 most probable classes of an image file, or of all images in a folder and its '
+                            'subfolders, a line for each, and exit; needs no other data. The central square of an '
+                            'image is resized to the size of the test images (CIFAR: 32x32 pixels; ImageNet: 224/256 '
+                            'of the square, to 224x224)'),
+    ('json', boolean, False, 'print what --predict finds as a JSON object for each image'),
     ('export', path, None, 'export the --pretrained network as an inference model, PATH.* (paddle.jit.save), and exit'),
 ]
 PRECISION_FLAGS = [

@@ -160,11 +160,7 @@ def evaluate(model, loader, *, precision=None, after_batch=None):
     loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     for batch in loader:
         image, label = to_batch(batch)
-        with precision.autocast() if precision else contextlib.nullcontext():
-            output = model(image)
-        logits = output[0] if isinstance(output, tuple) else output
-        # Mixed precision gives 16 bits; a network on integers, rows of words for example, is not one of images.
-        logits = logits.astype(image.dtype if paddle.is_floating_point(image) else paddle.get_default_dtype())
+        logits = logits_of(model, image, precision)
         n = image.shape[0]
         loss.update(F.cross_entropy(logits, label), n)
         for meter, value in zip((top1, top5), accuracy(logits, label)):
@@ -174,6 +170,15 @@ def evaluate(model, loader, *, precision=None, after_batch=None):
     if training:
         model.train()
     return mean_over_ranks(loss, top1, top5)
+
+
+def logits_of(model, image, precision=None):
+    """The logits [N, classes] of a network in evaluation mode, in the type of the images."""
+    with precision.autocast() if precision else contextlib.nullcontext():
+        output = model(image)
+    logits = output[0] if isinstance(output, tuple) else output
+    # Mixed precision gives 16 bits; a network on integers, rows of words for example, is not one of images.
+    return logits.astype(image.dtype if paddle.is_floating_point(image) else paddle.get_default_dtype())
 
 
 def to_batch(batch):

@@ -2,8 +2,8 @@
 
 best_model.pdparams is a plain state dict. best_model.json beside it describes the network, so that it can be
 evaluated, trained further or exported without repeating any argument. Its keys: network (the class of model.py),
-genotype, init_channels, layers, class_num, auxiliary; image_shape and data (dataset, image_size, seed) of the images
-it was trained on; figures of its epoch.
+genotype, init_channels, layers, class_num, auxiliary; image_shape, class_names, normalised and data (dataset,
+image_size, seed) of the images it was trained on (prediction.py); figures of its epoch.
 """
 import os
 import re
