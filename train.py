@@ -79,6 +79,7 @@ def main():
     from pictures.vdl import visual_log
     from reader import class_count, image_shape, predict_loader, train_valid
     from training import evaluation, prediction
+    from training.export import export
     from training.summary import summary
 
     def described(class_num):
@@ -96,7 +97,7 @@ def main():
                       args.batch_size))
         return
     if args.export:
-        evaluation.export(model, args.export, evaluation.image_shape_of(description, default=image_shape(args)))
+        export(model, args.export, evaluation.image_shape_of(description, default=image_shape(args)), args.format)
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)

@@ -79,6 +79,7 @@ def main():
     from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
     from reader import class_count, first_images, imagenet_reader, predict_loader
     from training import evaluation, prediction
+    from training.export import export
     from training.summary import summary
 
     def described(class_num):
@@ -102,7 +103,7 @@ def main():
         print(summary(model, images, args.batch_size))
         return
     if args.export:
-        evaluation.export(model, args.export, images)
+        export(model, args.export, images, args.format)
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)

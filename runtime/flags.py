@@ -118,6 +118,8 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f'argument --predict: {args.predict} does not exist; give an image file or a folder')
         if args.json and not args.predict:
             self.error('argument --json: goes with --predict')
+        if args.format != 'paddle' and not args.export:
+            self.error('argument --format: goes with --export')
         try:
             get_genotype(args.arch)
         except ValueError as error:
@@ -189,7 +191,9 @@ USE_FLAGS = [
                             'image is resized to the size of the test images (CIFAR: 32x32 pixels; ImageNet: 224/256 '
                             'of the square, to 224x224)'),
     ('json', boolean, False, 'print what --predict finds as a JSON object for each image'),
-    ('export', path, None, 'export the --pretrained network as an inference model, PATH.* (paddle.jit.save), and exit'),
+    ('export', path, None, 'export the --pretrained network as an inference model, PATH.* (paddle.jit.save) or, with '
+                           '--format=onnx, PATH.onnx, and exit'),
+    ('format', ['paddle', 'onnx'], 'paddle', 'format of --export; onnx needs the package paddle2onnx'),
 ]
 PRECISION_FLAGS = [
     ('amp_level', ['O0', 'O1', 'O2'], 'O0', 'mixed precision on a GPU: O0 off, O1 where it is safe, O2 nearly '

@@ -27,7 +27,7 @@ from runtime.parallel import rank, world_size
 # Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
 MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params',
                         'num_workers', 'use_multiprocess', 'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export',
-                        'predict', 'json', 'pretrained'}
+                        'format', 'predict', 'json', 'pretrained'}
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""What train.py and train_imagenet.py share: load a network, train it and keep the best, evaluate it, export it.
+"""What train.py and train_imagenet.py share: load a network, train it and keep the best, evaluate it.
 
 best_model.pdparams is a plain state dict. best_model.json beside it describes the network, so that it can be
 evaluated, trained further or exported without repeating any argument. Its keys: network (the class of model.py),
@@ -12,7 +12,7 @@ import paddle
 
 import genotypes
 from runtime.checkpoint import load_model, save_model, set_state
-from runtime.errors import UserError, printable
+from runtime.errors import UserError
 from runtime.files import refuse_to_overwrite
 from runtime.log import logger
 from runtime.parallel import broadcast, rank
@@ -177,44 +177,3 @@ def score(model, loader, precision_options):
     loss, top1, top5 = evaluate(model, loader, precision=Precision(model=model, **precision_options))
     if rank() == 0:
         print(f'valid_acc {top1:.6f}, valid_acc5 {top5:.6f}, valid_loss {loss:.6f}, {len(loader.source)} images')
-
-
-class _LogitsOnly(paddle.nn.Layer):
-    """A network without its auxiliary output, as an inference model has it."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, image):
-        return self.network(image)[0]
-
-
-def export(model, path, image_shape):
-    """Write an inference model, images [N, 3, H, W] in, logits [N, classes] out, that paddle.jit.load and
-    paddle.inference read.
-
-    path: the common beginning of the files' names, as in paddle.jit.save. Raises UserError for one that belongs to a
-    trained network, whose description Paddle would overwrite, and (status 1) for a path that cannot be written.
-    """
-    if os.path.exists(path + '.pdparams'):
-        raise UserError(f'--export: {path}.pdparams is a trained network, whose files would be overwritten: give '
-                        f'another name, such as {path}_inference')
-    model.eval()
-    inference = _LogitsOnly(model)
-    inference.eval()
-    # Without an operation between the concatenation that ends a cell and the ReLU that begins the next one, a pass of
-    # Paddle 3.3's inference engine (conv_concat_activation_mkldnn_fuse_pass) fails: "drr attr [fuse_activation] is
-    # not found".
-    hooks = [cell.register_forward_post_hook(lambda cell, inputs, output: paddle.assign(output))
-             for cell in model.cells]
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        paddle.jit.save(inference, path, input_spec=[paddle.static.InputSpec([None] + list(image_shape), name='image')])
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, 'strerror', None) or str(error)).splitlines()[0]
-        raise UserError(f'--export: cannot write {path}: {reason}', status=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    print(printable(f'exported to {path}.*'))
