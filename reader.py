@@ -79,6 +79,8 @@ def train_valid(batch_size, is_train, is_shuffle, args):
     if is_shuffle:
         order = generator(_seed(args), ORDER).permutation(order)
     order = first_images(order, args.trainset_num)
+    if source.transform is None and getattr(args, 'augment', 'none') != 'none':
+        raise UserError(f'--augment: {args.augment} works on uint8 images; these are arrays that are used as they are')
     logger.info('%d training images; %s', len(order), source.transform or 'used as they are')
     return BatchLoader(source.subset(order), batch_size, shuffle=is_shuffle, stream=TRAIN, **_loader_options(args))
 
@@ -108,12 +110,13 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
     return pairs.subset(generator(_seed(args), ORDER).permutation(len(pairs))) if is_shuffle else pairs
 
 
-def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
+def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE, augment='none'):
     """The images of a list, for train_imagenet.py.
 
     data_dir: the folder with train_list.txt and val_list.txt, whose lines are `relative/path label` (separated by a
     space or a tab).
-    mode: 'train', cropped and flipped at random, or 'val', the centre of each image. size: pixels a side.
+    mode: 'train', cropped and flipped at random, or 'val', the centre of each image. size: pixels a side. augment: of
+    the training images, see augmentation_of.
     Returns ImageFiles. Raises UserError that names the line at fault.
     """
     list_name = os.path.join(data_dir, {'train': 'train_list.txt', 'val': 'val_list.txt'}[mode])
@@ -138,7 +141,8 @@ def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
     if not paths:
         raise UserError(f'--data_dir: {list_name} names no image')
     crop = transforms.RandomResizedCrop(size) if mode == 'train' else transforms.RandomResizedCrop(size).plain()
-    normalisation = transforms.Augmentation(*transforms.IMAGENET_PIXELS)
+    operations = transforms.POLICIES[augment] if mode == 'train' else None
+    normalisation = transforms.Augmentation(*transforms.IMAGENET_PIXELS, policy=operations)
     class_num = max(labels) + 1
     return ImageFiles(paths, labels, origins, crop, normalisation, class_num, _listed_names(data_dir, class_num))
 
@@ -263,11 +267,11 @@ def as_source(pairs, augmentation_options):
     return pairs.with_transform(augmentation_of(dataset, pairs.image_shape[1], *cutout) if uint8 else None)
 
 
-def augmentation_of(dataset, size, cutout, cutout_length):
+def augmentation_of(dataset, size, cutout, cutout_length, augment='none'):
     """The augmentation of size x size images: the CIFAR recipe, in proportion to the image.
 
     dataset: the value of --dataset, which decides mean and standard deviation. cutout_length: in pixels of a 32x32
-    image.
+    image. augment: a key of transforms.POLICIES.
     """
     pixels = {'digits': transforms.DIGITS_PIXELS, 'cifar100': transforms.CIFAR100_PIXELS,
               'folder': transforms.IMAGENET_PIXELS,
@@ -275,7 +279,7 @@ def augmentation_of(dataset, size, cutout, cutout_length):
     length = max(2, cutout_length * size // 32) if cutout and cutout_length else 0
     # a mirrored digit is another character
     return transforms.Augmentation(*pixels, padding=size // 8, flip=dataset != 'digits',
-                                   cutout_length=length)
+                                   cutout_length=length, policy=transforms.POLICIES[augment])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -300,7 +304,7 @@ def _image_size(args):
 
 
 def _cutout(args):
-    return args.cutout, args.cutout_length
+    return args.cutout, args.cutout_length, getattr(args, 'augment', 'none')
 
 
 def _augmentation_options(args):

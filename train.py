@@ -18,6 +18,7 @@ from runtime.flags import (
     DATA_FLAGS,
     DEVICE_FLAGS,
     PRECISION_FLAGS,
+    RECIPE_FLAGS,
     USE_FLAGS,
     ArgumentParser,
     boolean,
@@ -56,11 +57,12 @@ DATA_OF_NETWORK = ('dataset', 'image_size', 'seed')
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('network', network_flags(init_channels=36, layers=20, class_num=10, drop_path_prob=0.2)),
-                         ('training', TRAIN_FLAGS), ('data', DATA_FLAGS + CIFAR_FLAGS + reader_flags(num_workers=1)),
+                         ('training', TRAIN_FLAGS + RECIPE_FLAGS),
+                         ('data', DATA_FLAGS + CIFAR_FLAGS + reader_flags(num_workers=1)),
                          ('use of a trained network', USE_FLAGS), ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='eval_cifar'))):
         parser.add_flags(title, table)
-    return parser.check_use(parser.parse_data(argv))
+    return parser.check_recipe(parser.check_use(parser.parse_data(argv)))
 
 
 def main():
@@ -80,6 +82,7 @@ def main():
     from reader import class_count, image_shape, predict_loader, train_valid
     from training import evaluation, prediction
     from training.export import export
+    from training.recipes import with_warmup
     from training.summary import summary
 
     def described(class_num):
@@ -130,7 +133,9 @@ def main():
     evaluation.log_size(model, images)
     evaluation.train(
         accelerate(model), description, train_loader, test_loader,
-        schedule=paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs),
+        schedule=with_warmup(paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate,
+                                                                      args.epochs - args.warmup_epochs),
+                             args.warmup_epochs),
         epochs=args.epochs,
         optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
         loss_options=dict(auxiliary_weight=args.auxiliary_weight),
@@ -139,6 +144,7 @@ def main():
                                         genotype=description['genotype']),
                          on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
+        recipe_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
         precision_options=precision_options,
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,

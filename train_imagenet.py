@@ -15,6 +15,7 @@ import sys
 from runtime.flags import (
     DEVICE_FLAGS,
     PRECISION_FLAGS,
+    RECIPE_FLAGS,
     USE_FLAGS,
     ArgumentParser,
     genotype_of,
@@ -54,12 +55,12 @@ DATA_FLAGS = [
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     network = network_flags(init_channels=48, layers=14, class_num=1000, drop_path_prob=0.0)
-    for title, table in (('network', network + DROPOUT_FLAGS), ('training', TRAIN_FLAGS),
+    for title, table in (('network', network + DROPOUT_FLAGS), ('training', TRAIN_FLAGS + RECIPE_FLAGS),
                          ('data', DATA_FLAGS + reader_flags(num_workers=4)), ('use of a trained network', USE_FLAGS),
                          ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=100, model_save_dir='eval_imagenet'))):
         parser.add_flags(title, table)
-    return parser.check_use(parser.parse_args(argv))
+    return parser.check_recipe(parser.check_use(parser.parse_args(argv)))
 
 
 def main():
@@ -80,6 +81,7 @@ def main():
     from reader import class_count, first_images, imagenet_reader, predict_loader
     from training import evaluation, prediction
     from training.export import export
+    from training.recipes import with_warmup
     from training.summary import summary
 
     def described(class_num):
@@ -116,7 +118,7 @@ def main():
                           max_bad_images=args.max_bad_images)
     valid_images = imagenet_reader(args.data_dir, 'val', images[1])
     if not args.eval_only:
-        train_images = imagenet_reader(args.data_dir, 'train', images[1])
+        train_images = imagenet_reader(args.data_dir, 'train', images[1], args.augment)
         if class_num is not None:
             train_images.check_labels(class_num)  # names the line of the list
         class_num = class_count(train_images, class_num)
@@ -141,7 +143,8 @@ def main():
     logger.info('%d training images, %d validation images', len(chosen), len(valid_images))
     evaluation.train(
         accelerate(model), description, train_loader, valid_loader,
-        schedule=paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate),
+        schedule=with_warmup(paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate),
+                             args.warmup_epochs),
         epochs=args.epochs,
         optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
         loss_options=dict(auxiliary_weight=args.auxiliary_weight, label_smooth=args.label_smooth),
@@ -150,6 +153,7 @@ def main():
                                         genotype=description['genotype']),
                          on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
+        recipe_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
         precision_options=precision_options,
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,

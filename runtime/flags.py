@@ -126,6 +126,16 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f'argument --arch: {error}')
         return args
 
+    def check_recipe(self, args):
+        """Check RECIPE_FLAGS against other flags."""
+        if args.warmup_epochs >= args.epochs:
+            self.error(f'argument --warmup_epochs: {args.warmup_epochs} is not allowed: it must be less than the '
+                       f'{args.epochs} --epochs')
+        for name in ('mixup', 'cutmix'):
+            if getattr(args, name) and args.batch_size < 2:
+                self.error(f'argument --{name}: mixes the images of a batch; --batch_size must be at least 2')
+        return args
+
     def exit(self, status=0, message=None):
         if message:
             with contextlib.suppress(OSError, ValueError):  # standard error is full: the status says it
@@ -194,6 +204,18 @@ USE_FLAGS = [
     ('export', path, None, 'export the --pretrained network as an inference model, PATH.* (paddle.jit.save) or, with '
                            '--format=onnx, PATH.onnx, and exit'),
     ('format', ['paddle', 'onnx'], 'paddle', 'format of --export; onnx needs the package paddle2onnx'),
+]
+RECIPE_FLAGS = [
+    ('ema', positive(0, 1), None, 'decay per step of an exponential moving average of the weights, such as 0.9999; the '
+                                  'average is evaluated and saved (default: off)'),
+    ('mixup', positive(), None, 'alpha of mixup, such as 0.2: mix each image with another one of its batch, the shares '
+                                'drawn from Beta(alpha, alpha) (default: off)'),
+    ('cutmix', positive(), None, 'alpha of cutmix, such as 1: put a rectangle of another image of the batch into each '
+                                 'image; with --mixup, each batch takes one of the two (default: off)'),
+    ('augment', ['none', 'trivial'], 'none', 'trivial: TrivialAugment, one random operation of 14 on every training '
+                                             'image'),
+    ('warmup_epochs', integer(0), 0, 'epochs in which the learning rate increases linearly to its initial value'),
+    ('accumulate', integer(1), 1, 'batches per step; their gradients are averaged'),
 ]
 PRECISION_FLAGS = [
     ('amp_level', ['O0', 'O1', 'O2'], 'O0', 'mixed precision on a GPU: O0 off, O1 where it is safe, O2 nearly '
