@@ -12,6 +12,7 @@ DEFAULT_PADDLE := $(shell sed -n 's/^paddlepaddle==//p' requirements.txt)
 PADDLE ?= $(DEFAULT_PADDLE)
 VENV := .venv$(if $(filter-out $(DEFAULT_PADDLE),$(PADDLE)),-$(PADDLE))
 READY := $(VENV)/requirements.txt
+ONNX := $(VENV)/requirements_onnx.txt
 
 .PHONY: search test test-all test-fast lint
 
@@ -19,10 +20,10 @@ search: $(READY)
 	$(VENV)/bin/python search.py --dataset=digits --method=PC-DARTS --layers=3 --epochs=10 --epochs_no_archopt=2 \
 		--batch_size=32 --learning_rate=0.1 --arch_learning_rate=6e-3 --log_freq=10 --model_save_dir=search_digits
 
-test: $(READY)
+test: $(ONNX)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal -m "not long"
 
-test-all: $(READY)
+test-all: $(ONNX)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal
 
 test-fast: $(READY)
@@ -36,4 +37,10 @@ $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	sed 's/^paddlepaddle==.*/paddlepaddle==$(PADDLE)/' requirements.txt > $(VENV)/wanted.txt
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r $(VENV)/wanted.txt
+	mv $(VENV)/wanted.txt $@
+
+# Where these cannot be installed, the tests that need them say so and are skipped.
+$(ONNX): tests/requirements_onnx.txt $(READY)
+	sed '$(if $(filter 2.%,$(PADDLE)),s/^paddle2onnx==[^;]*/paddle2onnx==1.3.1/)' $< > $(VENV)/wanted.txt
+	-$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r $(VENV)/wanted.txt
 	mv $(VENV)/wanted.txt $@

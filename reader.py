@@ -4,6 +4,7 @@
     train_valid       the training or the test set, for train.py
     cifar10_reader    the (image, label) pairs of a CIFAR archive; replace the call of it by one of your own function
     imagenet_reader   the training or the validation images of a folder with image lists
+    predict_loader    image files, for --predict
 
 Such a function returns (image, label) pairs, all images of one size: uint8 arrays [3, H, W], [H, W, 3] or [H, W] or
 PIL images are augmented and normalised; float arrays [3, H, W] are used as they are. Or it returns a paddle.io.Dataset
@@ -17,13 +18,14 @@ import numpy as np
 from paddle.io import Dataset
 
 from pipeline import transforms
-from pipeline.archives import cifar_archive, cifar_batches
-from pipeline.folders import image_files
+from pipeline.archives import CLASS_NAMES, cifar_archive, cifar_batches, cifar_class_names
+from pipeline.folders import image_files, images_below
 from pipeline.items import DatasetItems, images_and_labels
 from pipeline.lists import draw_by_class, read_list
 from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
 from pipeline.sources import ArrayImages, DatasetImages, ImageFiles
 from runtime.errors import UserError
+from runtime.files import MAX_JSON_BYTES, open_regular
 from runtime.log import logger
 
 IMAGENET_SIZE = 224  # pixels a side
@@ -86,6 +88,8 @@ def train_valid(batch_size, is_train, is_shuffle, args):
     if is_shuffle:
         order = generator(_seed(args), ORDER).permutation(order)
     order = first_images(order, args.trainset_num)
+    if source.transform is None and getattr(args, 'augment', 'none') != 'none':
+        raise UserError(f'--augment: {args.augment} works on uint8 images; these are arrays that are used as they are')
     logger.info('%d training images; %s', len(order), source.transform or 'used as they are')
     return BatchLoader(source.subset(order), batch_size, shuffle=is_shuffle, stream=TRAIN, **_loader_options(args))
 
@@ -110,16 +114,18 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
         del data  # before the next batch is read
     labels = np.concatenate([labels for _, labels in parts.values()])
     order = np.concatenate([parts[name][0] for name in sorted(parts)])  # an archive has its members in any order
-    pairs = ArrayImages(images, labels, indices=order)
+    names = cifar_class_names(file_name, data_name) if data_name in CLASS_NAMES else None
+    pairs = ArrayImages(images, labels, indices=order, class_names=names)
     return pairs.subset(generator(_seed(args), ORDER).permutation(len(pairs))) if is_shuffle else pairs
 
 
-def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
+def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE, augment='none'):
     """The images of a list, for train_imagenet.py and search.py --dataset=imagenet.
 
     data_dir: the folder with train_list.txt and val_list.txt, whose lines are `relative/path label` (separated by a
     space or a tab).
-    mode: 'train', cropped and flipped at random, or 'val', the centre of each image. size: pixels a side.
+    mode: 'train', cropped and flipped at random, or 'val', the centre of each image. size: pixels a side. augment: of
+    the training images, see augmentation_of.
     Returns ImageFiles. Raises UserError that names the line at fault.
     """
     list_name = os.path.join(data_dir, {'train': 'train_list.txt', 'val': 'val_list.txt'}[mode])
@@ -127,9 +133,11 @@ def imagenet_reader(data_dir, mode, size=IMAGENET_SIZE):
     if mode == 'train' and labels.min() == 1 and len(np.unique(labels)) == labels.max():
         logger.warning('%s: the labels are 1 to %d; labels count from 0, so the network gets a class 0 of which there '
                        'are no images', list_name, labels.max())
-    crop = transforms.RandomResizedCrop(size) if mode == 'train' else transforms.CentreCrop(size, share=224 / 256)
-    normalisation = transforms.Augmentation(*transforms.IMAGENET_PIXELS)
-    return ImageFiles(paths, labels, lines, crop, normalisation, int(labels.max()) + 1)
+    crop = transforms.RandomResizedCrop(size) if mode == 'train' else transforms.RandomResizedCrop(size).plain()
+    operations = transforms.POLICIES[augment] if mode == 'train' else None
+    normalisation = transforms.Augmentation(*transforms.IMAGENET_PIXELS, policy=operations)
+    class_num = int(labels.max()) + 1
+    return ImageFiles(paths, labels, lines, crop, normalisation, class_num, _listed_names(data_dir, class_num))
 
 
 def imagenet_halves(args):
@@ -152,6 +160,33 @@ def imagenet_halves(args):
         logger.info('of the %d classes, %d have no image that trains the weights, %d none that trains the architecture',
                     source.num_classes, *without)
     return source, halves
+
+
+def _listed_names(data_dir, class_num):
+    """The names of the classes in classes.txt, which examples/make_image_lists.py writes: that of class 0 in the first
+    line, and so on. None without such a file or where it names other than all classes."""
+    try:
+        with open_regular(os.path.join(data_dir, 'classes.txt'), MAX_JSON_BYTES) as f:
+            names = f.read().decode('utf-8-sig').splitlines()
+    except ValueError:  # UnreadableFile and UnicodeDecodeError are
+        return None
+    return names if len(names) == class_num else None
+
+
+def predict_loader(batch_size, dataset, size, args):
+    """The image file --predict, or all of a folder and its subfolders, prepared as the test images of a data set are:
+    their central square, on ImageNet 224/256 of it, is resized to size x size pixels.
+
+    dataset: a value of --dataset, or 'imagenet'. Returns a BatchLoader; the label of an image is its number in
+    source.paths. Raises UserError for a folder without images.
+    """
+    paths = images_below(args.predict, '--predict') if os.path.isdir(args.predict) else [args.predict]
+    if not paths:
+        raise UserError(f'--predict: {args.predict} holds no image file')
+    crop = transforms.RandomResizedCrop(size).plain() if dataset == 'imagenet' else transforms.CentreCrop(size)
+    normalisation = augmentation_of(dataset, size, False, 0).plain()
+    source = ImageFiles(paths, np.arange(len(paths)), [''] * len(paths), crop, normalisation, len(paths))
+    return BatchLoader(source, batch_size, shuffle=False, stream=VALID, train=False, **_loader_options(args))
 
 
 def first_images(order, trainset_num):
@@ -221,7 +256,8 @@ def folder_reader(folder, is_train, *, size, augmentation, seed):
     Raises UserError for a folder that holds something else.
     """
     paths, labels, classes = image_files(folder, is_train, seed)
-    return ImageFiles(paths, labels, [''] * len(paths), transforms.CentreCrop(size), augmentation, len(classes))
+    return ImageFiles(paths, labels, [''] * len(paths), transforms.CentreCrop(size), augmentation, len(classes),
+                      classes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,18 +282,19 @@ def as_source(pairs, augmentation_options):
     return pairs.with_transform(augmentation_of(dataset, pairs.image_shape[1], *cutout) if uint8 else None)
 
 
-def augmentation_of(dataset, size, cutout, cutout_length):
+def augmentation_of(dataset, size, cutout, cutout_length, augment='none'):
     """The augmentation of size x size images: the CIFAR recipe, in proportion to the image.
 
     dataset: the value of --dataset, which decides mean and standard deviation. cutout_length: in pixels of a 32x32
-    image.
+    image. augment: a key of transforms.POLICIES.
     """
     pixels = {'digits': transforms.DIGITS_PIXELS, 'cifar100': transforms.CIFAR100_PIXELS,
-              'folder': transforms.IMAGENET_PIXELS}.get(dataset, transforms.CIFAR_PIXELS)
+              'folder': transforms.IMAGENET_PIXELS,
+              'imagenet': transforms.IMAGENET_PIXELS}.get(dataset, transforms.CIFAR_PIXELS)
     length = max(2, cutout_length * size // 32) if cutout and cutout_length else 0
     # a mirrored digit is another character
     return transforms.Augmentation(*pixels, padding=size // 8, flip=dataset != 'digits',
-                                   cutout_length=length)
+                                   cutout_length=length, policy=transforms.POLICIES[augment])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -282,7 +319,7 @@ def _image_size(args):
 
 
 def _cutout(args):
-    return args.cutout, args.cutout_length
+    return args.cutout, args.cutout_length, getattr(args, 'augment', 'none')
 
 
 def _augmentation_options(args):

@@ -5,6 +5,7 @@ r"""Train the network of a genotype on CIFAR-10, from scratch.
     python train.py --dataset=digits --arch=search_digits/genotype.json --auxiliary=False --init_channels=16 \
         --layers=5 --epochs=12 --batch_size=32 --learning_rate=0.05 --cutout=False --drop_path_prob=0
     python train.py --eval_only --pretrained=eval_cifar/best_model.pdparams
+    python train.py --predict=photos --pretrained=eval_cifar/best_model.pdparams
     python train.py --export=inference/model --pretrained=eval_cifar/best_model.pdparams
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog train.py --use_data_parallel 1
 
@@ -17,6 +18,7 @@ from runtime.flags import (
     DATA_FLAGS,
     DEVICE_FLAGS,
     PRECISION_FLAGS,
+    RECIPE_FLAGS,
     USE_FLAGS,
     ArgumentParser,
     boolean,
@@ -55,17 +57,18 @@ DATA_OF_NETWORK = ('dataset', 'image_size', 'seed')
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('network', network_flags(init_channels=36, layers=20, class_num=10, drop_path_prob=0.2)),
-                         ('training', TRAIN_FLAGS), ('data', DATA_FLAGS + CIFAR_FLAGS + reader_flags(num_workers=1)),
+                         ('training', TRAIN_FLAGS + RECIPE_FLAGS),
+                         ('data', DATA_FLAGS + CIFAR_FLAGS + reader_flags(num_workers=1)),
                          ('use of a trained network', USE_FLAGS), ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='eval_cifar'))):
         parser.add_flags(title, table)
-    return parser.check_use(parser.parse_data(argv))
+    return parser.check_recipe(parser.check_use(parser.parse_data(argv)))
 
 
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    writes_files = not (args.eval_only or args.export or args.summary)
+    writes_files = not (args.eval_only or args.predict or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
                  use_data_parallel=args.use_data_parallel, seed=args.seed,
                  batch_size=args.batch_size,
@@ -76,8 +79,10 @@ def main():
     from model import NetworkCIFAR
     from nas import accelerate
     from pictures.vdl import visual_log
-    from reader import class_count, image_shape, train_valid
-    from training import evaluation
+    from reader import class_count, image_shape, predict_loader, train_valid
+    from training import evaluation, prediction
+    from training.export import export
+    from training.recipes import with_warmup
     from training.summary import summary
 
     def described(class_num):
@@ -95,10 +100,18 @@ def main():
                       args.batch_size))
         return
     if args.export:
-        evaluation.export(model, args.export, evaluation.image_shape_of(description, default=image_shape(args)))
+        export(model, args.export, evaluation.image_shape_of(description, default=image_shape(args)), args.format)
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
+    if args.predict:
+        shape = image_shape(args)
+        if 'image_size' not in given:
+            shape = evaluation.image_shape_of(description, default=shape)
+        loader = predict_loader(args.batch_size, args.dataset, prediction.square_side(description, shape), args)
+        prediction.predict(accelerate(model), loader, prediction.class_names(description),
+                           precision_options=precision_options, as_json=args.json)
+        return
     test_loader = train_valid(args.batch_size, False, False, args)
     images = test_loader.source.image_shape
     if args.eval_only:
@@ -115,11 +128,14 @@ def main():
     else:
         model, description = evaluation.with_classes(NetworkCIFAR, model, description, class_num)
     # The data of this training, also where --pretrained was trained on other data.
-    description = dict(description, image_shape=images, data={name: getattr(args, name) for name in DATA_OF_NETWORK})
+    description = prediction.with_images(description, train_loader.source,
+                                         data={name: getattr(args, name) for name in DATA_OF_NETWORK})
     evaluation.log_size(model, images)
     evaluation.train(
         accelerate(model), description, train_loader, test_loader,
-        schedule=paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs),
+        schedule=with_warmup(paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate,
+                                                                      args.epochs - args.warmup_epochs),
+                             args.warmup_epochs),
         epochs=args.epochs,
         optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
         loss_options=dict(auxiliary_weight=args.auxiliary_weight),
@@ -128,6 +144,7 @@ def main():
                                         genotype=description['genotype']),
                          on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
+        recipe_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
         precision_options=precision_options,
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,

@@ -2,6 +2,7 @@ r"""Train the network of a genotype on ImageNet, from scratch.
 
     python train_imagenet.py --arch=PC_DARTS --data_dir=dataset/ILSVRC2012
     python train_imagenet.py --eval_only --pretrained=eval_imagenet/best_model.pdparams --data_dir=dataset/ILSVRC2012
+    python train_imagenet.py --predict=photos --pretrained=eval_imagenet/best_model.pdparams
     python train_imagenet.py --export=inference/model --pretrained=eval_imagenet/best_model.pdparams
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog \
         train_imagenet.py --use_data_parallel 1
@@ -14,6 +15,7 @@ import sys
 from runtime.flags import (
     DEVICE_FLAGS,
     PRECISION_FLAGS,
+    RECIPE_FLAGS,
     USE_FLAGS,
     ArgumentParser,
     genotype_of,
@@ -53,18 +55,18 @@ DATA_FLAGS = [
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     network = network_flags(init_channels=48, layers=14, class_num=1000, drop_path_prob=0.0)
-    for title, table in (('network', network + DROPOUT_FLAGS), ('training', TRAIN_FLAGS),
+    for title, table in (('network', network + DROPOUT_FLAGS), ('training', TRAIN_FLAGS + RECIPE_FLAGS),
                          ('data', DATA_FLAGS + reader_flags(num_workers=4)), ('use of a trained network', USE_FLAGS),
                          ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=100, model_save_dir='eval_imagenet'))):
         parser.add_flags(title, table)
-    return parser.check_use(parser.parse_args(argv))
+    return parser.check_recipe(parser.check_use(parser.parse_args(argv)))
 
 
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    writes_files = not (args.eval_only or args.export or args.summary)
+    writes_files = not (args.eval_only or args.predict or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
                  use_data_parallel=args.use_data_parallel, seed=args.seed,
                  batch_size=args.batch_size,
@@ -76,8 +78,10 @@ def main():
     from nas import accelerate
     from pictures.vdl import visual_log
     from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
-    from reader import class_count, first_images, imagenet_reader
-    from training import evaluation
+    from reader import class_count, first_images, imagenet_reader, predict_loader
+    from training import evaluation, prediction
+    from training.export import export
+    from training.recipes import with_warmup
     from training.summary import summary
 
     def described(class_num):
@@ -101,15 +105,20 @@ def main():
         print(summary(model, images, args.batch_size))
         return
     if args.export:
-        evaluation.export(model, args.export, images)
+        export(model, args.export, images, args.format)
         if not args.eval_only:
             return
     precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
+    if args.predict:
+        loader = predict_loader(args.batch_size, 'imagenet', prediction.square_side(description, images), args)
+        prediction.predict(accelerate(model), loader, prediction.class_names(description),
+                           precision_options=precision_options, as_json=args.json)
+        return
     loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0,
                           max_bad_images=args.max_bad_images)
     valid_images = imagenet_reader(args.data_dir, 'val', images[1])
     if not args.eval_only:
-        train_images = imagenet_reader(args.data_dir, 'train', images[1])
+        train_images = imagenet_reader(args.data_dir, 'train', images[1], args.augment)
         if class_num is not None:
             train_images.check_labels(class_num)  # names the line of the list
         class_num = class_count(train_images, class_num)
@@ -122,7 +131,8 @@ def main():
     elif not args.eval_only:
         model, description = evaluation.with_classes(NetworkImageNet, model, description, class_num,
                                                      dropout=args.dropout)
-    description = dict(description, image_shape=images)
+    if not args.eval_only:
+        description = prediction.with_images(description, train_images)
     evaluation.log_size(model, images)
     if args.eval_only:
         evaluation.score(accelerate(model), valid_loader, precision_options)
@@ -133,7 +143,8 @@ def main():
     logger.info('%d training images, %d validation images', len(chosen), len(valid_images))
     evaluation.train(
         accelerate(model), description, train_loader, valid_loader,
-        schedule=paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate),
+        schedule=with_warmup(paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate),
+                             args.warmup_epochs),
         epochs=args.epochs,
         optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
         loss_options=dict(auxiliary_weight=args.auxiliary_weight, label_smooth=args.label_smooth),
@@ -142,6 +153,7 @@ def main():
                                         genotype=description['genotype']),
                          on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
+        recipe_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
         precision_options=precision_options,
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,

@@ -29,6 +29,8 @@ CIFAR = {'cifar10': (CIFAR10_URL, CIFAR10_MD5, 'cifar-10-python.tar.gz'),
 # The members that hold the images, by the beginning that cifar10_reader is asked for, and the number of classes.
 MEMBERS = {'data_batch': ([f'data_batch_{number}' for number in range(1, 6)], 10), 'test_batch': (['test_batch'], 10),
            'train': (['train'], 100), 'test': (['test'], 100)}
+# The member that names the classes, beside those of the training images, and its key.
+CLASS_NAMES = {'data_batch': ('batches.meta', 'label_names'), 'train': ('meta', 'fine_label_names')}
 # The official archives unpack to less than 200 MB, their largest member has 156 MB.
 MAX_UNPACKED, MAX_MEMBER, MAX_MEMBERS = 300 << 20, 200 << 20, 1000
 DATASET_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset')
@@ -142,6 +144,24 @@ def cifar_batches(path, data_name):
                         'unpacks to')
 
 
+def cifar_class_names(path, data_name):
+    """The names of the classes that a CIFAR archive, or the folder it unpacks to, holds beside its training images, in
+    the order of the labels; None where it holds none.
+
+    data_name: a key of CLASS_NAMES.
+    """
+    member, key = CLASS_NAMES[data_name]
+    for name, content in (_folder_members if os.path.isdir(path) else _archive_members)(path, [member]):
+        try:
+            names = [text.decode() if isinstance(text, bytes) else text for text in _dictionary(content or b'')[key]]
+            if len(names) == MEMBERS[data_name][1] and all(isinstance(text, str) for text in names):
+                return names
+        except (KeyError, TypeError, ValueError):
+            pass
+        logger.info('%s: %s does not hold the names of the classes: they are numbers', path, name)
+        return None
+
+
 def _unreadable(path, error):
     return UserError(f'--data: {path} cannot be read, it may be truncated or no archive: {error}')
 
@@ -216,11 +236,7 @@ def _check_member(member):
 
 def _cifar_batch(content, num_classes):
     """Unpickle a CIFAR batch -> images uint8 [N, 3, 32, 32], labels int64 [N]. Raises ValueError for anything else."""
-    batch = load_arrays(io.BytesIO(content), encoding='bytes')
-    if not isinstance(batch, dict):
-        raise ValueError(f'it holds a {type(batch).__name__}')
-    # Python 3, writing it again, makes the keys texts.
-    batch = {key.decode('latin1') if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    batch = _dictionary(content)
     data, labels = batch.get('data'), np.asarray(batch.get('labels', batch.get('fine_labels')))
     if (not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072
             or labels.shape != data.shape[:1] or labels.dtype.kind not in 'iu' or not len(labels)):
@@ -229,3 +245,12 @@ def _cifar_batch(content, num_classes):
     if len(wrong):
         raise ValueError(f'it holds the label {wrong[0]}; labels are 0 to {num_classes - 1}')
     return data.reshape(-1, 3, 32, 32), labels.astype('int64')
+
+
+def _dictionary(content):
+    """Unpickle a dictionary of arrays and lists, its keys as texts. Raises ValueError for anything else."""
+    found = load_arrays(io.BytesIO(content), encoding='bytes')
+    if not isinstance(found, dict):
+        raise ValueError(f'it holds a {type(found).__name__}')
+    # Python 3, writing it again, makes the keys texts.
+    return {key.decode('latin1') if isinstance(key, bytes) else key: value for key, value in found.items()}

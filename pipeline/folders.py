@@ -178,13 +178,21 @@ def _files_of_class(folder):
     return images, others
 
 
-def _walk(folder):
+def images_below(folder, flag):
+    """The paths of all images in a folder and its subfolders; hidden ones do not count.
+
+    flag: what named the folder. Raises UserError for one that cannot be read.
+    """
+    return [os.path.join(path, name) for path, _, files in _walk(folder, flag) for name in files if _is_image(name)]
+
+
+def _walk(folder, flag='--data'):
     """os.walk in the order of the names, without hidden folders and those of systems, which hold thumbnails.
 
     Raises UserError for a folder that cannot be read.
     """
     def unreadable(error):
-        raise _unreadable(error)
+        raise _unreadable(error, flag)
     for path, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not _added_by_a_system(name))
         yield path, folders, sorted(files)
@@ -203,8 +211,8 @@ def _entries(folder):
         raise _unreadable(error)
 
 
-def _unreadable(error):
-    return UserError(f'--data: {error.filename} cannot be read: {error.strerror}')
+def _unreadable(error, flag='--data'):
+    return UserError(f'{flag}: {error.filename} cannot be read: {error.strerror}')
 
 
 def _added_by_a_system(name):

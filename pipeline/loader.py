@@ -11,9 +11,9 @@ from runtime.errors import UserError
 from runtime.log import logger
 from runtime.parallel import rank, world_size
 
-# Streams of random numbers: the order of the images, and the augmentation of each half of a search, do not depend on
-# each other.
-ORDER, TRAIN, VALID = 0, 1, 2
+# Streams of random numbers: the order of the images, the augmentation of each half of a search, and the mixing of the
+# images of a batch do not depend on each other.
+ORDER, TRAIN, VALID, MIX = 0, 1, 2, 3
 
 
 def generator(seed, *key):

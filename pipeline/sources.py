@@ -20,13 +20,15 @@ class Source:
 
     draws: how many random numbers an image needs for its augmentation. image_shape: [3, H, W]. transform: the
     augmentation, for the log; None where images are used as they are. num_classes: the classes of the whole data set;
-    None if only reading all of it tells.
+    None if only reading all of it tells. class_names: their names, in the order of the labels; None where they have
+    none.
     """
 
     draws = 0
     transform = None
     image_shape = None
     num_classes = None
+    class_names = None
 
     def __len__(self):
         """The number of images."""
@@ -68,9 +70,10 @@ class ArrayImages(Source):
     indices: which of the M images belong to the source, in which order (default: all); subsets share one array.
     """
 
-    def __init__(self, images, labels, transform=None, num_classes=None, indices=None):
+    def __init__(self, images, labels, transform=None, num_classes=None, indices=None, class_names=None):
         self.images, self.labels, self.transform = images, labels, transform
         self.num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+        self.class_names = class_names
         self.indices = np.arange(len(labels)) if indices is None else indices
         self.draws = transform.draws if transform else 0
         self.image_shape = list(images.shape[1:])
@@ -87,10 +90,11 @@ class ArrayImages(Source):
         return self.with_transform(self.transform and self.transform.plain())
 
     def with_transform(self, transform):
-        return ArrayImages(self.images, self.labels, transform, self.num_classes, self.indices)
+        return ArrayImages(self.images, self.labels, transform, self.num_classes, self.indices, self.class_names)
 
     def subset(self, indices):
-        return ArrayImages(self.images, self.labels, self.transform, self.num_classes, self.indices[indices])
+        return ArrayImages(self.images, self.labels, self.transform, self.num_classes, self.indices[indices],
+                           self.class_names)
 
     def batch(self, indices, uniform):
         places = self.indices[indices]
@@ -107,9 +111,10 @@ class ImageFiles(Source, Dataset):
     the sequences.
     """
 
-    def __init__(self, paths, labels, origins, crop, transform, num_classes, indices=None):
+    def __init__(self, paths, labels, origins, crop, transform, num_classes, class_names=None, indices=None):
         self.paths, self.labels, self.origins = paths, np.asarray(labels, 'int64'), origins
-        self.crop, self.transform, self.num_classes = crop, transform, num_classes
+        self.crop, self.transform = crop, transform
+        self.num_classes, self.class_names = num_classes, class_names
         self.indices = np.arange(len(self.labels)) if indices is None else indices
         self.draws = crop.draws + transform.draws
         self.image_shape = [3, crop.size, crop.size]
@@ -125,11 +130,11 @@ class ImageFiles(Source, Dataset):
 
     def plain(self):
         return ImageFiles(self.paths, self.labels, self.origins, self.crop.plain(), self.transform.plain(),
-                          self.num_classes, self.indices)
+                          self.num_classes, self.class_names, self.indices)
 
     def subset(self, indices):
         return ImageFiles(self.paths, self.labels, self.origins, self.crop, self.transform, self.num_classes,
-                          self.indices[indices])
+                          self.class_names, self.indices[indices])
 
     def check_labels(self, num_classes):
         """Raise UserError that names the first image, of all M, whose label is not below num_classes."""

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipeline.pixels import levels, to_rgb
+from pipeline.trivial_augment import TrivialAugment
 from runtime.files import open_regular
 
 # Mean and standard deviation of the pixels, R, G, B, as fractions of 255.
@@ -24,6 +25,8 @@ MAX_PIXELS = 1 << 26  # of a decoded image: 256 MB in PIL's four bytes a pixel
 MAX_BYTES = 1 << 28  # of an image file
 ORIENTATION = 0x0112  # of EXIF
 
+POLICIES = {'none': None, 'trivial': TrivialAugment()}  # by the values of --augment
+
 
 class Augmentation:
     """Pad with zeros and crop back, flip, normalise, cut out: the CIFAR recipe of DARTS (appendix A.1), on a whole
@@ -31,28 +34,29 @@ class Augmentation:
 
     padding: pixels on each side; all (2 * padding + 1)^2 offsets are equally likely. flip: mirror half of the images.
     cutout_length: side of the square that is blanked, its centre anywhere in the image (DeVries and Taylor 2017); 0
-    for none.
+    for none. policy: further operations on the flipped images, such as a TrivialAugment, or None.
     """
 
-    draws = 5  # random numbers an image needs: crop y and x, flip, cutout y and x
+    own_draws = 5  # random numbers an image needs: crop y and x, flip, cutout y and x; then those of the policy
 
-    def __init__(self, mean, std, padding=0, flip=False, cutout_length=0):
+    def __init__(self, mean, std, padding=0, flip=False, cutout_length=0, policy=None):
         self.mean, self.std = mean, std
+        self.policy, self.draws = policy, self.own_draws + (policy.draws if policy else 0)
         self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
         self.scale = (1 / (255 * np.asarray(std, 'float32'))).reshape(1, 3, 1, 1).astype('float32')
         self.shift = (np.asarray(mean) / np.asarray(std)).reshape(1, 3, 1, 1).astype('float32')
 
     def __str__(self):
-        return 'padded by {} and cropped, {}flipped, {}'.format(
+        return 'padded by {} and cropped, {}flipped, {}{}'.format(
             self.padding, '' if self.flip else 'not ', f'cutout of {self.cutout_length}x{self.cutout_length}'
-            if self.cutout_length else 'no cutout')
+            if self.cutout_length else 'no cutout', f', {self.policy}' if self.policy else '')
 
     def plain(self):
         """The same normalisation without anything random, for evaluation."""
         return Augmentation(self.mean, self.std)
 
     def __call__(self, images, uniform):
-        """images uint8 [N, 3, H, W], uniform [N, 5] in [0, 1) -> float32 [N, 3, H, W]."""
+        """images uint8 [N, 3, H, W], uniform [N, draws] in [0, 1) -> float32 [N, 3, H, W]."""
         batch = np.empty(images.shape, 'float32')
         for start in range(0, len(images), 64):  # so many at a time stay in the processor's cache: twice as fast at 256
             part = slice(start, start + 64)
@@ -73,11 +77,13 @@ class Augmentation:
             if not self.padding:
                 images = images.copy()  # the crop above has made one
             images[mirrored] = images[mirrored][:, :, :, ::-1]
+        if self.policy:
+            images = np.stack([self.policy(image, row) for image, row in zip(images, uniform[:, self.own_draws:])])
         np.multiply(images, self.scale, out=batch)
         batch -= self.shift
         if self.cutout_length:
             half = self.cutout_length // 2
-            y, x = (uniform[:, 3:] * (h, w)).astype(int).T
+            y, x = (uniform[:, 3:5] * (h, w)).astype(int).T
             rows = np.abs(np.arange(h) + 0.5 - y[:, None]) > half  # those outside y - half <= row < y + half
             columns = np.abs(np.arange(w) + 0.5 - x[:, None]) > half
             batch *= (rows[:, :, None] | columns[:, None, :])[:, None].astype('float32')

@@ -99,7 +99,7 @@ class ArgumentParser(argparse.ArgumentParser):
             sized = 'folder or imagenet' if hasattr(args, 'data_dir') else 'folder'
             self.error(f'argument --image_size: goes with --dataset={sized}; the images of {args.dataset} have their '
                        f'own size')
-        if args.dataset == 'folder' and not os.path.isdir(str(args.data)):
+        if args.dataset == 'folder' and not getattr(args, 'predict', None) and not os.path.isdir(str(args.data)):
             self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of '
                        f'images a class')
         if args.dataset == 'imagenet':
@@ -127,18 +127,37 @@ class ArgumentParser(argparse.ArgumentParser):
                        'the images and train_list.txt')
 
     def check_use(self, args):
-        """Check USE_FLAGS, of which eval_only and export need a network, and --arch, before anything is read or
-        downloaded."""
-        for name in ('eval_only', 'export'):
+        """Check USE_FLAGS, of which eval_only, predict and export need a network, and --arch, before anything is read
+        or downloaded."""
+        for name in ('eval_only', 'predict', 'export'):
             if getattr(args, name) and not args.pretrained:
                 self.error(f'argument --{name}: give the network with --pretrained=PATH of a best_model.pdparams')
         if args.export and (args.export.endswith(('/', os.sep)) or os.path.isdir(args.export)):
             self.error(f'argument --export: {args.export} is a folder; give the beginning of the file names, such as '
                        f'{os.path.join(args.export, "model")}')
+        for name in ('eval_only', 'export', 'summary', 'resume', 'use_data_parallel'):
+            if args.predict and getattr(args, name):
+                self.error(f'argument --predict: does not go together with --{name}')
+        if args.predict and not os.path.exists(args.predict):
+            self.error(f'argument --predict: {args.predict} does not exist; give an image file or a folder')
+        if args.json and not args.predict:
+            self.error('argument --json: goes with --predict')
+        if args.format != 'paddle' and not args.export:
+            self.error('argument --format: goes with --export')
         try:
             get_genotype(args.arch)
         except ValueError as error:
             self.error(f'argument --arch: {error}')
+        return args
+
+    def check_recipe(self, args):
+        """Check RECIPE_FLAGS against other flags."""
+        if args.warmup_epochs >= args.epochs:
+            self.error(f'argument --warmup_epochs: {args.warmup_epochs} is not allowed: it must be less than the '
+                       f'{args.epochs} --epochs')
+        for name in ('mixup', 'cutmix'):
+            if getattr(args, name) and args.batch_size < 2:
+                self.error(f'argument --{name}: mixes the images of a batch; --batch_size must be at least 2')
         return args
 
     def exit(self, status=0, message=None):
@@ -223,7 +242,26 @@ USE_FLAGS = [
     ('pretrained', path, None, 'a trained best_model.pdparams; the .json beside it gives genotype, channels, layers '
                                'and classes'),
     ('eval_only', boolean, False, 'evaluate the --pretrained network on the test set and exit'),
-    ('export', path, None, 'export the --pretrained network as an inference model, PATH.* (paddle.jit.save), and exit'),
+    ('predict', path, None, 'print the 5 most probable classes of an image file, or of all images in a folder and its '
+                            'subfolders, a line for each, and exit; needs no other data. The central square of an '
+                            'image is resized to the size of the test images (CIFAR: 32x32 pixels; ImageNet: 224/256 '
+                            'of the square, to 224x224)'),
+    ('json', boolean, False, 'print what --predict finds as a JSON object for each image'),
+    ('export', path, None, 'export the --pretrained network as an inference model, PATH.* (paddle.jit.save) or, with '
+                           '--format=onnx, PATH.onnx, and exit'),
+    ('format', ['paddle', 'onnx'], 'paddle', 'format of --export; onnx needs the package paddle2onnx'),
+]
+RECIPE_FLAGS = [
+    ('ema', positive(0, 1), None, 'decay per step of an exponential moving average of the weights, such as 0.9999; the '
+                                  'average is evaluated and saved (default: off)'),
+    ('mixup', positive(), None, 'alpha of mixup, such as 0.2: mix each image with another one of its batch, the shares '
+                                'drawn from Beta(alpha, alpha) (default: off)'),
+    ('cutmix', positive(), None, 'alpha of cutmix, such as 1: put a rectangle of another image of the batch into each '
+                                 'image; with --mixup, each batch takes one of the two (default: off)'),
+    ('augment', ['none', 'trivial'], 'none', 'trivial: TrivialAugment, one random operation of 14 on every training '
+                                             'image'),
+    ('warmup_epochs', integer(0), 0, 'epochs in which the learning rate increases linearly to its initial value'),
+    ('accumulate', integer(1), 1, 'batches per step; their gradients are averaged'),
 ]
 PRECISION_FLAGS = [
     ('amp_level', ['O0', 'O1', 'O2'], 'O0', 'mixed precision on a GPU: O0 off, O1 where it is safe, O2 nearly '

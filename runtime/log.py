@@ -161,6 +161,7 @@ def quiet_warnings():
     warnings.filterwarnings('ignore', message='No ccache found')
     warnings.filterwarnings('ignore', message='Setuptools is replacing distutils')
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated as an API')
+    warnings.filterwarnings('ignore', message='There are some unused values in state_dict')  # of a LinearWarmup
     warnings.filterwarnings('ignore', message='When training, we now always track global mean and variance')
 
 

@@ -27,7 +27,7 @@ from runtime.parallel import rank, world_size
 # Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
 MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params',
                         'num_workers', 'use_multiprocess', 'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export',
-                        'pretrained'}
+                        'format', 'predict', 'json', 'pretrained'}
 
 
 class Run:
@@ -38,8 +38,8 @@ class Run:
     schedule: the learning rate's. loaders: those whose batches the steps take. arguments: {name: value}, what made the
     run.
     save_freq: steps between two checkpoints within an epoch; 0 writes at the ends of epochs alone. keep: how many stay.
-    scaler: a paddle.amp.GradScaler or None. same_on_all_ranks: whether the ranks draw the same random numbers in a
-    step.
+    scaler: a paddle.amp.GradScaler or None. tensors: further ones that the next step depends on. same_on_all_ranks:
+    whether the ranks draw the same random numbers in a step.
     prepare: called with the `results` of a checkpoint before its values are loaded, to give the network the shapes of
     then.
     on_epoch: called on rank 0 with each epoch's line of metrics.jsonl.
@@ -47,13 +47,14 @@ class Run:
     """
 
     def __init__(self, folder, *, model, optimizers, schedule, loaders, arguments, seed, save_freq=0, keep=2,
-                 scaler=None, same_on_all_ranks=True, on_epoch=None, prepare=None):
+                 scaler=None, tensors=(), same_on_all_ranks=True, on_epoch=None, prepare=None):
         self.folder, self.model, self.optimizers, self.schedule = folder, model, optimizers, schedule
         self.loaders, self.save_freq, self.scaler = loaders, save_freq, scaler
         self.metrics_path = os.path.join(folder, 'metrics.jsonl')
         self.arguments = dict(arguments, processes=world_size())
         self.checkpoints = Checkpoints(os.path.join(folder, 'checkpoints'), keep)
-        self.statistics = [p for p in model.parameters() if not p.trainable] + list(model.buffers())
+        self.tensors = list(tensors)
+        self.statistics = self._values_of_rank()
         self.seed = [seed, 0 if same_on_all_ranks else rank()]
         self.epoch, self.step, self.meters, self.results = 0, 0, None, {}
         self.metrics, self.random, self.loader_states = [], random_states(), None
@@ -102,7 +103,11 @@ class Run:
     def replace_optimizer(self, number, optimizer, parameters):
         """Take a new optimizer in the place of one, after a change of the network's parameters."""
         self.optimizers[number] = optimizer, parameters
-        self.statistics = [p for p in self.model.parameters() if not p.trainable] + list(self.model.buffers())
+        self.statistics = self._values_of_rank()
+
+    def _values_of_rank(self):
+        """The values that may differ between the ranks."""
+        return [p for p in self.model.parameters() if not p.trainable] + list(self.model.buffers()) + self.tensors
 
     def _check_arguments(self, saved):
         other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME

@@ -199,10 +199,10 @@ def test_exported_networks_load_with_the_default_configuration(name, tmp_path):
     """Eight cells, mixed with activations, are what Paddle's inference passes failed on."""
     from genotypes import get_genotype
     from model import NetworkCIFAR
-    from training import evaluation
+    from training.export import export
     paddle.seed(0)
     model = NetworkCIFAR(8, 10, 8, False, get_genotype(name))
-    evaluation.export(model, str(tmp_path / 'inference' / 'model'), [3, 32, 32])
+    export(model, str(tmp_path / 'inference' / 'model'), [3, 32, 32])
     image = np.random.default_rng(0).normal(size=[2, 3, 32, 32]).astype('float32')
     np.save(str(tmp_path / 'image.npy'), image)
     output = subprocess.run([sys.executable, '-W', 'ignore', '-c', READ_BACK, 'inference'], cwd=str(tmp_path),

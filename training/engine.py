@@ -9,9 +9,11 @@ import math
 import paddle
 import paddle.nn.functional as F
 
+from pipeline.loader import MIX
 from runtime.errors import UserError
 from runtime.log import AverageMeter, Progress, logger, peak_memory_mb
 from runtime.parallel import average_over_ranks, check_agreement, sum_over_ranks
+from training.recipes import Groups, Recipe
 
 
 def run_epoch(loader, train_step, *, run, epoch, log_freq, optimizer):
@@ -74,10 +76,12 @@ class Precision:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(level=self.level, dtype=self.dtype)
 
-    def step(self, loss, optimizer, parameters, count):
-        """The backward pass, the mean of the gradients over the ranks (this one has `count` images), and the step of
-        the optimizer."""
+    def backward(self, loss):
+        """The backward pass, which adds to the gradients."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def step(self, optimizer, parameters, count):
+        """The mean of the gradients over the ranks (this one has `count` images), and the step of the optimizer."""
         average_over_ranks([p.grad for p in parameters if p.grad is not None], count)
         if self.scaler is None:
             optimizer.step()
@@ -88,36 +92,71 @@ class Precision:
 
 
 def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, report, precision, run, loss_options,
-        drop_path_prob=0.0,
-        log_freq=50):
+        drop_path_prob=0.0, log_freq=50, recipe=None):
     """Train a network for a number of epochs and evaluate it after each.
 
     schedule: the learning rate scheduler of the optimizer, stepped once an epoch. report: called after each epoch with
     its figures, a dict; it returns the line for metrics.jsonl. loss_options: keywords of `classification_loss`.
     drop_path_prob: the probability in the last epoch; it increases linearly from 0 (DARTS, section 3.2, after NASNet).
+    recipe: a recipes.Recipe (default: nothing added).
     """
     parameters = [p for p in model.parameters() if p.trainable]
+    recipe = recipe or Recipe()
 
-    def train_step(batch):
-        image, label = to_batch(batch)
-        with precision.autocast():
-            logits, logits_aux = model(image)
-            loss = classification_loss(logits, logits_aux, label, **loss_options)
-        if math.isfinite(float(loss)):  # the caller ends the run otherwise
-            precision.step(loss, optimizer, parameters, image.shape[0])
-        return float(loss), logits, label
+    def train_step(group):
+        batches = [to_batch(batch) for batch in group]
+        count = sum(image.shape[0] for image, _ in batches)
+        loss, outputs = 0.0, []
+        for number, (image, label) in enumerate(batches):
+            image, targets = recipe.mix(image, label, [run.seed[0], MIX, run.seed[1], run.epoch, run.step, number])
+            with precision.autocast():
+                logits, logits_aux = model(image)
+                part = weighted_sum((classification_loss(logits, logits_aux, target, **loss_options), share)
+                                    for target, share in targets)
+            part = weighted_sum([(part, image.shape[0] / count)])
+            loss += float(part)
+            outputs.append(logits.detach())
+            if math.isfinite(loss):  # the caller ends the run otherwise
+                precision.backward(part)
+        if math.isfinite(loss):
+            precision.step(optimizer, parameters, count)
+            if recipe.average:
+                recipe.average.update()
+        return loss, joined(outputs), joined([label for _, label in batches])
+
+    def check():
+        if not recipe.average:
+            run.check()
+        elif run.signal is not None:
+            with recipe.average.exchanged():  # a checkpoint holds the trained weights as such
+                run.check()
 
     with run:
         for epoch in run.epochs(epochs):
             logger.info('Epoch %d, lr %.6f', epoch, optimizer.get_lr())
             model.train()
             model.set_drop_path_prob(drop_path_prob * epoch / epochs)
-            metrics = run_epoch(train_loader, train_step, run=run, epoch=epoch, log_freq=log_freq, optimizer=optimizer)
+            metrics = run_epoch(Groups(train_loader, recipe.accumulate), train_step, run=run, epoch=epoch,
+                                log_freq=log_freq, optimizer=optimizer)
             sync_ranks(model)
-            valid_loss, top1, top5 = evaluate(model, valid_loader, precision=precision, after_batch=run.check)
-            schedule.step()
-            run.end_epoch(report(dict(metrics, valid_loss=valid_loss, valid_acc=top1, valid_acc5=top5,
-                                      peak_memory_mb=peak_memory_mb())))
+            if recipe.average:
+                recipe.average.sync_ranks()
+            with recipe.average.exchanged() if recipe.average else contextlib.nullcontext():
+                valid_loss, top1, top5 = evaluate(model, valid_loader, precision=precision, after_batch=check)
+                schedule.step()
+                line = report(dict(metrics, valid_loss=valid_loss, valid_acc=top1, valid_acc5=top5,
+                                   peak_memory_mb=peak_memory_mb()))
+            run.end_epoch(line)
+
+
+def weighted_sum(parts):
+    """The sum of tensors times their weights, [(tensor, weight)]; one of weight 1 is returned as it is."""
+    scaled = [tensor if weight == 1 else tensor * weight for tensor, weight in parts]
+    return sum(scaled[1:], scaled[0])
+
+
+def joined(tensors):
+    return tensors[0] if len(tensors) == 1 else paddle.concat(tensors)
 
 
 def classification_loss(logits, logits_aux, label, *, auxiliary_weight=0.4, label_smooth=0.0):
@@ -160,11 +199,7 @@ def evaluate(model, loader, *, precision=None, after_batch=None):
     loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     for batch in loader:
         image, label = to_batch(batch)
-        with precision.autocast() if precision else contextlib.nullcontext():
-            output = model(image)
-        logits = output[0] if isinstance(output, tuple) else output
-        # Mixed precision gives 16 bits; a network on integers, rows of words for example, is not one of images.
-        logits = logits.astype(image.dtype if paddle.is_floating_point(image) else paddle.get_default_dtype())
+        logits = logits_of(model, image, precision)
         n = image.shape[0]
         loss.update(F.cross_entropy(logits, label), n)
         for meter, value in zip((top1, top5), accuracy(logits, label)):
@@ -174,6 +209,15 @@ def evaluate(model, loader, *, precision=None, after_batch=None):
     if training:
         model.train()
     return mean_over_ranks(loss, top1, top5)
+
+
+def logits_of(model, image, precision=None):
+    """The logits [N, classes] of a network in evaluation mode, in the type of the images."""
+    with precision.autocast() if precision else contextlib.nullcontext():
+        output = model(image)
+    logits = output[0] if isinstance(output, tuple) else output
+    # Mixed precision gives 16 bits; a network on integers, rows of words for example, is not one of images.
+    return logits.astype(image.dtype if paddle.is_floating_point(image) else paddle.get_default_dtype())
 
 
 def to_batch(batch):

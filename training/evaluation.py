@@ -1,9 +1,9 @@
-"""What train.py and train_imagenet.py share: load a network, train it and keep the best, evaluate it, export it.
+"""What train.py and train_imagenet.py share: load a network, train it and keep the best, evaluate it.
 
 best_model.pdparams is a plain state dict. best_model.json beside it describes the network, so that it can be
 evaluated, trained further or exported without repeating any argument. Its keys: network (the class of model.py),
-genotype, init_channels, layers, class_num, auxiliary; image_shape and data (dataset, image_size, seed) of the images
-it was trained on; figures of its epoch.
+genotype, init_channels, layers, class_num, auxiliary; image_shape, class_names, normalised and data (dataset,
+image_size, seed) of the images it was trained on (prediction.py); figures of its epoch.
 """
 import os
 import re
@@ -12,12 +12,13 @@ import paddle
 
 import genotypes
 from runtime.checkpoint import load_model, save_model, set_state
-from runtime.errors import UserError, printable
+from runtime.errors import UserError
 from runtime.files import refuse_to_overwrite
 from runtime.log import logger
 from runtime.parallel import broadcast, rank
 from runtime.run import Run
 from training.engine import Precision, evaluate, fit
+from training.recipes import Recipe
 from training.summary import count_macs, count_parameters
 
 # The values that decide the shape of a network, as flags and best_model.json name them.
@@ -134,15 +135,16 @@ def log_size(model, image_shape):
 
 
 def train(model, description, train_loader, valid_loader, *, schedule, epochs, optimizer_options, loss_options,
-          run_options, drop_path_prob, precision_options, save_dir, log_freq, log_epoch):
+          run_options, drop_path_prob, precision_options, save_dir, log_freq, log_epoch, recipe_options=None):
     """Train a network and keep the best one in save_dir as best_model.pdparams. Returns the best top-1 accuracy.
 
     schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. optimizer_options: momentum, weight_decay,
     grad_clip, nesterov (default: False). loss_options: of engine.classification_loss. precision_options: level and
     dtype of engine.Precision. run_options: resume, and keywords of runtime.run.Run. log_epoch: called with the figures
-    of each epoch and the best top-1 so far, to log them.
+    of each epoch and the best top-1 so far, to log them. recipe_options: of recipes.Recipe.
     """
     broadcast(model.parameters())
+    recipe = Recipe(model, **(recipe_options or {}))
     parameters = [p for p in model.parameters() if p.trainable]
     optimizer = paddle.optimizer.Momentum(schedule, optimizer_options['momentum'], parameters=parameters,
                                           weight_decay=optimizer_options['weight_decay'],
@@ -151,7 +153,8 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
     precision = Precision(model=model, optimizer=optimizer, **precision_options)
     run_keywords = {name: value for name, value in run_options.items() if name != 'resume'}
     run = Run(save_dir, model=model, optimizers=[(optimizer, parameters)], schedule=schedule, loaders=[train_loader],
-              scaler=precision.scaler, same_on_all_ranks=False,  # each rank drops paths of its own images
+              scaler=precision.scaler, tensors=recipe.tensors,
+              same_on_all_ranks=False,  # each rank drops paths of its own images
               **run_keywords)
     if rank() == 0:
         refuse_to_overwrite(save_dir, ['best_model.json', 'best_model.pdparams'])
@@ -168,7 +171,8 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
         return dict(metrics, genotype=description['genotype'])
 
     fit(model, train_loader, valid_loader, optimizer=optimizer, schedule=schedule, epochs=epochs, report=report,
-        precision=precision, run=run, loss_options=loss_options, drop_path_prob=drop_path_prob, log_freq=log_freq)
+        precision=precision, run=run, loss_options=loss_options, drop_path_prob=drop_path_prob, log_freq=log_freq,
+        recipe=recipe)
     return run.results['best']
 
 
@@ -177,44 +181,3 @@ def score(model, loader, precision_options):
     loss, top1, top5 = evaluate(model, loader, precision=Precision(model=model, **precision_options))
     if rank() == 0:
         print(f'valid_acc {top1:.6f}, valid_acc5 {top5:.6f}, valid_loss {loss:.6f}, {len(loader.source)} images')
-
-
-class _LogitsOnly(paddle.nn.Layer):
-    """A network without its auxiliary output, as an inference model has it."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, image):
-        return self.network(image)[0]
-
-
-def export(model, path, image_shape):
-    """Write an inference model, images [N, 3, H, W] in, logits [N, classes] out, that paddle.jit.load and
-    paddle.inference read.
-
-    path: the common beginning of the files' names, as in paddle.jit.save. Raises UserError for one that belongs to a
-    trained network, whose description Paddle would overwrite, and (status 1) for a path that cannot be written.
-    """
-    if os.path.exists(path + '.pdparams'):
-        raise UserError(f'--export: {path}.pdparams is a trained network, whose files would be overwritten: give '
-                        f'another name, such as {path}_inference')
-    model.eval()
-    inference = _LogitsOnly(model)
-    inference.eval()
-    # Passes of Paddle's inference engine fail where nothing stands between two operations that they would fuse.
-    # Paddle 3.3, conv_concat_activation_mkldnn_fuse_pass: the concatenation that ends a cell and the ReLU of the next
-    # one. Paddle 2.6, batch_norm_act_fuse_pass: the batch norm of a FactorizedReduce and several ReLUs behind it.
-    parts = [layer for cell in model.cells for layer in (cell, cell.preprocess0, cell.preprocess1, *cell._ops)]
-    hooks = [layer.register_forward_post_hook(lambda layer, inputs, output: paddle.assign(output)) for layer in parts]
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        paddle.jit.save(inference, path, input_spec=[paddle.static.InputSpec([None] + list(image_shape), name='image')])
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, 'strerror', None) or str(error)).splitlines()[0]
-        raise UserError(f'--export: cannot write {path}: {reason}', status=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    print(printable(f'exported to {path}.*'))
