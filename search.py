@@ -4,6 +4,7 @@ r"""Search a cell on CIFAR-10 with DARTS, PC-DARTS or one of their successors.
     python search.py --unrolled=True                          second-order DARTS
     python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 \
         --arch_learning_rate=6e-4 --epochs_no_archopt=15
+    python search.py --max_macs=600M --max_params=3.5M        a cell whose network stays within these limits
     python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
@@ -17,6 +18,7 @@ import shlex
 import sys
 
 from genotypes import genotype_json, random_genotype
+from nas.budget_flags import BUDGET_FLAGS, check_budget_flags, evaluation_of, limits_of, make_budget
 from nas.recipes import (
     FIRST_ORDER_ONLY,
     METHOD_NAMES,
@@ -104,8 +106,7 @@ SAVE_FLAGS = [
 ]
 
 # Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
-DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05',
-                   '--cutout=False', '--drop_path_prob=0']
+DIGITS_TRAINING = ['--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0']
 AUXILIARY_SIZE = 32  # height and width in pixels of the smallest images that the auxiliary classifier takes
 
 # The flags that decide which images there are; the seed selects the test images of a folder.
@@ -115,7 +116,7 @@ DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
-                         ('collapse', COLLAPSE_FLAGS),
+                         ('collapse', COLLAPSE_FLAGS), ('limits on the derived cell', BUDGET_FLAGS),
                          ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
@@ -124,6 +125,7 @@ def parse_arguments(argv=None):
     parser.set_defaults(**recipe(first.method, first.epochs if 'epochs' in given else None))
     args = parser.parse_data(argv)
     check_search_flags(parser, args)
+    check_budget_flags(parser, args)
     return args
 
 
@@ -178,29 +180,41 @@ def main():
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     from model_search import Network
     from nas.methods import METHODS
-    from reader import class_count, image_shape, train_search
+    from reader import class_count, train_search
     from training.summary import summary
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
     method = METHODS[args.method](**method_options(args))
     if args.summary:
+        from reader import image_shape
         network = Network(args.init_channels, args.class_num, args.layers, method)
         print(summary(network, image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     network = Network(args.init_channels, class_num, args.layers, method)
-    searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num))
+    image_shape = train_loader.source.image_shape
+    budget = make_budget(args, network, evaluation_network(args, class_num), image_shape)
+    searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num),
+                             budget=budget)
     genotype = searcher.train()
     if rank() == 0:
-        report(genotype, args, given, train_loader.source.image_shape)
+        report(genotype, args, given, image_shape)
 
 
-def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None):
+def evaluation_network(args, class_num):
+    """A function that builds the network of a genotype as it is trained after the search, without auxiliary
+    classifier."""
+    import model
+    network = getattr(model, evaluation_of(args.dataset)['network'])
+    return lambda genotype: network(args.budget_channels, class_num, args.budget_layers, False, genotype)
+
+
+def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None, budget=None):
     """The searcher for a network, a loader of each half of the data and a Paddle place.
 
     flags: {name: value} of all flags; a resumed run must repeat those that decide the result. cell_figures: as in
-    nas.options.MonitorOptions.
+    nas.options.MonitorOptions. budget: a nas.budget.Budget or None.
     """
     from nas import DARTSearch
     from nas.collapse import EarlyStop
@@ -222,7 +236,7 @@ def make_searcher(network, train_loader, valid_loader, place, flags, cell_figure
         seed=flags['seed'],
         weight=WeightOptions(**{name: flags[name] for name in ('momentum', 'weight_decay', 'grad_clip',
                                                                'learning_rate_min')}),
-        arch=ArchOptions(weight_decay=0.0 if flags['reg_type'] == 'kl' else flags['arch_weight_decay']),
+        arch=ArchOptions(weight_decay=0.0 if flags['reg_type'] == 'kl' else flags['arch_weight_decay'], budget=budget),
         checkpoint=CheckpointOptions(arguments=flags, **{name: flags[name] for name in ('resume', 'save_freq', 'keep',
                                                                                         'save_params')}),
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=flags['validate'],
@@ -269,6 +283,8 @@ def train_command(genotype_path, args, image_shape, given):
     words += [f'--{name}={getattr(args, name)}' for name in DATA_NAMES if name in given]
     if min(image_shape[1:]) < AUXILIARY_SIZE:
         words.append('--auxiliary=False')
+    if args.dataset == 'digits' or limits_of(args):
+        words += [f'--init_channels={args.budget_channels}', f'--layers={args.budget_layers}']
     if args.dataset == 'digits':
         words += DIGITS_TRAINING
     return ' '.join(map(shell_word, words))
