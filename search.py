@@ -6,6 +6,7 @@ r"""Search a cell on CIFAR-10 with DARTS, PC-DARTS or one of their successors.
         --arch_learning_rate=6e-4 --epochs_no_archopt=15
     python search.py --max_macs=600M --max_params=3.5M        a cell whose network stays within these limits
     python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
+    python search.py --derive=search_cifar --by=perturbation      the cell of a search that has ended, by DARTS-PT
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
 Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams
@@ -18,7 +19,7 @@ import shlex
 import sys
 
 from genotypes import genotype_json, random_genotype
-from nas.budget_flags import BUDGET_FLAGS, check_budget_flags, evaluation_of, limits_of, make_budget
+from nas import budget_flags, derivation
 from nas.recipes import (
     FIRST_ORDER_ONLY,
     METHOD_NAMES,
@@ -116,16 +117,21 @@ DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
-                         ('collapse', COLLAPSE_FLAGS), ('limits on the derived cell', BUDGET_FLAGS),
+                         ('collapse', COLLAPSE_FLAGS), ('limits on the derived cell', budget_flags.BUDGET_FLAGS),
+                         ('derivation after a search', derivation.DERIVE_FLAGS),
                          ('data', DATA_FLAGS + HALVES_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
-    given = given_flags(sys.argv[1:] if argv is None else argv)
-    first = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    given, first = given_flags(argv), parser.parse_args(argv)
+    derivation.check_derive_flags(parser, first, given)
+    if first.derive is not None:
+        argv = [*derivation.flags_of_search(first.derive), *argv]
+        given, first = given_flags(argv), parser.parse_args(argv)
     parser.set_defaults(**recipe(first.method, first.epochs if 'epochs' in given else None))
     args = parser.parse_data(argv)
     check_search_flags(parser, args)
-    check_budget_flags(parser, args)
+    budget_flags.check_budget_flags(parser, args)
     return args
 
 
@@ -169,6 +175,9 @@ def method_options(args):
 
 def main():
     args = parse_arguments()
+    if args.derive is not None:
+        derive(args)
+        return
     given = given_flags(sys.argv[1:])
     place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
                          use_data_parallel=args.use_data_parallel, seed=args.seed,
@@ -194,7 +203,7 @@ def main():
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     network = Network(args.init_channels, class_num, args.layers, method)
     image_shape = train_loader.source.image_shape
-    budget = make_budget(args, network, evaluation_network(args, class_num), image_shape)
+    budget = budget_flags.make_budget(args, network, evaluation_network(args, class_num), image_shape)
     searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num),
                              budget=budget)
     genotype = searcher.train()
@@ -202,12 +211,42 @@ def main():
         report(genotype, args, given, image_shape)
 
 
+def derive(args):
+    """Derive the cell of a search that has ended from the parameters of the epoch of its result.
+
+    args: those of the search, with the flags of the derivation.
+    """
+    result = derivation.result_of_search(args.derive)
+    by_perturbation = args.by == 'perturbation'
+    args.model_save_dir = os.path.join(args.derive, 'perturbation') if by_perturbation else args.derive
+    place = start_script(args.model_save_dir if by_perturbation else None, arguments=vars(args), use_gpu=args.use_gpu,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed)
+    from model_search import Network
+    from nas.methods import METHODS
+    from reader import image_shape, train_search
+
+    method = METHODS[args.method](**method_options(args))
+    derivation.begin_stage_of(method, result.get('stage', 1))
+    network = Network(args.init_channels, args.class_num, args.layers, method)
+    derivation.load_supernet(network, args.derive, result['epoch'])
+    budget = budget_flags.make_budget(args, network, evaluation_network(args, args.class_num), image_shape(args))
+    if by_perturbation:
+        from nas.perturbation import derive_by_perturbation
+        loaders = train_search(args.batch_size, args.train_portion, True, args)
+        genotype = derive_by_perturbation(network, *loaders, place, vars(args), result, budget)
+    else:
+        genotype = budget.genotype(network) if budget else network.genotype()
+    if rank() == 0:
+        report(genotype, args, DATA_NAMES, image_shape(args))
+
+
 def evaluation_network(args, class_num):
     """A function that builds the network of a genotype as it is trained after the search, without auxiliary
     classifier."""
     import model
-    network = getattr(model, evaluation_of(args.dataset)['network'])
-    return lambda genotype: network(args.budget_channels, class_num, args.budget_layers, False, genotype)
+    network = getattr(model, budget_flags.evaluation_of(args.dataset)['network'])
+    size = budget_flags.evaluation_size(args)
+    return lambda genotype: network(size['init_channels'], class_num, size['layers'], False, genotype)
 
 
 def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None, budget=None):
@@ -269,7 +308,8 @@ def draw(args, given):
 def report(genotype, args, given, image_shape):
     """Print the result, and the command that trains it on images of image_shape [3, H, W], on standard output."""
     genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
-    logger.info('written: %s', genotype_path)
+    if args.derive is None or args.by != 'strength':
+        logger.info('written: %s', genotype_path)
     print(f'genotype = {genotype}')
     print(f'To train it: {train_command(genotype_path, args, image_shape, given)}')
 
@@ -280,11 +320,12 @@ def train_command(genotype_path, args, image_shape, given):
     given: the names of the flags that were given.
     """
     words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train.py'), '--arch=' + genotype_path]
-    words += [f'--{name}={getattr(args, name)}' for name in DATA_NAMES if name in given]
+    words += [f'--{name}={getattr(args, name)}' for name in DATA_NAMES
+              if name in given and getattr(args, name) is not None]
     if min(image_shape[1:]) < AUXILIARY_SIZE:
         words.append('--auxiliary=False')
-    if args.dataset == 'digits' or limits_of(args):
-        words += [f'--init_channels={args.budget_channels}', f'--layers={args.budget_layers}']
+    if args.dataset == 'digits' or budget_flags.limits_of(args):
+        words += [f'--{name}={value}' for name, value in budget_flags.evaluation_size(args).items()]
     if args.dataset == 'digits':
         words += DIGITS_TRAINING
     return ' '.join(map(shell_word, words))

@@ -12,10 +12,12 @@ While the cell stays within the limits, the search is to the bit one without the
 
 And the cell that is derived is the strongest one within the limits (nas/feasible.py).
 """
+import math
+
 import numpy as np
 import paddle
 
-from nas.budget_flags import LIMITS
+from nas.budget_flags import LIMITS, shown
 from nas.feasible import smallest, strongest
 from runtime.errors import UserError
 from runtime.log import logger
@@ -36,14 +38,16 @@ class Budget:
     def check(self, model):
         """Raise UserError for limits that no cell of the supernet's method meets; it names the smallest possible."""
         for name, limit in self.limits.items():
-            flag, unit = LIMITS[name]
+            flag, unit, _ = LIMITS[name]
             low = smallest(model.method, self.costs[name], model._steps, model._multiplier)
             if limit < low:
-                raise UserError(f'--{flag}: {limit:,} is not allowed: the smallest cell of {model.method.name} gives a '
-                                f'network of {low:,} {unit}; give at least {low}')
+                raise UserError(f'--{flag}: {shown(name, limit)} is not allowed: the smallest cell of '
+                                f'{model.method.name} gives a network of {shown(name, low, math.ceil)} {unit}; give '
+                                f'at least that')
         ones = {kind: np.ones(values.shape) for kind, values in self._any_cost().operation.items()}
         if self._strongest(model, ones, any_strength=True) is None:
-            raise UserError(' and '.join(f'--{LIMITS[name][0]}={limit}' for name, limit in self.limits.items())
+            raise UserError(' and '.join(f'--{LIMITS[name][0]}={shown(name, limit)}'
+                                         for name, limit in self.limits.items())
                             + ': no cell meets them together; give a larger limit')
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -89,7 +93,7 @@ class Budget:
         found = {name: cost.of(genotype) for name, cost in self.costs.items()}
         found = {name: value for name, value in found.items() if value is not None}
         found.update({'expected_' + name: float(self.expected(name, strengths)) for name in self.costs})
-        found.update({LIMITS[name][0]: limit for name, limit in self.limits.items()})
+        found.update({'max_' + name: limit for name, limit in self.limits.items()})
         found.update({f'{name}_multiplier': multipliers.get(name, 0.0) for name in self.limits})
         return found
 
@@ -105,13 +109,13 @@ class Budget:
         key = b''.join(scores.tobytes() for scores in strengths.values())
         if self.last is None or self.last[0] != key:
             own = model.genotype()
-            found = own if self._is_within(own) else self._within(model, strengths)
+            found = own if self.is_within(own) else self._within(model, strengths)
             if found is not own:
                 logger.info('%s', self._difference(own, found))
             self.last = key, found
         return self.last[1]
 
-    def _is_within(self, genotype):
+    def is_within(self, genotype):
         """Whether a genotype meets the limits, or is that of no network."""
         costs = {name: self.costs[name].of(genotype) for name in self.limits}
         return all(costs[name] is None or costs[name] <= limit for name, limit in self.limits.items())
@@ -137,8 +141,9 @@ class Budget:
                 if gone:
                     gone, new = (' and '.join(f'{name} from {state}' for name, state in edges) for edges in (gone, new))
                     changes.append(f'{kind} node {start // 2}: {new} in place of {gone}')
-        sizes = ', '.join(f'{self.costs[name].of(own):,} {LIMITS[name][1]} before, {self.costs[name].of(found):,} now, '
-                          f'--{LIMITS[name][0]}={limit:,}' for name, limit in self.limits.items())
+        sizes = ', '.join(f'{shown(name, self.costs[name].of(own))} {LIMITS[name][1]} before, '
+                          f'{shown(name, self.costs[name].of(found))} now, --{LIMITS[name][0]}={shown(name, limit)}'
+                          for name, limit in self.limits.items())
         return f'derived within the limits: {"; ".join(changes)}: {sizes}'
 
     def _any_cost(self):

@@ -1,6 +1,6 @@
 """What the network of a genotype costs, as a sum over the parts of its cells.
 
-Multiply-adds and parameters are exactly
+Multiply-adds and parameters are exactly, and latencies nearly (nas/latency.py)
 
     fixed + sum over both kinds of cells (node * concatenated nodes + sum over edges of their operation's cost)
 
@@ -13,7 +13,6 @@ Multiply-adds and parameters are exactly
 `fixed` and `node` are what three small genotypes cost in the network itself, an operation what its layer costs at the
 shapes that occur; so a change of model.py or operations.py is counted too.
 """
-import itertools
 from collections import namedtuple
 
 import numpy as np
@@ -23,9 +22,9 @@ from genotypes import Genotype, connected_states
 from operations import OPS
 from training.summary import count_macs, count_parameters, trace
 
-# Functions of a layer and its input's shape [C, H, W].
-COUNTS = {'macs': lambda layer, shape: count_macs(nn.Sequential(layer), shape),
-          'params': lambda layer, shape: count_parameters(layer)}
+# Functions of a layer, its input's shape [C, H, W] and a name for it.
+COUNTS = {'macs': lambda layer, shape, name: count_macs(nn.Sequential(layer), shape),
+          'params': lambda layer, shape, name: count_parameters(layer)}
 
 # A cell of a network: 'normal' or 'reduce'; the shape [C, H, W] of its states 0 and 1 and that of its nodes.
 Place = namedtuple('Place', 'kind inputs nodes')
@@ -65,9 +64,9 @@ def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS
     """{name: CellCosts} of the network that make_network(genotype) builds, for images [3, H, W].
 
     primitives: the operations an edge may have, keys of operations.OPS. steps: the nodes of a cell. measures: {name:
-    function of a layer and its input's shape}, additive over the parts of a network.
+    function of a layer, its input's shape and a name for both}, whole numbers that add up over the parts of a network.
     """
-    pairs = [(1, 1), (2, 1), (1, 2)] if steps > 1 else [(1, 1)]
+    pairs = [(steps, steps), (1, steps), (steps, 1)]  # so that a measured cost is interpolated
     genotypes = [_probe(steps, *pair) for pair in pairs]
     networks = [make_network(genotype) for genotype in genotypes]
     places = cell_places(networks[0], image_shape)
@@ -77,7 +76,7 @@ def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS
         key = name, tuple(shape), stride
         if key not in layers:
             layers[key] = OPS[name](shape[0], stride, True)
-        return measure(layers[key], shape)
+        return measure(layers[key], shape, f'{name} on {"x".join(map(str, shape))}, stride {stride}')
 
     costs = {}
     for label, measure in measures.items():
@@ -86,10 +85,11 @@ def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS
                                      for node in range(steps) for source in range(2 + node)])
                      for kind in ('normal', 'reduce')}
         parts = CellCosts(0, {'normal': 0, 'reduce': 0}, operation, primitives)
-        rest = [measure(network, image_shape) - parts.of(genotype) for network, genotype in zip(networks, genotypes)]
-        more = rest[1:] or [rest[0], rest[0]]
-        node = {kind: with_two - rest[0] for kind, with_two in zip(('normal', 'reduce'), more)}
-        costs[label] = CellCosts(rest[0] - sum(node.values()), node, operation, primitives)
+        rest = [measure(network, image_shape, f'network that concatenates {pair[0]} and {pair[1]} nodes')
+                - parts.of(genotype) for network, genotype, pair in zip(networks, genotypes, pairs)]
+        node = {kind: (rest[0] - with_one) // max(1, steps - 1)
+                for kind, with_one in zip(('normal', 'reduce'), rest[1:])}
+        costs[label] = CellCosts(rest[0] - steps * sum(node.values()), node, operation, primitives)
     return costs
 
 
@@ -114,9 +114,3 @@ def cell_places(network, image_shape):
 def _edge_place(place, source):
     """(shape of the input, stride) of an edge that leaves a state of a cell."""
     return (place.inputs, 2 if place.kind == 'reduce' else 1) if source < 2 else (place.nodes, 1)
-
-
-def edge_places(places, steps):
-    """The distinct (shape, stride) at which operations occur in the cells at `places`."""
-    return sorted({(tuple(shape), stride) for place, source in itertools.product(places, range(1 + steps))
-                   for shape, stride in [_edge_place(place, source)]})

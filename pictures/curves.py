@@ -250,12 +250,13 @@ def _plot_true_accuracies(axes, search, numbers, style):
 
 
 def _plot_cost(cost, axes, search, numbers, style):
-    """The cost of the cell in millions, beside the expected one and the limit."""
+    """The cost of the cell in millions (of nanoseconds: ms), beside the expected one and the limit."""
     keys = {'cell': cost, 'expected': 'expected_' + cost, 'limit': 'max_' + cost}
     cell, expected, limit = ([epoch.costs.get(key, math.nan) / 1e6 for epoch in search.epochs]
                              for key in keys.values())
     axes.plot(numbers, cell, color='#d55e00', label='cell', **style)
     axes.plot(numbers, expected, color='#9aa0a6', label='expected', **style)
     axes.axhline(limit[-1], color=GREY, lw=1, ls='--', label='limit')
-    axes.set_title({'macs': 'multiply-adds, million', 'params': 'parameters, million'}[cost])
+    axes.set_title({'macs': 'multiply-adds, million', 'params': 'parameters, million',
+                    'latency_ns': 'latency, ms'}[cost])
     axes.set_ylim(0, 1.15 * max(value for value in [*cell, *expected, *limit] if not math.isnan(value)))

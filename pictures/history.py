@@ -24,7 +24,7 @@ from runtime.files import MAX_LINE_BYTES, UnreadableFile, open_regular, parse_js
 MAX_METRICS_BYTES = 64 << 20
 MAX_CELLS, MAX_PANELS, MAX_OPERATIONS, MAX_NAME = 8, 400, 64, 80
 MAX_EPOCH = 10**9
-COSTS = ('macs', 'params')
+COSTS = ('macs', 'params', 'latency_ns')
 COST_KEYS = [prefix + name for name in COSTS for prefix in ('', 'expected_', 'max_')]
 TRUE_ACCURACY = 'test_acc_'  # how the keys of true accuracies begin
 
