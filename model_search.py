@@ -234,7 +234,6 @@ class Network(nn.Layer):
                              in zip(old.named_parameters(), cell._ops[edge].parameters())]
         return replaced
 
-    @paddle.no_grad()
     def strengths(self):
         """The scores that rank operations, for the normal and the reduction cell: two tensors [edges, operations]."""
         strengths = []

@@ -4,8 +4,10 @@ r"""Search a cell on CIFAR-10 with DARTS, PC-DARTS or one of their successors.
     python search.py --unrolled=True                          second-order DARTS
     python search.py --method='PC-DARTS' --batch_size=256 --learning_rate=0.1 \
         --arch_learning_rate=6e-4 --epochs_no_archopt=15
+    python search.py --max_macs=600M --max_params=3.5M        a cell whose network stays within these limits
     python search.py --dataset=digits --layers=3 --method='PC-DARTS' --epochs=10 --batch_size=32 --learning_rate=0.1
     python search.py --dataset=imagenet --data_dir=dataset/ILSVRC2012 --method='PC-DARTS'      see docs/en/search.md
+    python search.py --derive=search_cifar --by=perturbation      the cell of a search that has ended, by DARTS-PT
     python -m paddle.distributed.launch --selected_gpus=0,1,2,3 --log_dir ./mylog search.py --use_data_parallel 1
 
 Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, for each epoch, <epoch>/params.pdparams
@@ -14,10 +16,10 @@ and <epoch>/genotype.json. At the end it prints the genotype and the command tha
 import argparse
 import os
 import random
-import shlex
 import sys
 
 from genotypes import genotype_json, random_genotype
+from nas import budget_flags, derivation
 from nas.recipes import (
     FIRST_ORDER_ONLY,
     METHOD_NAMES,
@@ -26,6 +28,7 @@ from nas.recipes import (
     recipe_line,
     shortest_stage,
 )
+from nas.training_command import DATA_NAMES, train_command
 from runtime.flags import (
     DEVICE_FLAGS,
     ArgumentParser,
@@ -104,32 +107,28 @@ SAVE_FLAGS = [
     ('save_params', boolean, True, "save each epoch's parameters, <epoch>/params.pdparams"),
 ]
 
-# Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
-DIGITS_TRAINING = ['--init_channels=16', '--layers=5', '--epochs=12', '--batch_size=32', '--learning_rate=0.05',
-                   '--cutout=False', '--drop_path_prob=0']
-# Height and width in pixels of the smallest images that the auxiliary classifiers of model.py take.
-AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE = 32, 193
-
-# The flags that decide which images there are; the seed selects the test images of a folder.
-DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')
-IMAGENET_NAMES = ('data_dir', 'image_size', 'class_num', 'max_bad_images', 'seed')
-
 
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
-                         ('collapse', COLLAPSE_FLAGS),
+                         ('collapse', COLLAPSE_FLAGS), ('limits on the derived cell', budget_flags.BUDGET_FLAGS),
+                         ('derivation after a search', derivation.DERIVE_FLAGS),
                          ('data', data_flags(imagenet=True) + HALVES_FLAGS + reader_flags(num_workers=1)),
                          ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
-    given = given_flags(sys.argv[1:] if argv is None else argv)
-    first = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    given, first = given_flags(argv), parser.parse_args(argv)
+    derivation.check_derive_flags(parser, first, given)
+    if first.derive is not None:
+        argv = [*derivation.flags_of_search(first.derive), *argv]
+        given, first = given_flags(argv), parser.parse_args(argv)
     parser.set_defaults(**recipe(first.method, first.epochs if 'epochs' in given else None))
     args = parser.parse_data(argv)
     if args.dataset == 'imagenet' and 'class_num' not in given:
         args.class_num = 1000  # for --summary, which reads no data
     check_search_flags(parser, args)
+    budget_flags.check_budget_flags(parser, args)
     return args
 
 
@@ -173,6 +172,9 @@ def method_options(args):
 
 def main():
     args = parse_arguments()
+    if args.derive is not None:
+        derive(args)
+        return
     given = given_flags(sys.argv[1:])
     place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
                          use_data_parallel=args.use_data_parallel, seed=args.seed,
@@ -182,32 +184,78 @@ def main():
         draw(args, given)
         return
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
-    from model_search import Network
     from nas.methods import METHODS
-    from reader import class_count, image_shape, train_search
+    from reader import class_count, train_search
     from training.summary import summary
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
     method = METHODS[args.method](**method_options(args))
-    stem = 'imagenet' if args.dataset == 'imagenet' else 'cifar'
     if args.summary:
-        network = Network(args.init_channels, args.class_num, args.layers, method, stem=stem)
+        from reader import image_shape
+        network = supernet(args, args.class_num, method)
         print(summary(network, image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
-    network = Network(args.init_channels, class_num, args.layers, method, stem=stem)
-    searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num))
+    network = supernet(args, class_num, method)
+    image_shape = train_loader.source.image_shape
+    budget = budget_flags.make_budget(args, network, evaluation_network(args, class_num), image_shape)
+    searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num),
+                             budget=budget)
     genotype = searcher.train()
     if rank() == 0:
-        report(genotype, args, given, train_loader.source.image_shape)
+        report(genotype, args, given, image_shape)
 
 
-def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None):
+def derive(args):
+    """Derive the cell of a search that has ended from the parameters of the epoch of its result.
+
+    args: those of the search, with the flags of the derivation.
+    """
+    result = derivation.result_of_search(args.derive)
+    by_perturbation = args.by == 'perturbation'
+    args.model_save_dir = os.path.join(args.derive, 'perturbation') if by_perturbation else args.derive
+    place = start_script(args.model_save_dir if by_perturbation else None, arguments=vars(args), use_gpu=args.use_gpu,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed)
+    from nas.methods import METHODS
+    from reader import image_shape, train_search
+
+    method = METHODS[args.method](**method_options(args))
+    derivation.begin_stage_of(method, result.get('stage', 1))
+    network = supernet(args, args.class_num, method)
+    derivation.load_supernet(network, args.derive, result['epoch'])
+    budget = budget_flags.make_budget(args, network, evaluation_network(args, args.class_num), image_shape(args))
+    if by_perturbation:
+        from nas.perturbation import derive_by_perturbation
+        loaders = train_search(args.batch_size, args.train_portion, True, args)
+        genotype = derive_by_perturbation(network, *loaders, place, vars(args), result, budget)
+    else:
+        genotype = budget.genotype(network) if budget else network.genotype()
+    if rank() == 0:
+        report(genotype, args, DATA_NAMES, image_shape(args))
+
+
+def supernet(args, class_num, method):
+    """The supernet that the flags describe; method: an object of nas/methods.py."""
+    from model_search import Network
+    return Network(args.init_channels, class_num, args.layers, method,
+                   stem='imagenet' if args.dataset == 'imagenet' else 'cifar')
+
+
+def evaluation_network(args, class_num):
+    """A function that builds the network of a genotype as it is trained after the search, without auxiliary
+    classifier."""
+    import model
+    network = getattr(model, budget_flags.evaluation_of(args.dataset)['network'])
+    size = budget_flags.evaluation_size(args)
+    return lambda genotype: network(size['init_channels'], class_num, size['layers'], False, genotype)
+
+
+def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None, budget=None):
     """The searcher for a network, a loader of each half of the data and a Paddle place.
 
     flags: {name: value} of all flags; a resumed run must repeat those that decide the result. cell_figures: as in
-    nas.options.MonitorOptions.
+    nas.options.MonitorOptions. budget: a nas.budget.Budget or None.
     """
     from nas import DARTSearch
     from nas.collapse import EarlyStop
@@ -229,7 +277,7 @@ def make_searcher(network, train_loader, valid_loader, place, flags, cell_figure
         seed=flags['seed'],
         weight=WeightOptions(**{name: flags[name] for name in ('momentum', 'weight_decay', 'grad_clip',
                                                                'learning_rate_min')}),
-        arch=ArchOptions(weight_decay=0.0 if flags['reg_type'] == 'kl' else flags['arch_weight_decay']),
+        arch=ArchOptions(weight_decay=0.0 if flags['reg_type'] == 'kl' else flags['arch_weight_decay'], budget=budget),
         checkpoint=CheckpointOptions(arguments=flags, **{name: flags[name] for name in ('resume', 'save_freq', 'keep',
                                                                                         'save_params')}),
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=flags['validate'],
@@ -262,35 +310,10 @@ def draw(args, given):
 def report(genotype, args, given, image_shape):
     """Print the result, and the command that trains it on images of image_shape [3, H, W], on standard output."""
     genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
-    logger.info('written: %s', genotype_path)
+    if args.derive is None or args.by != 'strength':
+        logger.info('written: %s', genotype_path)
     print(f'genotype = {genotype}')
     print(f'To train it: {train_command(genotype_path, args, image_shape, given)}')
-
-
-def train_command(genotype_path, args, image_shape, given):
-    """The command that trains the genotype on the data that it was searched on, ready for a shell.
-
-    given: the names of the flags that were given.
-    """
-    program, names, auxiliary_size = 'train.py', DATA_NAMES, AUXILIARY_SIZE
-    if args.dataset == 'imagenet':
-        program, names, auxiliary_size = 'train_imagenet.py', IMAGENET_NAMES, IMAGENET_AUXILIARY_SIZE
-        given = given | {'data_dir'}
-    words = ['python', os.path.join(os.path.dirname(sys.argv[0]), program), '--arch=' + genotype_path]
-    words += [f'--{name}={getattr(args, name)}' for name in names if name in given]
-    if min(image_shape[1:]) < auxiliary_size:
-        words.append('--auxiliary=False')
-    if args.dataset == 'digits':
-        words += DIGITS_TRAINING
-    return ' '.join(map(shell_word, words))
-
-
-def shell_word(word):
-    """A word quoted for a shell; as $'...' where it has characters that must not reach a terminal."""
-    if word.isprintable():
-        return shlex.quote(word)
-    return "$'" + ''.join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f'\\x{byte:02x}'
-                           for byte in os.fsencode(word)) + "'"
 
 
 if __name__ == '__main__':

@@ -32,13 +32,16 @@ class Architect:
     arch_learning_rate, arch_weight_decay: Adam's; its beta1 is the method's (0.5 for DARTS, appendix A.1.1), beta2 is
     0.999.
     unrolled: True for second order.
+    penalty: a function that returns a further term of the loss of the architecture, a scalar that depends on the
+        architecture parameters alone, or None where there is none at present.
     """
 
     EPSILON = 1e-2  # of the central difference, before it is divided by |u|; from the paper's section 2.3
 
     def __init__(self, model, optimizer, *, arch_learning_rate=3e-4, arch_weight_decay=1e-3, unrolled=False,
-                 momentum=0.9, weight_decay=3e-4):
+                 momentum=0.9, weight_decay=3e-4, penalty=lambda: None):
         self.model = model
+        self.penalty = penalty
         self.weight_optimizer = optimizer
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -67,11 +70,20 @@ class Architect:
             gradients = self._gradient_and_reach(input_valid, target_valid)
         else:
             gradients = self.gradient(input_valid, target_valid, self.arch_parameters)
+        gradients = self._with_penalty(gradients)
         self.last_gradient = gradients
         for parameter, gradient in zip(self.arch_parameters, gradients):
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.clear_grad()
+
+    def _with_penalty(self, gradients):
+        """The gradients plus that of the penalty, which is the same on all ranks, in first and in second order."""
+        penalty = self.penalty()
+        if penalty is None:
+            return gradients
+        more = paddle.grad(penalty, self.arch_parameters, allow_unused=True)
+        return [gradient if extra is None else gradient + extra for gradient, extra in zip(gradients, more)]
 
     def _gradient_and_reach(self, image, label):
         """The first-order gradient. The weights that this pass has reached get a gradient of zeros, so that they move

@@ -22,13 +22,13 @@ from nas.architect import Architect, frozen, weight_parameters
 from nas.methods import method_of, softmax_by_node
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
 from nas.readers import PairedLoader, as_loader, classes_of, endless
-from nas.stages import begin_stage
+from nas.stages import begin_stage, give_momentum
 from pipeline.loader import VALID
 from runtime.errors import UserError
 from runtime.files import refuse_to_overwrite, remove_numbered, save_params, write_text
 from runtime.log import logger, peak_memory_mb
 from runtime.parallel import average_over_ranks, broadcast, check_agreement, rank
-from runtime.run import Run, optimizer_state, set_epoch, set_optimizer_state
+from runtime.run import Run, optimizer_state, set_epoch
 from training.engine import evaluate, run_epoch, sync_ranks, to_batch
 
 STAGES = 3  # the stream of random numbers of the change between stages; pipeline/loader.py has the first ones
@@ -62,7 +62,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
                          arch_learning_rate, unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir,
                          log_freq)
         paddle.set_device(_device_name(place))
-        self.checkpoint, self.monitor = checkpoint, monitor
+        self.checkpoint, self.monitor, self.budget = checkpoint, monitor, arch.budget
         options = dict(batch_size=batchsize, workers=int(use_multiprocess), seed=seed, model=model)
         self.train_loader = as_loader(train_reader, **options)
         self.valid_loader = as_loader(valid_reader, stream=VALID, **options)
@@ -82,7 +82,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.optimizer = self._new_optimizer()
         self.architect = Architect(model, self.optimizer, arch_learning_rate=arch_learning_rate,
                                    arch_weight_decay=arch.weight_decay, unrolled=unrolled,
-                                   momentum=weight.momentum, weight_decay=weight.weight_decay)
+                                   momentum=weight.momentum, weight_decay=weight.weight_decay,
+                                   penalty=self._penalty)
         arguments = checkpoint.arguments
         if arguments is None:
             arguments = dict(learning_rate=learning_rate, batchsize=batchsize, arch_learning_rate=arch_learning_rate,
@@ -116,33 +117,13 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.weights = [weight if new is None else new.parameter for weight, new in zip(self.weights, widened)]
         self.optimizer = self._new_optimizer()
         if velocities:
-            self._give_momentum(velocities)
+            give_momentum(self.optimizer, self.weights, velocities)
         self.architect.replace_weights(self.optimizer)
         self.run.replace_optimizer(0, self.optimizer, self.weights)
         accelerate(self.model)
         self.run.results['stage'] = {'number': stage, 'epoch': epoch}
         logger.info('stage %d begins with epoch %d: 1/%d of the channels, %d operations on each edge', stage, epoch,
                     partial, kept)
-
-    @paddle.no_grad()
-    def _give_momentum(self, velocities):
-        """Set the momentum of a new optimizer, among whose weights are some of an earlier optimizer.
-
-        Paddle would count up the names of their buffers, which a checkpoint goes by; a first step with gradients of
-        zeros, taken back afterwards, creates them under the usual names.
-        """
-        values = [weight.clone() for weight in self.weights]
-        set_optimizer_state(self.optimizer, self.weights, velocities)
-        reached = [weight.grad is not None for weight in self.weights]
-        for weight in self.weights:
-            weight.grad = paddle.zeros_like(weight)
-        with paddle.utils.unique_name.guard():
-            self.optimizer.step()
-        for weight, value, keep in zip(self.weights, values, reached):
-            paddle.assign(value, weight)
-            if not keep:
-                weight.clear_gradient(False)
-        set_optimizer_state(self.optimizer, self.weights, velocities)
 
     def _restore_stage(self, results):
         """Give the network the shapes that a checkpoint was written with; its values are loaded afterwards."""
@@ -230,6 +211,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         indicators = collapse.indicators(genotype, strengths)
         if self.monitor.cell_figures is not None:
             indicators.update(self.monitor.cell_figures(genotype))
+        if self.budget is not None:
+            indicators.update(self.budget.figures(genotype, self.model.strengths(), self._multipliers()))
         if self.monitor.eigenvalue_freq and (epoch + 1) % self.monitor.eigenvalue_freq == 0:
             self.model.train()
             # The same batch and the same random numbers, whether or not the run was resumed since the last step of the
@@ -272,13 +255,26 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """
         batches = train_image, train_label, valid_image, valid_label
         if arch_step and not self.method.weights_first:
-            self.architect.step(*batches)
+            self.arch_step(*batches)
         result = self.weight_step(train_image, train_label)
         if arch_step and self.method.weights_first:
-            self.architect.step(*batches)
-            if self.method.clip_arch_gradient:
-                self.run.results['arch_gradient'] = [gradient.tolist() for gradient in self.architect.last_gradient]
+            self.arch_step(*batches)
         return result
+
+    def arch_step(self, train_image, train_label, valid_image, valid_label):
+        """One step of the architecture."""
+        self.architect.step(train_image, train_label, valid_image, valid_label)
+        if self.method.clip_arch_gradient:
+            self.run.results['arch_gradient'] = [gradient.tolist() for gradient in self.architect.last_gradient]
+        if self.budget is not None:
+            self.run.results['multipliers'] = self.budget.adjusted(self._multipliers(), self.model.genotype(),
+                                                                   self.architect.optimizer.get_lr())
+
+    def _penalty(self):
+        return None if self.budget is None else self.budget.penalty(self.model, self._multipliers())
+
+    def _multipliers(self):
+        return self.run.results.get('multipliers', {})
 
     def weight_step(self, image, label):
         """One step of the weights. Returns the loss, a float, and the logits [N, classes], both before the step."""
@@ -325,6 +321,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return self._current_genotype() if stopped is None else genotypes.from_json(stopped['genotype'])
 
     def _current_genotype(self):
+        if self.budget is not None:
+            return genotypes.plain(self.budget.genotype(self.model))
         genotype = self.model.genotype() if hasattr(self.model, 'genotype') else _genotype_of_attributes(self.model)
         return genotypes.plain(genotype)
 

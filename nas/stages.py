@@ -5,6 +5,9 @@ Convolutions are widened by copies of their channels, without rescaling; momentu
 copies.
 """
 import numpy as np
+import paddle
+
+from runtime.run import set_optimizer_state
 
 
 class Widening:
@@ -36,3 +39,24 @@ def begin_stage(model, partial, kept, choose):
         widenings[id(before)] = Widening(now, indices)
         now.set_value(widenings[id(before)].apply(before.numpy()))
     return widenings
+
+
+@paddle.no_grad()
+def give_momentum(optimizer, weights, velocities):
+    """Set the momentum of a new optimizer, among whose weights are some of an earlier optimizer.
+
+    velocities: as runtime.run.optimizer_state gives them. Paddle would count up the names of their buffers, which a
+    checkpoint goes by; a first step with gradients of zeros, taken back afterwards, creates them under the usual names.
+    """
+    values = [weight.clone() for weight in weights]
+    set_optimizer_state(optimizer, weights, velocities)
+    reached = [weight.grad is not None for weight in weights]
+    for weight in weights:
+        weight.grad = paddle.zeros_like(weight)
+    with paddle.utils.unique_name.guard():
+        optimizer.step()
+    for weight, value, keep in zip(weights, values, reached):
+        paddle.assign(value, weight)
+        if not keep:
+            weight.clear_gradient(False)
+    set_optimizer_state(optimizer, weights, velocities)

@@ -1,9 +1,10 @@
 """The curves of a search, drawn with matplotlib: the strengths of the operations on each edge over the epochs, and
-below them skip connections, entropy and accuracies.
+below them skip connections, entropy, accuracies and, of a search within limits, costs.
 
 Every size is in inches and every panel has a computed place: unlike matplotlib's own layouts, that takes no time for
 hundreds of panels.
 """
+import functools
 import io
 import math
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 
 from nas.collapse import entropy
 from pictures.cells import TITLES, state_name
-from pictures.history import thin_out
+from pictures.history import COSTS, thin_out
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart too. `none` is grey; operations beyond the seventh
 # have the same colours and other dashes.
@@ -184,7 +185,7 @@ def _style(axes, numbers):
 
 
 def _draw_summary(page, search, top):
-    """Skip connections, entropy and accuracies."""
+    """Skip connections, entropy, accuracies and costs."""
     numbers = [epoch.number for epoch in search.epochs]
     plots = [_plot_entropy]
     if all(epoch.skip_connects is not None for epoch in search.epochs):
@@ -193,6 +194,7 @@ def _draw_summary(page, search, top):
         plots.append(_plot_accuracies)
     if any(epoch.true_acc for epoch in search.epochs):
         plots.append(_plot_true_accuracies)
+    plots += [functools.partial(_plot_cost, cost) for cost in COSTS if 'max_' + cost in search.epochs[-1].costs]
     gap, columns = 0.55, max(3, len(plots))
     width = (min(page.width, 14) - LEFT - RIGHT - (columns - 1) * gap) / columns
     for position, plot in enumerate(plots):
@@ -245,3 +247,16 @@ def _plot_true_accuracies(axes, search, numbers, style):
                   color=CELL_COLOURS[position % len(CELL_COLOURS)], label=name.replace('$', r'\$'), **style)
     axes.set_title('true test accuracy, %')
     axes.set_ylim(0, 102)
+
+
+def _plot_cost(cost, axes, search, numbers, style):
+    """The cost of the cell in millions (of nanoseconds: ms), beside the expected one and the limit."""
+    keys = {'cell': cost, 'expected': 'expected_' + cost, 'limit': 'max_' + cost}
+    cell, expected, limit = ([epoch.costs.get(key, math.nan) / 1e6 for epoch in search.epochs]
+                             for key in keys.values())
+    axes.plot(numbers, cell, color='#d55e00', label='cell', **style)
+    axes.plot(numbers, expected, color='#9aa0a6', label='expected', **style)
+    axes.axhline(limit[-1], color=GREY, lw=1, ls='--', label='limit')
+    axes.set_title({'macs': 'multiply-adds, million', 'params': 'parameters, million',
+                    'latency_ns': 'latency, ms'}[cost])
+    axes.set_ylim(0, 1.15 * max(value for value in [*cell, *expected, *limit] if not math.isnan(value)))

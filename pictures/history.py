@@ -8,6 +8,7 @@ valid_acc. The curves also read
     operations   the names of the operations
     edges        the names of the edges (only of search spaces other than that of DARTS)
     skip_connects       the number of skip connections in a cell that is no Genotype
+    macs, params, …     the costs of the cell, of a search within limits, with expected_… and the limits, max_…
     test_acc_NAME       the true test accuracy of the epoch's cell on data set NAME, where a table has it
 """
 import math
@@ -23,12 +24,16 @@ from runtime.files import MAX_LINE_BYTES, UnreadableFile, open_regular, parse_js
 MAX_METRICS_BYTES = 64 << 20
 MAX_CELLS, MAX_PANELS, MAX_OPERATIONS, MAX_NAME = 8, 400, 64, 80
 MAX_EPOCH = 10**9
+COSTS = ('macs', 'params', 'latency_ns')
+COST_KEYS = [prefix + name for name in COSTS for prefix in ('', 'expected_', 'max_')]
 TRUE_ACCURACY = 'test_acc_'  # how the keys of true accuracies begin
 
 # One epoch. genotype: None for a search space whose result is no Genotype. Accuracies are NaN where there are none.
 # weights: a list of arrays [edges, operations], one for each kind of cell; None unless it was asked for.
 # skip_connects: their number, None where it is unknown. true_acc: {data set: true test accuracy of the cell}.
-Epoch = namedtuple('Epoch', 'number genotype train_acc valid_acc weights skip_connects true_acc', defaults=(None, {}))
+# costs: {key of metrics.jsonl: number} of COST_KEYS.
+Epoch = namedtuple('Epoch', 'number genotype train_acc valid_acc weights skip_connects true_acc costs',
+                   defaults=(None, {}, {}))
 
 # epochs: [Epoch] in order. cells, operations, edges: names, edges None in the space of DARTS.
 Search = namedtuple('Search', 'epochs cells operations edges')
@@ -117,7 +122,7 @@ def _read_epoch(line, folder, with_weights):
         else:
             weights = _weights_of_alphas(_required(line, 'alphas'), genotype)
     return Epoch(number, genotype, _accuracy(line, 'train_acc'), _accuracy(line, 'valid_acc'), weights,
-                 _skip_connections(line, genotype), _true_accuracies(line))
+                 _skip_connections(line, genotype), _true_accuracies(line), _costs(line))
 
 
 def _required(line, key):
@@ -159,6 +164,14 @@ def _skip_connections(line, genotype):
     if value is not None and (type(value) is not int or not 0 <= value <= MAX_PANELS):
         raise ValueError(f'skip_connects must be a whole number from 0 to {MAX_PANELS}, it is {value!r:.40}')
     return value
+
+
+def _costs(line):
+    found = {key: line[key] for key in COST_KEYS if key in line}
+    for key, value in found.items():
+        if type(value) not in (int, float) or not 0 <= value < 1e18:
+            raise ValueError(f'{key} must be a number from 0 to 1e18, it is {value!r:.40}')
+    return found
 
 
 def _true_accuracies(line):

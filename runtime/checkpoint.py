@@ -158,7 +158,7 @@ def save_model(path, state_dict, description):
     save_params(path, state_dict)
 
 
-def load_model(path):
+def load_model(path, flag='--pretrained'):
     """Read what save_model wrote. Returns ({name: numpy array}, description), description None where there is no file.
 
     Raises UserError for files that can't be read or hold something else.
@@ -171,7 +171,7 @@ def load_model(path):
         if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
             raise ValueError('it must hold a dictionary of arrays')
     except (OSError, ValueError) as error:  # UnreadableFile is a ValueError
-        raise UserError(f'--pretrained: {path} cannot be loaded: {reason(error)}')
+        raise UserError(f'{flag}: {path} cannot be loaded: {reason(error)}')
     description_path = _description_path(path)
     if not os.path.lexists(description_path):
         return state, None
@@ -180,7 +180,7 @@ def load_model(path):
         if not isinstance(description, dict):
             raise ValueError('it must hold an object')
     except (OSError, ValueError) as error:
-        raise UserError(f'--pretrained: {description_path} cannot be read: {reason(error)}')
+        raise UserError(f'{flag}: {description_path} cannot be read: {reason(error)}')
     return state, description
 
 

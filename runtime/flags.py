@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import sys
+from decimal import Decimal, InvalidOperation
 
 from genotypes import get_genotype
 from runtime.errors import UserError, printable
@@ -43,6 +44,19 @@ def positive(minimum_excluded=0.0, maximum_excluded=None):
                                                                        or value < maximum_excluded),
         f'above {minimum_excluded:g}' + (
             '' if maximum_excluded is None else f' and below {maximum_excluded:g}'))
+
+
+def amount(text):
+    """An argument type: a whole number above 0, also written with K, M or G: 3.5M is 3500000."""
+    factor = {'K': 10**3, 'M': 10**6, 'G': 10**9}.get(text[-1:].upper(), 1)
+    try:
+        value = Decimal(text if factor == 1 else text[:-1]) * factor
+        if value.is_finite() and 0 < value < 10**18 and value == int(value):
+            return int(value)
+    except (InvalidOperation, ValueError):
+        pass
+    raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give a whole number above 0, such as 600000000, '
+                                     '600M or 0.6G')
 
 
 def path(text):

@@ -52,6 +52,12 @@ WRONG_ARGUMENTS = {
     '--image_size=64': 'argument --image_size: goes with --dataset=folder',
     '--dataset=folder': 'argument --data: None is not a folder',
     '--max_bad_images=-1': 'at least 0',
+    '--max_macs=600MB': 'give a whole number above 0, such as 600000000, 600M or 0.6G',
+    '--max_macs=0.5': 'give a whole number above 0',
+    '--max_params=-3.5M': 'give a whole number above 0',
+    '--max_params=nan': 'give a whole number above 0',
+    '--budget_channels=1': 'from 2 to 4096',
+    '--budget_layers=6': 'argument --budget_layers: goes with a limit, such as --max_macs=600M',
     '--epoch=3': 'there is no flag --epoch; did you mean --epochs?',
     '--qqq': 'there is no flag --qqq, see --help',
 }
@@ -83,6 +89,8 @@ WRONG_ARGUMENTS_OF_TRAINING = {
     ('train_imagenet.py', '--export=model'): 'argument --export: give the network with --pretrained',
 }
 WRONG_TOGETHER = {
+    ('search.py', '--method=random --max_macs=600M'): 'argument --max_macs: --method=random draws any cell',
+    ('examples/nasbench201.py', '--max_macs=600M'): 'there is no flag --max_macs',
     ('search.py', '--method=random --summary'): 'argument --summary: --method=random has no supernet to summarise; '
                                                 'give another --method',
 }

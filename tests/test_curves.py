@@ -96,6 +96,26 @@ def test_the_figure_shows_the_genotype_skip_connections_entropy_and_accuracy(tmp
     assert entropies.lines[2].get_ydata()[0] == pytest.approx(np.log(8))
 
 
+def test_the_costs_of_a_search_within_limits_are_drawn_beside_its_accuracy(tmp_path):
+    records = random_search(tmp_path, 3)
+    for epoch, record in enumerate(records):
+        record.update(expected_params=4e6 - epoch, max_params=3500000, expected_macs=5e8)
+        if epoch:  # the cell of the first epoch is that of no network
+            record.update(params=3300000 + epoch, macs=1)
+    write_metrics(tmp_path, records)
+    figure = curves.draw(history.read_search(str(tmp_path), '--alphas', with_weights=True))
+    titles = [axes.get_title() for axes in figure.axes[-4:]]
+    assert titles[2:] == ['accuracy, %', 'parameters, million']
+    cell, expected, limit = figure.axes[-1].lines
+    np.testing.assert_allclose(cell.get_ydata(), [np.nan, 3.300001, 3.300002])
+    np.testing.assert_allclose(expected.get_ydata(), [4, 3.999999, 3.999998])
+    assert list(limit.get_ydata()) == [3.5, 3.5]
+    records[0]['max_params'] = '3.5M'
+    write_metrics(tmp_path, records)
+    with pytest.raises(UserError, match='line 1: max_params must be a number from 0 to 1e18'):
+        history.read_search(str(tmp_path), '--alphas', with_weights=True)
+
+
 @pytest.mark.parametrize('count', [1, 3, 5, 8, 12, 28])
 def test_any_number_of_operations_has_as_many_looks(tmp_path, count):
     names = ['none', 'skip_connect', *(f'op{i}' for i in range(26))][:count]

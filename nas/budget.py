@@ -1,0 +1,165 @@
+"""A search within limits on what the network of the derived cell costs: multiply-adds, parameters, latency.
+
+Two things keep to the limits. During the search the loss of the architecture step has a further term for each limit,
+
+    multiplier * expected cost / limit,
+
+where the expected cost is that of a cell whose edges and operations are drawn in proportion to the method's strengths.
+The multiplier begins with 0 and rises in each step by RATE * learning rate of the architecture * (cost of the present
+cell / limit - 1), down to 0 again where that is negative: the differentiable cost gives the direction, the cost of the
+cell itself the weight (Cotter et al.: Two-Player Games for Efficient Non-Convex Constrained Optimization, ALT 2019).
+While the cell stays within the limits, the search is to the bit one without them.
+
+And the cell that is derived is the strongest one within the limits (nas/feasible.py).
+"""
+import math
+
+import numpy as np
+import paddle
+
+from nas.budget_flags import LIMITS, shown
+from nas.feasible import smallest, strongest
+from runtime.errors import UserError
+from runtime.log import logger
+
+
+class Budget:
+    """Limits on costs.
+
+    costs: {name: CellCosts}, names as in nas.budget_flags.LIMITS. limits: {name: number} for those that are limited.
+    """
+
+    RATE = 8  # steps of the multipliers, as a multiple of the architecture's learning rate
+
+    def __init__(self, costs, limits):
+        self.costs, self.limits = costs, limits
+        self.last = None  # (strengths as bytes, the cell derived from them)
+
+    def check(self, model):
+        """Raise UserError for limits that no cell of the supernet's method meets; it names the smallest possible."""
+        for name, limit in self.limits.items():
+            flag, unit, _ = LIMITS[name]
+            low = smallest(model.method, self.costs[name], model._steps, model._multiplier)
+            if limit < low:
+                raise UserError(f'--{flag}: {shown(name, limit)} is not allowed: the smallest cell of '
+                                f'{model.method.name} gives a network of {shown(name, low, math.ceil)} {unit}; give '
+                                f'at least that')
+        ones = {kind: np.ones(values.shape) for kind, values in self._any_cost().operation.items()}
+        if self._strongest(model, ones, any_strength=True) is None:
+            raise UserError(' and '.join(f'--{LIMITS[name][0]}={shown(name, limit)}'
+                                         for name, limit in self.limits.items())
+                            + ': no cell meets them together; give a larger limit')
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # During the search
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def penalty(self, model, multipliers):
+        """The term of the architecture's loss, a scalar; None where all multipliers are 0. multipliers: {name: float}.
+        """
+        terms = [value * self.expected(name, model.strengths()) / self._unit(name)
+                 for name, value in multipliers.items() if value > 0]
+        return sum(terms) if terms else None
+
+    def expected(self, name, strengths):
+        """The mean cost if a node had two edges, drawn with their operations in proportion to the strengths.
+
+        strengths: of the supernet, for the normal and the reduction cell tensors [edges, operations]; `none` is never
+        drawn. Returns a scalar tensor.
+        """
+        cost, total = self.costs[name], self.costs[name].fixed / self._unit(name)
+        real = paddle.to_tensor([float(primitive != 'none') for primitive in cost.primitives], strengths[0].dtype)
+        for kind, scores in zip(('normal', 'reduce'), strengths):
+            nodes = _nodes(len(scores))
+            enters = paddle.to_tensor(nodes, scores.dtype)
+            scores = scores * real
+            prices = paddle.to_tensor(cost.operation[kind] / self._unit(name), scores.dtype)
+            mean = enters.matmul((scores * prices).sum(-1)) / enters.matmul(scores.sum(-1))
+            total = total + 2 * mean.sum() + len(nodes) * cost.node[kind] / self._unit(name)
+        return total * self._unit(name)
+
+    def adjusted(self, multipliers, genotype, learning_rate):
+        """The multipliers after a step of the architecture.
+
+        genotype: the cell of the strengths alone, limits or not. learning_rate: of the architecture.
+        """
+        rate = self.RATE * learning_rate
+        costs = {name: self.costs[name].of(genotype) for name in self.limits}
+        return {name: max(0.0, multipliers.get(name, 0.0) + rate * (costs[name] / limit - 1))
+                if costs[name] is not None else multipliers.get(name, 0.0) for name, limit in self.limits.items()}
+
+    def figures(self, genotype, strengths, multipliers):
+        """For metrics.jsonl: the costs of a genotype, the expected ones, the limits and the multipliers."""
+        found = {name: cost.of(genotype) for name, cost in self.costs.items()}
+        found = {name: value for name, value in found.items() if value is not None}
+        found.update({'expected_' + name: float(self.expected(name, strengths)) for name in self.costs})
+        found.update({'max_' + name: limit for name, limit in self.limits.items()})
+        found.update({f'{name}_multiplier': multipliers.get(name, 0.0) for name in self.limits})
+        return found
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The cell
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def genotype(self, model):
+        """The Genotype that a supernet stands for at present: its own where that is within the limits, otherwise the
+        strongest one that is. The log says in one line what that changes."""
+        strengths = {kind: scores.numpy().astype('float64')
+                     for kind, scores in zip(('normal', 'reduce'), model.strengths())}
+        key = b''.join(scores.tobytes() for scores in strengths.values())
+        if self.last is None or self.last[0] != key:
+            own = model.genotype()
+            found = own if self.is_within(own) else self._within(model, strengths)
+            if found is not own:
+                logger.info('%s', self._difference(own, found))
+            self.last = key, found
+        return self.last[1]
+
+    def is_within(self, genotype):
+        """Whether a genotype meets the limits, or is that of no network."""
+        costs = {name: self.costs[name].of(genotype) for name in self.limits}
+        return all(costs[name] is None or costs[name] <= limit for name, limit in self.limits.items())
+
+    def _within(self, model, strengths):
+        found = self._strongest(model, strengths)
+        if found is None:  # a threshold of the method leaves none: the strongest edges below it
+            found = self._strongest(model, strengths, any_strength=True)
+        return found
+
+    def _strongest(self, model, strengths, any_strength=False):
+        return strongest(model.method, strengths, [self.costs[name] for name in self.limits],
+                         list(self.limits.values()), model._multiplier, any_strength)
+
+    def _difference(self, own, found):
+        """The line of the log where the cell is not the one that the strengths alone give."""
+        changes = []
+        for kind in ('normal', 'reduce'):
+            before, after = getattr(own, kind), getattr(found, kind)
+            for start in range(0, len(before), 2):
+                gone, new = (sorted(set(a[start:start + 2]) - set(b[start:start + 2]))
+                             for a, b in ((before, after), (after, before)))
+                if gone:
+                    gone, new = (' and '.join(f'{name} from {state}' for name, state in edges) for edges in (gone, new))
+                    changes.append(f'{kind} node {start // 2}: {new} in place of {gone}')
+        sizes = ', '.join(f'{shown(name, self.costs[name].of(own))} {LIMITS[name][1]} before, '
+                          f'{shown(name, self.costs[name].of(found))} now, --{LIMITS[name][0]}={shown(name, limit)}'
+                          for name, limit in self.limits.items())
+        return f'derived within the limits: {"; ".join(changes)}: {sizes}'
+
+    def _any_cost(self):
+        return next(iter(self.costs.values()))
+
+    def _unit(self, name):
+        """What costs are divided by, so that single precision holds them."""
+        return self.limits.get(name, 10**6)
+
+
+def _nodes(edges):
+    """The edges that enter each node of a supernet's cell: [nodes, edges] of 0 and 1."""
+    rows, start = [], 0
+    while start < edges:
+        row = np.zeros(edges)
+        row[start:start + 2 + len(rows)] = 1
+        start += 2 + len(rows)
+        rows.append(row)
+    return np.stack(rows)

@@ -1,0 +1,116 @@
+"""What the network of a genotype costs, as a sum over the parts of its cells.
+
+Multiply-adds and parameters are exactly, and latencies nearly (nas/latency.py)
+
+    fixed + sum over both kinds of cells (node * concatenated nodes + sum over edges of their operation's cost)
+
+    fixed       stem, classifier's bias, batch norms of the preprocessing
+    node        what a concatenated node adds: channels of the cells' outputs, which the preprocessing of the cells
+                after them and the classifier take
+    operation   an operation on an edge, in all cells of its kind together: their channels and image sizes, stride 2
+                from an input of a reduction cell
+
+`fixed` and `node` are what three small genotypes cost in the network itself, an operation what its layer costs at the
+shapes that occur; so a change of model.py or operations.py is counted too.
+"""
+from collections import namedtuple
+
+import numpy as np
+import paddle.nn as nn
+
+from genotypes import Genotype, connected_states
+from operations import OPS
+from training.summary import count_macs, count_parameters, trace
+
+# Functions of a layer, its input's shape [C, H, W] and a name for it.
+COUNTS = {'macs': lambda layer, shape, name: count_macs(nn.Sequential(layer), shape),
+          'params': lambda layer, shape, name: count_parameters(layer)}
+
+# A cell of a network: 'normal' or 'reduce'; the shape [C, H, W] of its states 0 and 1 and that of its nodes.
+Place = namedtuple('Place', 'kind inputs nodes')
+
+
+class CellCosts:
+    """One kind of cost of a network as a function of its genotype.
+
+    fixed: a number. node: {kind of cell: cost of a concatenated node}. operation: {kind of cell: [edges, operations]},
+    in the order of the supernet's edges and of `primitives`.
+    """
+
+    def __init__(self, fixed, node, operation, primitives):
+        self.fixed, self.node, self.operation, self.primitives = fixed, node, operation, list(primitives)
+
+    def of(self, genotype):
+        """The cost of the network of a Genotype; None where a cell has no edge, so that there is no network."""
+        total = self.fixed
+        for kind in ('normal', 'reduce'):
+            cell, connected = getattr(genotype, kind), connected_states(getattr(genotype, kind))
+            concatenated = [state for state in getattr(genotype, kind + '_concat') if state in connected]
+            if not concatenated:
+                return None
+            total += self.node[kind] * len(concatenated)
+            for position, (name, source) in enumerate(cell):
+                if name != 'none' and source in connected:
+                    total += self.operation[kind][edge_number(position // 2, source), self.primitives.index(name)]
+        return total.item() if isinstance(total, np.generic) else total
+
+
+def edge_number(node, source):
+    """The place of an edge among those of the supernet's cell: node i has i + 2 of them, from states 0, 1, …"""
+    return sum(range(2, 2 + node)) + source
+
+
+def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS):
+    """{name: CellCosts} of the network that make_network(genotype) builds, for images [3, H, W].
+
+    primitives: the operations an edge may have, keys of operations.OPS. steps: the nodes of a cell. measures: {name:
+    function of a layer, its input's shape and a name for both}, whole numbers that add up over the parts of a network.
+    """
+    pairs = [(steps, steps), (1, steps), (steps, 1)]  # so that a measured cost is interpolated
+    genotypes = [_probe(steps, *pair) for pair in pairs]
+    networks = [make_network(genotype) for genotype in genotypes]
+    places = cell_places(networks[0], image_shape)
+    layers = {}
+
+    def operation_cost(measure, name, shape, stride):
+        key = name, tuple(shape), stride
+        if key not in layers:
+            layers[key] = OPS[name](shape[0], stride, True)
+        return measure(layers[key], shape, f'{name} on {"x".join(map(str, shape))}, stride {stride}')
+
+    costs = {}
+    for label, measure in measures.items():
+        operation = {kind: np.array([[sum(operation_cost(measure, name, *_edge_place(place, source))
+                                          for place in places if place.kind == kind) for name in primitives]
+                                     for node in range(steps) for source in range(2 + node)])
+                     for kind in ('normal', 'reduce')}
+        parts = CellCosts(0, {'normal': 0, 'reduce': 0}, operation, primitives)
+        rest = [measure(network, image_shape, f'network that concatenates {pair[0]} and {pair[1]} nodes')
+                - parts.of(genotype) for network, genotype, pair in zip(networks, genotypes, pairs)]
+        node = {kind: (rest[0] - with_one) // max(1, steps - 1)
+                for kind, with_one in zip(('normal', 'reduce'), rest[1:])}
+        costs[label] = CellCosts(rest[0] - steps * sum(node.values()), node, operation, primitives)
+    return costs
+
+
+def _probe(steps, normal_nodes, reduce_nodes):
+    """A genotype of skip connections whose cells concatenate so many nodes."""
+    cell = [('skip_connect', source) for _ in range(steps) for source in (0, 1)]
+    return Genotype(cell, range(2 + steps - normal_nodes, 2 + steps), cell, range(2 + steps - reduce_nodes, 2 + steps))
+
+
+def cell_places(network, image_shape):
+    """The Place of each cell of a network of model.py, in order."""
+    calls = trace(network, image_shape)
+    places, count = [], len(network.cells)
+    for number in range(count):
+        kind = 'reduce' if number in (count // 3, 2 * count // 3) else 'normal'
+        inputs = [call.shape[1:] for call in calls if call.name.startswith(f'cells.{number}.preprocess1.')][-1]
+        output = next(call.shape[1:] for call in calls if call.name == f'cells.{number}')
+        places.append(Place(kind, inputs, [inputs[0], *output[1:]]))
+    return places
+
+
+def _edge_place(place, source):
+    """(shape of the input, stride) of an edge that leaves a state of a cell."""
+    return (place.inputs, 2 if place.kind == 'reduce' else 1) if source < 2 else (place.nodes, 1)

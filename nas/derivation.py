@@ -1,0 +1,87 @@
+"""search.py --derive: the cell of a search that has ended, derived anew from the parameters it saved.
+
+The flags of the search are those that its newest checkpoint keeps. No Paddle import before a folder is read.
+"""
+import os
+
+from runtime.errors import UserError
+from runtime.flags import integer, path
+
+DERIVE_FLAGS = [
+    ('derive', path, None, 'output directory of a search that has ended: derive its cell from the saved parameters, '
+                           'with the flags of that search, instead of searching'),
+    ('by', ['strength', 'perturbation'], 'strength',
+     'how --derive chooses: by strength as the search does, or by what the removal of each operation costs (DARTS-PT), '
+     'which writes to perturbation/ in the directory'),
+    ('tune_epochs', integer(1), 5, 'epochs that --by=perturbation trains the weights between two decisions'),
+]
+# What may be given with --derive; all else is as in the search.
+WITH_DERIVE = {'derive', 'by', 'tune_epochs', 'resume', 'data', 'data_dir', 'use_gpu', 'use_data_parallel',
+               'num_workers', 'use_multiprocess', 'log_freq', 'save_freq', 'keep'}
+# Flags of the search that the derivation does not take over.
+OF_THE_RUN = {'derive', 'by', 'tune_epochs', 'resume', 'summary', 'save_freq', 'keep', 'use_vdl', 'model_save_dir',
+              'use_gpu', 'use_data_parallel', 'num_workers', 'use_multiprocess', 'log_freq'}
+
+
+def check_derive_flags(parser, args, given):
+    """Refuse flags that do not go together."""
+    other = sorted(given - WITH_DERIVE)
+    if args.derive is not None and other:
+        parser.error(f'argument --{other[0]}: --derive takes it from the search')
+    if args.derive is None:
+        for name in ('by', 'tune_epochs'):
+            if name in given:
+                parser.error(f'argument --{name}: goes with --derive=DIR')
+    elif 'tune_epochs' in given and args.by != 'perturbation':
+        parser.error('argument --tune_epochs: goes with --by=perturbation')
+
+
+def flags_of_search(folder):
+    """The command line of the search whose output a folder holds, ['--name=value'], as its newest checkpoint keeps it.
+
+    Raises UserError.
+    """
+    from runtime.checkpoint import Checkpoints
+    info = Checkpoints(os.path.join(folder, 'checkpoints'), 1).newest()[2] if os.path.isdir(folder) else None
+    if info is None:
+        raise UserError(f'--derive: {folder} holds no checkpoint, which keeps the flags of a search')
+    if info['arguments'].get('method') == 'random' or 'arch_learning_rate' not in info['arguments']:
+        raise UserError(f'--derive: {folder} is not the output directory of a search by search.py')
+    flags = {name: value for name, value in info['arguments'].items()
+             if value is not None and name not in OF_THE_RUN | {'processes'}}
+    if isinstance(flags.get('early_stop'), list):
+        flags['early_stop'] = ':'.join(map(str, flags['early_stop']))
+    return [f'--{name}={value}' for name, value in flags.items()]
+
+
+def result_of_search(folder):
+    """What genotype.json of a folder says of its result, {'epoch': number, …}. Raises UserError."""
+    from runtime.files import MAX_JSON_BYTES, UnreadableFile, read_json
+    place = os.path.join(folder, 'genotype.json')
+    try:
+        found = read_json(place, MAX_JSON_BYTES)['search']
+        if type(found['epoch']) is not int or type(found.get('stage', 1)) is not int:
+            raise ValueError
+        return found
+    except UnreadableFile as error:
+        raise UserError(f'--derive: {place} cannot be read: {error}')
+    except (ValueError, TypeError, LookupError):
+        raise UserError(f'--derive: {place} does not name the epoch of a search')
+
+
+def begin_stage_of(method, stage):
+    """Bring a method object to a later stage of a search, for a supernet with the shapes of then."""
+    if not 1 <= stage <= 1 + len(method.later_stages):
+        raise UserError(f'--derive: {method.name} has no stage {stage}')
+    if stage > 1:
+        method.partial = method.later_stages[stage - 2][0]
+
+
+def load_supernet(network, folder, epoch):
+    """Load the parameters of an epoch into a supernet. Raises UserError."""
+    from runtime.checkpoint import load_model, set_state
+    place = os.path.join(folder, str(epoch), 'params.pdparams')
+    if not os.path.isfile(place):
+        raise UserError(f'--derive: there is no {place}; a search writes it with --save_params=True')
+    state, _ = load_model(place, '--derive')
+    set_state(network, state, f'--derive: {place}')

@@ -1,0 +1,127 @@
+"""How long the network of a genotype takes on this device, from a table that is measured once.
+
+The table has the times of the operations, one by one at the shapes that occur, and of three networks of skip
+connections, from which nas/cost.py takes what the rest of a network costs. Times are those of a forward pass in
+evaluation mode as train.py --eval_only runs it (nas.accelerate). Each is the least of several rounds, which measure all
+entries in turn, so that a load that comes and goes does not fall on some of them alone.
+
+A JSON file keeps the tables: {what was measured on which device: {entry: nanoseconds}}.
+"""
+import json
+import os
+import platform
+import time
+
+import paddle
+import paddle.nn as nn
+
+from nas.acceleration import accelerate
+from nas.cost import count_costs
+from runtime.errors import UserError
+from runtime.files import MAX_JSON_BYTES, UnreadableFile, read_json, write_text
+from runtime.log import logger
+from runtime.parallel import cpu_threads
+
+ROUNDS, SECONDS = 9, 0.02  # rounds over all entries; the time that an entry takes in each of them, at least
+
+
+def latency_costs(make_network, image_shape, *, primitives, steps, size, path, batch_size=1):
+    """The CellCosts of a network's latency in nanoseconds, for a batch [batch_size, 3, H, W].
+
+    size: a text that names the network's size, for the table. path: the JSON file with the tables; what it does not
+    have is measured and added to it. The other arguments are those of nas.cost.count_costs.
+    Raises UserError for a file that holds something else.
+    """
+    tables = _read(path)
+    name = f'{device_name()}; {size}, images {"x".join(map(str, image_shape))}, batch size {batch_size}'
+    table, missing = tables.setdefault(name, {}), {}
+
+    def look_up(layer, shape, entry):
+        if entry not in table:
+            missing.setdefault(entry, (layer, [batch_size, *shape]))
+        return table.get(entry, 0)
+
+    def costs():
+        return count_costs(make_network, image_shape, primitives=primitives, steps=steps,
+                           measures={'latency_ns': look_up})['latency_ns']
+    found = costs()
+    if missing:
+        logger.info('measuring %d latencies on %s, for %s', len(missing), name, path)
+        table.update(measure(missing))
+        write_text(path, json.dumps(tables, indent=1) + '\n')
+        found = costs()
+    return found
+
+
+def _read(path):
+    if not os.path.lexists(path):
+        return {}
+    try:
+        tables = read_json(path, MAX_JSON_BYTES)
+        if not isinstance(tables, dict) or not all(
+                isinstance(table, dict) and all(type(value) is int and value >= 0 for value in table.values())
+                for table in tables.values()):
+            raise UnreadableFile('it is not a table of latencies')
+        return tables
+    except UnreadableFile as error:
+        raise UserError(f'--latency_table: {path} cannot be read: {error}')
+
+
+def device_name():
+    """The device and what else decides how fast a network runs on it."""
+    device = paddle.get_device()
+    if device.startswith('gpu'):
+        device = paddle.device.cuda.get_device_properties().name
+    else:
+        device = f'{_processor()}, {cpu_threads()} threads'
+    return f'{device}, Paddle {paddle.__version__}'
+
+
+def _processor():
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as f:
+            return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
+    except (OSError, StopIteration, UnicodeDecodeError):
+        return platform.processor() or platform.machine()
+
+
+@paddle.no_grad()
+def measure(entries):
+    """{name: nanoseconds} of layers on inputs of zeros. entries: {name: (layer, shape of its input)}."""
+    runs = {}
+    for name, (layer, shape) in entries.items():
+        layer = accelerate_quietly(nn.Sequential(layer))
+        layer.eval()
+        image = paddle.zeros(shape)
+        _time(layer, image, 1)  # compiles and allocates
+        runs[name] = layer, image, max(1, round(SECONDS * 1e9 / max(_time(layer, image, 1), 1)))
+    best = dict.fromkeys(runs, float('inf'))
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            best[name] = min(best[name], _time(*run))
+    return {name: round(value) for name, value in best.items()}
+
+
+def accelerate_quietly(network):
+    """nas.accelerate without its line in the log for each of many small networks."""
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        return accelerate(network)
+    finally:
+        logger.setLevel(level)
+
+
+def _time(layer, image, count):
+    """The mean time of `count` forward passes, in nanoseconds."""
+    _wait()
+    start = time.perf_counter_ns()
+    for _ in range(count):
+        layer(image)
+    _wait()
+    return (time.perf_counter_ns() - start) / count
+
+
+def _wait():
+    if paddle.get_device().startswith('gpu'):
+        paddle.device.cuda.synchronize()

@@ -1,0 +1,44 @@
+"""The command that trains the cell of a search, which search.py prints at its end."""
+import os
+import shlex
+import sys
+
+from nas import budget_flags
+
+# Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
+DIGITS_TRAINING = ['--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0']
+# Height and width in pixels of the smallest images that the auxiliary classifiers of model.py take.
+AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE = 32, 193
+
+# The flags that decide which images there are; the seed selects the test images of a folder.
+DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')
+IMAGENET_NAMES = ('data_dir', 'image_size', 'class_num', 'max_bad_images', 'seed')
+
+
+def train_command(genotype_path, args, image_shape, given):
+    """The command that trains the genotype on the data that it was searched on, ready for a shell.
+
+    given: the names of the flags that were given.
+    """
+    program, names, auxiliary_size = 'train.py', DATA_NAMES, AUXILIARY_SIZE
+    if args.dataset == 'imagenet':
+        program, names, auxiliary_size = 'train_imagenet.py', IMAGENET_NAMES, IMAGENET_AUXILIARY_SIZE
+        given = {*given, 'data_dir'}
+    words = ['python', os.path.join(os.path.dirname(sys.argv[0]), program), '--arch=' + genotype_path]
+    words += [f'--{name}={getattr(args, name)}' for name in names
+              if name in given and getattr(args, name) is not None]
+    if min(image_shape[1:]) < auxiliary_size:
+        words.append('--auxiliary=False')
+    if args.dataset == 'digits' or budget_flags.limits_of(args):
+        words += [f'--{name}={value}' for name, value in budget_flags.evaluation_size(args).items()]
+    if args.dataset == 'digits':
+        words += DIGITS_TRAINING
+    return ' '.join(map(shell_word, words))
+
+
+def shell_word(word):
+    """A word quoted for a shell; as $'...' where it has characters that must not reach a terminal."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + ''.join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f'\\x{byte:02x}'
+                           for byte in os.fsencode(word)) + "'"
