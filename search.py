@@ -184,6 +184,7 @@ def main():
         draw(args, given)
         return
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
+    from nas.budget import make_budget
     from nas.methods import METHODS
     from reader import class_count, train_search
     from training.summary import summary
@@ -199,7 +200,7 @@ def main():
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     network = supernet(args, class_num, method)
     image_shape = train_loader.source.image_shape
-    budget = budget_flags.make_budget(args, network, evaluation_network(args, class_num), image_shape)
+    budget = make_budget(args, network, evaluation_network(args, class_num), image_shape)
     searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num),
                              budget=budget)
     genotype = searcher.train()
@@ -217,6 +218,7 @@ def derive(args):
     args.model_save_dir = os.path.join(args.derive, 'perturbation') if by_perturbation else args.derive
     place = start_script(args.model_save_dir if by_perturbation else None, arguments=vars(args), use_gpu=args.use_gpu,
                          use_data_parallel=args.use_data_parallel, seed=args.seed)
+    from nas.budget import make_budget
     from nas.methods import METHODS
     from reader import image_shape, train_search
 
@@ -224,7 +226,7 @@ def derive(args):
     derivation.begin_stage_of(method, result.get('stage', 1))
     network = supernet(args, args.class_num, method)
     derivation.load_supernet(network, args.derive, result['epoch'])
-    budget = budget_flags.make_budget(args, network, evaluation_network(args, args.class_num), image_shape(args))
+    budget = make_budget(args, network, evaluation_network(args, args.class_num), image_shape(args))
     if by_perturbation:
         from nas.perturbation import derive_by_perturbation
         loaders = train_search(args.batch_size, args.train_portion, True, args)

@@ -17,8 +17,10 @@ import math
 import numpy as np
 import paddle
 
-from nas.budget_flags import LIMITS, shown
+from nas.budget_flags import LIMITS, evaluation_of, evaluation_size, limits_of, shown
+from nas.cost import count_costs
 from nas.feasible import smallest, strongest
+from nas.latency import latency_costs
 from runtime.errors import UserError
 from runtime.log import logger
 
@@ -163,3 +165,26 @@ def _nodes(edges):
         start += 2 + len(rows)
         rows.append(row)
     return np.stack(rows)
+
+
+def make_budget(args, supernet, make_network, image_shape):
+    """The Budget that the flags describe; None without a limit.
+
+    supernet: of model_search.py. make_network: Genotype -> the network that is trained after the search.
+    image_shape: [3, H, W] of the searched images. Raises UserError for limits that no cell meets.
+    """
+    limits = limits_of(args)
+    if not limits:
+        return None
+    size = evaluation_of(args.dataset)['image_size']
+    shape = image_shape if size is None else [3, size, size]
+    space = dict(primitives=supernet.method.primitives, steps=supernet._steps)
+    costs = count_costs(make_network, shape, **space)
+    if 'latency_ns' in limits:
+        size = evaluation_size(args)
+        costs['latency_ns'] = latency_costs(
+            make_network, shape, **space, path=args.latency_table, batch_size=args.latency_batch_size,
+            size=f'{evaluation_of(args.dataset)["network"]}, {size["init_channels"]} channels, {size["layers"]} cells')
+    budget = Budget(costs, limits)
+    budget.check(supernet)
+    return budget

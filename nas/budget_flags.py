@@ -61,29 +61,3 @@ def check_budget_flags(parser, args):
         parser.error(f'argument --{given[0]}: --method=random draws any cell; give another --method')
     if sizes and not given:
         parser.error(f'argument --{sizes[0]}: goes with a limit, such as --max_macs=600M')
-
-
-def make_budget(args, supernet, make_network, image_shape):
-    """The Budget that the flags describe; None without a limit.
-
-    supernet: of model_search.py. make_network: Genotype -> the network that is trained after the search.
-    image_shape: [3, H, W] of the searched images. Raises UserError for limits that no cell meets.
-    """
-    limits = limits_of(args)
-    if not limits:
-        return None
-    from nas.budget import Budget
-    from nas.cost import count_costs
-    size = evaluation_of(args.dataset)['image_size']
-    shape = image_shape if size is None else [3, size, size]
-    space = dict(primitives=supernet.method.primitives, steps=supernet._steps)
-    costs = count_costs(make_network, shape, **space)
-    if 'latency_ns' in limits:
-        from nas.latency import latency_costs
-        size = evaluation_size(args)
-        costs['latency_ns'] = latency_costs(
-            make_network, shape, **space, path=args.latency_table, batch_size=args.latency_batch_size,
-            size=f'{evaluation_of(args.dataset)["network"]}, {size["init_channels"]} channels, {size["layers"]} cells')
-    budget = Budget(costs, limits)
-    budget.check(supernet)
-    return budget
