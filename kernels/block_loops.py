@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compiled import fill, jit
+from kernels.compiled import fill, inner, jit
 from kernels.products import (
     add_masked_row,
     combine_rows,
@@ -25,13 +25,13 @@ ZERO, ONE, LOWEST, NO_FLOOR = np.float32(0), np.float32(1), np.float32(-3.4e38),
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@jit
+@inner
 def address(array, position):
     """Of array[position]; a slice would take numba longer than a short row."""
     return array.ctypes.data + 4 * position
 
 
-@jit
+@inner
 def spread(planes, x, start, step, count, w, places, scale, shift, floor):
     """planes = max(floor, scale * x + shift)."""
     stride = w.column_stride
@@ -51,7 +51,7 @@ def spread(planes, x, start, step, count, w, places, scale, shift, floor):
                             to[k] = floor if value < floor else value
 
 
-@jit
+@inner
 def collect(dx, start, step, count, w, places, gradient, values, masked, add):
     """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the way back of spread."""
     stride = w.column_stride
@@ -79,7 +79,7 @@ def collect(dx, start, step, count, w, places, gradient, values, masked, add):
                         to[k * stride] = to[k * stride] + given if add else given
 
 
-@jit
+@inner
 def from_line(out, start, step, line, count, w, scale, shift):
     """out = scale * line + shift."""
     for image in range(count):
@@ -88,7 +88,7 @@ def from_line(out, start, step, line, count, w, scale, shift):
             scale_row(address(out, to), address(line, at), w.out_width, scale, shift, NO_FLOOR)
 
 
-@jit
+@inner
 def to_line(line, d, f, start, step, count, w, c0, c1, c2):
     """line = c0 * d + c1 * f + c2, with what lies between the rows as it was."""
     for image in range(count):
@@ -97,7 +97,7 @@ def to_line(line, d, f, start, step, count, w, c0, c1, c2):
             combine_rows(address(line, at), address(d, first), address(f, first), w.out_width, c0, c1, c2)
 
 
-@jit
+@inner
 def moments_of(result, x, start, step, count, pixels):
     """result = mean and sum of squared deviations of a channel."""
     total = ZERO
@@ -113,7 +113,7 @@ def moments_of(result, x, start, step, count, pixels):
     result[0], result[1] = mean, squares
 
 
-@jit
+@inner
 def two_sums(result, d, f, start, step, count, pixels, mean):
     """Add the sums of d and of d * (f - mean) of a channel to result."""
     total = both = ZERO
@@ -126,7 +126,7 @@ def two_sums(result, d, f, start, step, count, pixels, mean):
     result[1] += both
 
 
-@jit
+@inner
 def offsets_of(taps, channels, block, multiple):
     """Where the product reads tap by tap of each channel; filled up to a multiple."""
     count = channels * len(taps)

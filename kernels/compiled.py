@@ -71,15 +71,41 @@ def _cache_folder():
     return str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / f'loops-{state:08x}')
 
 
-def jit(function):
+def jit(function, **options):
     """Compile a function when it is first called; it runs without Python's lock."""
     if numba is None:
         return function
     folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _cache_folder()  # read when the function is decorated
     try:
-        return numba.njit(nogil=True, fastmath=REORDER, error_model='numpy', cache=True)(function)
+        return numba.njit(nogil=True, fastmath=REORDER, error_model='numpy', cache=True, no_cfunc_wrapper=True,
+                          **options)(function)
     finally:
         numba.config.CACHE_DIR = folder
+
+
+def inner(function):
+    """As jit, for a function that only compiled ones call. What Python and C need to call it is left out, which takes
+    longer to compile than a short loop."""
+    return jit(function, no_cpython_wrapper=True)
+
+
+@functools.lru_cache(None)
+def on_first_compilation(say):
+    """Call say(folder) when numba compiles a function of this package, rather than finding it in that folder, for the
+    first time in this process."""
+    from numba.core import event
+
+    class Listener(event.Listener):
+
+        def on_start(self, event):
+            if event.data['dispatcher'].py_func.__module__.split('.')[0] == __package__ and not said:
+                said.append(True)
+                say(_cache_folder())
+
+        def on_end(self, event):
+            pass
+    said = []
+    event.register('numba:compile', Listener())
 
 
 @functools.lru_cache(None)
@@ -102,6 +128,9 @@ def on_all_cores(function, jobs, *arguments):
     for other in others:
         other.result()
 
+
+# Passed in place of literals, for each of which numba would compile the called function once more.
+FIRST, YES, NO = np.int64(0), np.bool_(True), np.bool_(False)
 
 floats = None
 if numba is not None:
@@ -126,14 +155,14 @@ if numba is not None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@jit
+@inner
 def fill(row, value):
     """row[:] = value, which takes numba longer to compile each time."""
     for p in range(len(row)):
         row[p] = value
 
 
-@jit
+@inner
 def _row_in_planes(row, column, image, g):
     """Where the pixels column, column + stride, … of an image's row begin in the planes; the stride is 1 or 2, so
     halves are shifts."""
@@ -142,7 +171,7 @@ def _row_in_planes(row, column, image, g):
     return plane * g[PLANE] + (image * g[ROWS] + (line >> half)) * g[PITCH] + (place >> half)
 
 
-@jit
+@inner
 def spread(buffer, source, start, stride_image, images, g, scale, mean, floor):
     """Write max(floor, scale * (image - mean)) into the planes; source[start + image * stride_image + pixel]."""
     height, width, stride = g[HEIGHT], g[WIDTH], g[STRIDE]
@@ -150,7 +179,7 @@ def spread(buffer, source, start, stride_image, images, g, scale, mean, floor):
         for row in range(height):
             first = start + image * stride_image + row * width
             if stride == 1:
-                pixels, target = source[first:first + width], buffer[_row_in_planes(row, 0, image, g):][:width]
+                pixels, target = source[first:first + width], buffer[_row_in_planes(row, FIRST, image, g):][:width]
                 for k in range(width):
                     value = scale * (pixels[k] - mean)
                     target[k] = floor if value < floor else value
@@ -164,7 +193,7 @@ def spread(buffer, source, start, stride_image, images, g, scale, mean, floor):
                         target[k] = floor if value < floor else value
 
 
-@jit
+@inner
 def collect(result, start, stride_image, images, g, gradient, buffer, masked):
     """Add to `result` what lies in the planes `gradient` where the image was above 0 (or everywhere, if not masked):
     spread backwards."""
@@ -184,7 +213,7 @@ def collect(result, start, stride_image, images, g, gradient, buffer, masked):
                         pixels[2 * k] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
 
 
-@jit
+@inner
 def line_to_pixels(pixels, start, stride_image, line, front, images, g):
     """The outputs without what lies between the image rows."""
     pitch, rows, height, width = g[PITCH], g[ROWS], g[OUT_HEIGHT], g[OUT_WIDTH]
@@ -196,7 +225,7 @@ def line_to_pixels(pixels, start, stride_image, line, front, images, g):
                 target[k] = some[k]
 
 
-@jit
+@inner
 def pixels_to_line(line, front, pixels, start, stride_image, images, g):
     pitch, rows, height, width = g[PITCH], g[ROWS], g[OUT_HEIGHT], g[OUT_WIDTH]
     for image in range(images):
@@ -207,12 +236,12 @@ def pixels_to_line(line, front, pixels, start, stride_image, images, g):
                 target[k] = some[k]
 
 
-@jit
+@inner
 def _tap(weight, first, tap):
     return weight[first + tap] if tap >= 0 else np.float32(0)
 
 
-@jit
+@inner
 def convolve(line, buffer, images, g, weight, first):
     """line = the depthwise convolution of the planes with the kernel weight[first:]."""
     length = ((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]
@@ -233,7 +262,7 @@ def convolve(line, buffer, images, g, weight, first):
                 total[p] += a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
 
 
-@jit
+@inner
 def convolve_backward(gradient, line, images, g, weight, first):
     """The gradient of the planes, from that of the outputs, which lies behind line[front]; zeros lie around and
     between its rows."""
@@ -256,7 +285,7 @@ def convolve_backward(gradient, line, images, g, weight, first):
         done = number
 
 
-@jit
+@inner
 def convolve_weight(result, first, line, buffer, images, g):
     """Add the gradient of the kernel to result[first:], from the planes and the gradient of the outputs behind
     line[front]."""

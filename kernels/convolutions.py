@@ -8,6 +8,7 @@ import paddle
 
 from kernels import compiled
 from kernels.compiled import (
+    NO,
     addresses,
     collect,
     convolve,
@@ -132,7 +133,7 @@ def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin,
         if len(memory) > 3:
             convolve_backward(gradient, line, count, g, weight, channel * g[KERNEL])
             collect(floats(memory[3], images * channels * inside), start, stride_image, count, g, gradient, buffer,
-                    False)
+                    NO)
 
 
 class _Pointwise(Operation):

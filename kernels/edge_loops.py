@@ -8,12 +8,16 @@ row. `tables` holds for each job a layout (layout.py).
 import numpy as np
 
 from kernels.compiled import (
+    FIRST,
+    NO,
+    YES,
     collect,
     convolve,
     convolve_backward,
     convolve_weight,
     fill,
     floats,
+    inner,
     jit,
     line_to_pixels,
     pixels_to_line,
@@ -38,10 +42,11 @@ from kernels.layout import (
 from kernels.products import multiply, multiply_weight, transposed
 
 ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
+GROUPED, NCHW = np.int64(0), np.int64(1)  # how a tensor lies in memory
 LARGEST, AVERAGE, IDENTITY = 0, 1, 2  # kinds of what is no convolution
 
 
-@jit
+@inner
 def where(nchw, first, count, channel, channels, pixels):
     """Where a channel of the group that begins with image `first` starts, and how far it is from one image to the
     next."""
@@ -50,7 +55,7 @@ def where(nchw, first, count, channel, channels, pixels):
     return first * channels * pixels + channel * count * pixels, pixels
 
 
-@jit
+@inner
 def gather(row, source, nchw, first, count, channel, channels, pixels, scale, add):
     """row (+)= scale * a channel of a group."""
     start, stride_image = where(nchw, first, count, channel, channels, pixels)
@@ -64,7 +69,7 @@ def gather(row, source, nchw, first, count, channel, channels, pixels, scale, ad
                 to[p] = scale * some[p]
 
 
-@jit
+@inner
 def moments_of(row, result):
     """result = mean and sum of squared deviations of a row."""
     total = ZERO
@@ -120,7 +125,7 @@ def forward_pass(memory, nchw, affine, tables, images, channels, group, moments,
             start, stride_image = where(nchw, first, count, c, channels, inside)
             spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
             convolve(line, buffer, count, g, depth, c * g[KERNEL])
-            line_to_pixels(between, c * size, outside, line, 0, count, g)
+            line_to_pixels(between, c * size, outside, line, FIRST, count, g)
         result = out[first * channels * outside:][:channels * size]
         multiply(result, point, between, channels, channels, size)
         for c in range(channels if moments.shape[1] else 0):
@@ -141,22 +146,22 @@ def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group,
         buffer, line = np.empty(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
         fill(buffer, ZERO if kinds[j] == AVERAGE else LOWEST)
         for c in range(channels):
-            start, stride_image = where(1, first, count, c, channels, inside)
+            start, stride_image = where(NCHW, first, count, c, channels, inside)
             spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)
             row = out[first * channels * outside + c * size:][:size]
             if kinds[j] == AVERAGE:
-                convolve(line, buffer, count, g, ones, 0)
-                line_to_pixels(row, 0, outside, line, 0, count, g)
+                convolve(line, buffer, count, g, ones, FIRST)
+                line_to_pixels(row, FIRST, outside, line, FIRST, count, g)
                 for i in range(size):
                     row[i] *= inverse_counts[j, i % outside]
             else:
                 largest(line, buffer, count, g)
-                line_to_pixels(row, 0, outside, line, 0, count, g)
+                line_to_pixels(row, FIRST, outside, line, FIRST, count, g)
             if moments.shape[1]:
                 moments_of(row, moments[j, k, c])
 
 
-@jit
+@inner
 def largest(line, buffer, images, g):
     """line = the largest pixel of each window."""
     total = line[:((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]]
@@ -170,7 +175,7 @@ def largest(line, buffer, images, g):
                 total[p] = total[p] if total[p] > pixels[p] else pixels[p]
 
 
-@jit
+@inner
 def largest_backward(gradient, line, values, buffer, images, g):
     """Give the gradients `line` of the outputs `values`, both behind [front], to the first pixel of their window that
     is as large."""
@@ -186,7 +191,7 @@ def largest_backward(gradient, line, values, buffer, images, g):
             left[p] -= given
 
 
-@jit
+@inner
 def place_of_tap(g, tap):
     """Where the pixels that a tap of the kernel meets begin in the planes."""
     for k in range(g[PASSES]):
@@ -216,7 +221,7 @@ def add_up(memory, nchw, scale, mean, outs, images, channels, group, pixels, beg
                     add_difference(row, scale[t, k, c], some, mean[t, k, c], k > 0)
 
 
-@jit
+@inner
 def add_difference(row, scale, values, mean, add):
     """row (+)= scale * (values - mean): taking a mean away first keeps digits that a shift would lose."""
     if add:
@@ -238,14 +243,14 @@ def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, group, pix
         count = min(group, images - first)
         d, f = np.empty(count * pixels, np.float32), np.empty(count * pixels, np.float32)
         for c in range(channels):
-            gather(d, floats(ups[t], images * channels * pixels), 1, first, count, c, channels, pixels, ONE, False)
+            gather(d, floats(ups[t], images * channels * pixels), NCHW, first, count, c, channels, pixels, ONE, NO)
             for o in range(memory.shape[1]):
                 gather(f, floats(memory[t, o], images * channels * pixels), nchw[t, o], first, count, c, channels,
-                       pixels, ONE, False)
+                       pixels, ONE, NO)
                 two_sums(d, f, mean[t, o, c], inverse[t, o, c], sums[t, o, k, c])
 
 
-@jit
+@inner
 def two_sums(d, f, mean, inverse, result):
     total = product = ZERO
     for p in range(len(d)):
@@ -281,8 +286,8 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
             for c in range(channels):
                 row = df[c * size:][:size]
                 fill(row, coefficients[j, c, 2])
-                gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
-                gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], True)
+                gather(row, f, GROUPED, first, count, c, channels, outside, coefficients[j, c, 1], YES)
+                gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], YES)
             multiply(between, transposed(point, channels, channels), df, channels, channels, size)
             buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
             line = np.zeros(g[FRONT] + g[PLANE], np.float32)
@@ -292,7 +297,7 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
                 if wanted[1]:
                     convolve(line, buffer, count, g, depth, c * g[KERNEL])
-                    line_to_pixels(again, c * size, outside, line, 0, count, g)
+                    line_to_pixels(again, c * size, outside, line, FIRST, count, g)
                     fill(line, ZERO)
                 pixels_to_line(line, g[FRONT], between, c * size, outside, count, g)
                 if wanted[1]:
@@ -300,8 +305,8 @@ def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, ima
                 if wanted[0]:
                     convolve_backward(gradient, line, count, g, depth, c * g[KERNEL])
                     if not x_nchw:
-                        dx[start:start + count * inside] = 0
-                    collect(dx, start, stride_image, count, g, gradient, buffer, True)
+                        fill(dx[start:start + count * inside], ZERO)
+                    collect(dx, start, stride_image, count, g, gradient, buffer, YES)
                     if not x_nchw:
                         two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c],
                                  sums[j, k, c])
@@ -333,26 +338,28 @@ def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, table
             line, values = np.zeros(g[FRONT] + g[PLANE], np.float32), np.zeros(g[PLANE], np.float32)
             for c in range(channels):
                 fill(row, coefficients[j, c, 2])
-                gather(row, f, 0, first, count, c, channels, outside, coefficients[j, c, 1], True)
+                gather(row, f, GROUPED, first, count, c, channels, outside, coefficients[j, c, 1], YES)
                 for t in range(len(ups)):
-                    gather(row, floats(ups[t], images * channels * outside), 1, first, count, c, channels, outside,
-                           scale[t, j, c], True)
-                start, stride_image = where(1, first, count, c, channels, inside)
+                    gather(row, floats(ups[t], images * channels * outside), NCHW, first, count, c, channels, outside,
+                           scale[t, j, c], YES)
+                start, stride_image = where(NCHW, first, count, c, channels, inside)
                 if kinds[j] == IDENTITY:
                     for image in range(count):
-                        dx[start + image * stride_image:][:inside] += row[image * inside:][:inside]
+                        to, some = dx[start + image * stride_image:][:inside], row[image * inside:][:inside]
+                        for p in range(inside):
+                            to[p] += some[p]
                     continue
                 if kinds[j] == AVERAGE:
                     for i in range(size):
                         row[i] *= inverse_counts[j, i % outside]
-                pixels_to_line(line, g[FRONT], row, 0, outside, count, g)
+                pixels_to_line(line, g[FRONT], row, FIRST, outside, count, g)
                 if kinds[j] == AVERAGE:
-                    convolve_backward(gradient, line, count, g, ones, 0)
+                    convolve_backward(gradient, line, count, g, ones, FIRST)
                 else:
                     spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)
-                    pixels_to_line(values, 0, f, first * channels * outside + c * size, outside, count, g)
+                    pixels_to_line(values, FIRST, f, first * channels * outside + c * size, outside, count, g)
                     largest_backward(gradient, line, values, buffer, count, g)
-                collect(dx, start, stride_image, count, g, gradient, buffer, False)
+                collect(dx, start, stride_image, count, g, gradient, buffer, NO)
 
 
 @jit
@@ -365,4 +372,6 @@ def sum_groups(dweights, starts, memory, begin, end):
             out = floats(memory[j, part], size)
             fill(out, ZERO)
             for k in range(len(dweights)):
-                gather(out, dweights[k, j, starts[j, part]:], 0, 0, 1, 0, 1, size, ONE, True)
+                some = dweights[k, j, starts[j, part]:][:size]
+                for i in range(size):
+                    out[i] += some[i]

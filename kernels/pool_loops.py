@@ -2,7 +2,7 @@
 import numpy as np
 
 from kernels.block_loops import LOWEST, ONE, ZERO, collect, spread, two_sums
-from kernels.compiled import fill, floats, jit
+from kernels.compiled import fill, floats, inner, jit
 from kernels.products import correlate
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def pool_forward(x, out, divisors, average, weight, add, w, tables, s, begin, en
                         target[k] = weight * factors[k] * some[k]
 
 
-@jit
+@inner
 def largest(line, planes, taps, length):
     """line = the largest pixel of each window."""
     to, last = line[:length], len(taps) - 1
@@ -57,7 +57,7 @@ def largest(line, planes, taps, length):
             to[p] = value if value > other else other
 
 
-@jit
+@inner
 def give_to_largest(gradient, left, line, planes, taps, length):
     """Give what is left of each output's gradient to the first pixel of its window that is as large."""
     fill(gradient, ZERO)

@@ -13,7 +13,7 @@ is used several times. LLVM does not find this in a loop, therefore the innermos
 """
 import numpy as np
 
-from kernels.compiled import fill, jit, numba
+from kernels.compiled import fill, inner, numba
 
 LANES, VECTORS = 8, 3  # numbers in a vector register, and registers along the pixels of a block of 4 rows
 WIDE = 8  # registers of a single row
@@ -214,7 +214,7 @@ if numba is not None:
 SLACK = LANES * WIDE  # elements that may be read and written beyond the end of a row
 
 
-@jit
+@inner
 def product(result, result_step, weight, source, offsets, rows, length):
     """result[r * result_step + p] for r < rows, p < length, and up to SLACK elements more.
 
@@ -227,7 +227,7 @@ def product(result, result_step, weight, source, offsets, rows, length):
             _four_rows(a + 4 * (r * result_step + p), b + 4 * r * count, c + 4 * p, d, result_step, count, count)
 
 
-@jit
+@inner
 def correlate(result, weight, source, offsets, length):
     """product of a single row: a depthwise convolution of a channel."""
     a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
@@ -235,7 +235,7 @@ def correlate(result, weight, source, offsets, length):
         _one_row(a + 4 * p, b, c + 4 * p, d, 0, 0, len(offsets))
 
 
-@jit
+@inner
 def product_of_rows(result, upstream, upstream_step, source, offsets, rows, length):
     """Add to result [4 * ceil(rows / 4), len(offsets)], flattened, the products of upstream[r * upstream_step:] and
     source[offsets[k]:].
@@ -253,7 +253,7 @@ def product_of_rows(result, upstream, upstream_step, source, offsets, rows, leng
                                upstream_step, size)
 
 
-@jit
+@inner
 def correlate_rows(result, upstream, source, offsets, length):
     """product_of_rows of a single row; len(offsets) is a multiple of 6."""
     a, b, c, d = result.ctypes.data, upstream.ctypes.data, source.ctypes.data, offsets.ctypes.data
@@ -266,7 +266,7 @@ def correlate_rows(result, upstream, source, offsets, length):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@jit
+@inner
 def multiply(result, weight, source, rows, columns, size):
     """result [rows, size] = weight [rows, columns] source [columns, size]."""
     offsets, block = _row_starts(columns, size), LANES * VECTORS
@@ -286,7 +286,7 @@ def multiply(result, weight, source, rows, columns, size):
                 row[p] += factor * some[p]
 
 
-@jit
+@inner
 def multiply_weight(result, gradient, source, rows, columns, size):
     """Add to result [rows, columns] the product of gradient [rows, size] and the transposed source [columns, size]."""
     offsets = _row_starts(columns, size)
@@ -307,7 +307,7 @@ def multiply_weight(result, gradient, source, rows, columns, size):
                 result[r * columns + k] += total
 
 
-@jit
+@inner
 def _row_starts(rows, size):
     starts = np.empty(rows, np.int64)
     for row in range(rows):
@@ -315,7 +315,7 @@ def _row_starts(rows, size):
     return starts
 
 
-@jit
+@inner
 def transposed(matrix, rows, columns):
     """A matrix [rows, columns] as [columns, rows]."""
     result = np.empty(rows * columns, np.float32)

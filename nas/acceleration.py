@@ -46,12 +46,19 @@ def accelerate(network):
         logger.info('acceleration: %d cells by source state, %d layers by themselves; %s', cells, layers,
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
+        if compiled.numba is not None:
+            compiled.on_first_compilation(_say_compilation)
     said = set()
     for name, layer in network.named_sublayers(include_self=True):
         if _looks_like_a_cell(layer):
             layer._acceleration = CellAcceleration(name, said)
             layer._acceleration.update(layer)
     return network
+
+
+def _say_compilation(folder):
+    logger.info('acceleration: numba compiles the loops that this job needs, some seconds of the first step; later '
+                'runs find them in %s', folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

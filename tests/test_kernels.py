@@ -239,24 +239,45 @@ def test_the_cache_of_a_users_own_functions_stays_where_it_was():
 
 
 @needs_numba
+def test_the_first_compilation_of_a_loop_of_this_package_is_announced_once():
+    import numba
+
+    from kernels import compiled
+    folders = []
+    compiled.on_first_compilation(folders.append)
+
+    def double(x):
+        return 2 * x
+    assert numba.njit(double)(2) == 4 and folders == []  # of someone else
+    double.__module__ = 'kernels.a_module'
+    assert numba.njit(double)(2) == 4 and numba.njit(double)(2.0) == 4 and len(folders) == 1
+    assert 'loops-' in folders[0]
+
+
+@needs_numba
 @pytest.mark.parametrize('rows, columns, size', [(4, 4, 64), (5, 7, 65), (3, 9, 1), (8, 16, 63), (6, 3, 2100),
                                                  (1, 1, 130), (16, 18, 1040)])
 def test_products_of_matrices_of_any_size(rows, columns, size):
     """Against numpy in double precision; nothing is written behind the results, and each run gives the same bits."""
+    import numba
+
     from kernels import products
+    multiply, multiply_weight, transposed = [numba.njit(function) for function in (
+        lambda *arguments: products.multiply(*arguments), lambda *arguments: products.multiply_weight(*arguments),
+        lambda *arguments: products.transposed(*arguments))]
     rng = np.random.default_rng(0)
     weight, source, gradient = [rng.normal(size=shape).astype(np.float32)
                                 for shape in ((rows, columns), (columns, size), (rows, size))]
     found = []
     for _ in range(2):
         out = np.full(rows * size + 256, 7, np.float32)
-        products.multiply(out, weight.ravel(), source.ravel(), rows, columns, size)
+        multiply(out, weight.ravel(), source.ravel(), rows, columns, size)
         dweight = np.full(rows * columns + 256, 7, np.float32)
-        products.multiply_weight(dweight, gradient.ravel(), source.ravel(), rows, columns, size)
+        multiply_weight(dweight, gradient.ravel(), source.ravel(), rows, columns, size)
         found.append(np.concatenate([out, dweight]))
     assert (out[rows * size:] == 7).all() and (dweight[rows * columns:] == 7).all()
     assert relative_error(out[:rows * size].reshape(rows, size), weight.astype(np.float64) @ source) < 1e-5
     expected = 7 + gradient.astype(np.float64) @ source.T
     assert relative_error(dweight[:rows * columns].reshape(rows, columns), expected) < 1e-5
     assert (found[0] == found[1]).all()
-    assert (products.transposed(weight.ravel(), rows, columns) == weight.T.ravel()).all()
+    assert (transposed(weight.ravel(), rows, columns) == weight.T.ravel()).all()
