@@ -2,8 +2,8 @@
 
 The table has the times of the operations, one by one at the shapes that occur, and of three networks of skip
 connections, from which nas/cost.py takes what the rest of a network costs. Times are those of a forward pass in
-evaluation mode as train.py --eval_only runs it (nas.accelerate). Each is the least of several rounds, which measure all
-entries in turn, so that a load that comes and goes does not fall on some of them alone.
+evaluation mode as train.py --eval_only runs it (nas.accelerate). Each is that of the fastest pass: other programs only
+slow a pass down. All entries are measured in turn, in several rounds, so that no load falls on some of them alone.
 
 A JSON file keeps the tables: {what was measured on which device: {entry: nanoseconds}}.
 """
@@ -22,7 +22,7 @@ from runtime.files import MAX_JSON_BYTES, UnreadableFile, read_json, write_text
 from runtime.log import logger
 from runtime.parallel import cpu_threads
 
-ROUNDS, SECONDS = 9, 0.02  # rounds over all entries; the time that an entry takes in each of them, at least
+ROUNDS, PASSES, SECONDS = 9, 20, 0.1  # of all entries; passes of an entry in a round, but not longer than this
 
 
 def latency_costs(make_network, image_shape, *, primitives, steps, size, path, batch_size=1):
@@ -93,13 +93,17 @@ def measure(entries):
         layer = accelerate_quietly(nn.Sequential(layer))
         layer.eval()
         image = paddle.zeros(shape)
-        _time(layer, image, 1)  # compiles and allocates
-        runs[name] = layer, image, max(1, round(SECONDS * 1e9 / max(_time(layer, image, 1), 1)))
-    best = dict.fromkeys(runs, float('inf'))
+        _time(layer, image)  # compiles and allocates
+        runs[name] = layer, image
+    best = {name: _time(*run) for name, run in runs.items()}
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            best[name] = min(best[name], _time(*run))
-    return {name: round(value) for name, value in best.items()}
+            end = time.perf_counter() + SECONDS
+            for _ in range(PASSES):
+                best[name] = min(best[name], _time(*run))
+                if time.perf_counter() > end:
+                    break
+    return best
 
 
 def accelerate_quietly(network):
@@ -112,14 +116,13 @@ def accelerate_quietly(network):
         logger.setLevel(level)
 
 
-def _time(layer, image, count):
-    """The mean time of `count` forward passes, in nanoseconds."""
+def _time(layer, image):
+    """The time of a forward pass, in nanoseconds."""
     _wait()
     start = time.perf_counter_ns()
-    for _ in range(count):
-        layer(image)
+    layer(image)
     _wait()
-    return (time.perf_counter_ns() - start) / count
+    return time.perf_counter_ns() - start
 
 
 def _wait():
