@@ -35,7 +35,7 @@ SEEDS = (0, 1, 2)
 
 # NAS-Bench-201: the paper's network has 16 channels and 5 cells a stage, its searches 50 epochs on 50,000 images.
 # Batch size, learning rate and Adam's weight decay are the benchmark's (section 3.3); the architecture's learning rate
-# and the share of epochs in which it rests are those of the method's recipe.
+# and the share of epochs without architecture updates are those of the method's recipe.
 NASBENCH201 = dict(dataset='cifar10', C=8, N=1, epochs=30, batch_size=64, learning_rate=0.025, validate=False,
                    save_params=False)
 EIGENVALUE_FREQ = 2  # epochs; for first-order DARTS, to see whether early stopping would have helped

@@ -46,7 +46,7 @@ class EarlyStop:
     dominant eigenvalues is more than so many times the mean four measurements earlier.
 
     The genotype that counts is that of the last epoch below the limit ('skip'), or of the epoch in the middle of the
-    earlier five measurements ('eigenvalue'). Epochs in which the architecture rests don't count.
+    earlier five measurements ('eigenvalue'). Epochs without architecture updates do not count.
     """
 
     def __init__(self, kind, limit):

@@ -21,8 +21,8 @@ TWO_STAGES = ('DrNAS',)
 
 
 def recipe(method, epochs=None):
-    """{flag: value} of a method's recipe. epochs: a number that was given; the share of epochs in which the
-    architecture rests stays."""
+    """{flag: value} of a method's recipe. epochs: a number that was given; the share of epochs without
+    architecture updates stays."""
     flags = dict(RECIPES.get(method, {}))
     if epochs is not None and 'epochs_no_archopt' in flags:
         flags['epochs_no_archopt'] = flags['epochs_no_archopt'] * epochs // flags.get('epochs', EPOCHS)
