@@ -84,9 +84,13 @@ def jit(function, **options):
 
 
 def inner(function):
-    """As jit, for a function that only compiled ones call. What Python and C need to call it is left out, which takes
-    longer to compile than a short loop."""
-    return jit(function, no_cpython_wrapper=True)
+    """As jit, for a function that only compiled ones call. What Python needs to call it is left out, which takes longer
+    to compile than a short loop.
+
+    It is inlined always: a process that compiles would else run the machine code of the function itself, and one that
+    finds its caller in the cache the copy that was optimised with the caller, which adds up in another order.
+    """
+    return jit(function, no_cpython_wrapper=True, forceinline=True)
 
 
 @functools.lru_cache(None)

@@ -239,6 +239,14 @@ def test_the_cache_of_a_users_own_functions_stays_where_it_was():
 
 
 @needs_numba
+@pytest.mark.slow
+def test_a_process_that_compiles_computes_the_bits_of_those_that_find_the_cache(tmp_path):
+    digests = [run_program('edges_digest.py', NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    assert digests[0] == digests[1]
+    assert list(tmp_path.glob('loops-*'))
+
+
+@needs_numba
 def test_the_first_compilation_of_a_loop_of_this_package_is_announced_once():
     import numba
 
