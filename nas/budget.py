@@ -59,26 +59,28 @@ class Budget:
     def penalty(self, model, multipliers):
         """The term of the architecture's loss, a scalar; None where all multipliers are 0. multipliers: {name: float}.
         """
-        terms = [value * self.expected(name, model.strengths()) / self._unit(name)
+        terms = [value * self.expected(name, model) / self._unit(name)
                  for name, value in multipliers.items() if value > 0]
         return sum(terms) if terms else None
 
-    def expected(self, name, strengths):
+    def expected(self, name, model):
         """The mean cost if a node had two edges, drawn with their operations in proportion to the strengths.
 
-        strengths: of the supernet, for the normal and the reduction cell tensors [edges, operations]; `none` is never
-        drawn. Returns a scalar tensor.
+        model: the supernet. `none` is never drawn. Returns a scalar tensor.
         """
-        cost, total = self.costs[name], self.costs[name].fixed / self._unit(name)
+        cost, constant, total = self.costs[name], self.costs[name].fixed, 0.0
+        strengths = model.strengths()
         real = paddle.to_tensor([float(primitive != 'none') for primitive in cost.primitives], strengths[0].dtype)
         for kind, scores in zip(('normal', 'reduce'), strengths):
-            nodes = _nodes(len(scores))
-            enters = paddle.to_tensor(nodes, scores.dtype)
+            enters = paddle.to_tensor(_nodes(len(scores)), scores.dtype)
             scores = scores * real
             prices = paddle.to_tensor(cost.operation[kind] / self._unit(name), scores.dtype)
             mean = enters.matmul((scores * prices).sum(-1)) / enters.matmul(scores.sum(-1))
-            total = total + 2 * mean.sum() + len(nodes) * cost.node[kind] / self._unit(name)
-        return total * self._unit(name)
+            constant += model._multiplier * cost.node[kind]
+            total = total + 2 * mean.sum()
+        # Tensors: Paddle 2 takes Python's numbers in single precision.
+        unit, constant = (paddle.to_tensor(float(value), total.dtype) for value in (self._unit(name), constant))
+        return total * unit + constant
 
     def adjusted(self, multipliers, genotype, learning_rate):
         """The multipliers after a step of the architecture.
@@ -90,11 +92,11 @@ class Budget:
         return {name: max(0.0, multipliers.get(name, 0.0) + rate * (costs[name] / limit - 1))
                 if costs[name] is not None else multipliers.get(name, 0.0) for name, limit in self.limits.items()}
 
-    def figures(self, genotype, strengths, multipliers):
-        """For metrics.jsonl: the costs of a genotype, the expected ones, the limits and the multipliers."""
+    def figures(self, genotype, model, multipliers):
+        """For metrics.jsonl: the costs of a genotype, those expected of the supernet, limits and multipliers."""
         found = {name: cost.of(genotype) for name, cost in self.costs.items()}
         found = {name: value for name, value in found.items() if value is not None}
-        found.update({'expected_' + name: float(self.expected(name, strengths)) for name in self.costs})
+        found.update({'expected_' + name: float(self.expected(name, model)) for name in self.costs})
         found.update({'max_' + name: limit for name, limit in self.limits.items()})
         found.update({f'{name}_multiplier': multipliers.get(name, 0.0) for name in self.limits})
         return found

@@ -212,7 +212,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         if self.monitor.cell_figures is not None:
             indicators.update(self.monitor.cell_figures(genotype))
         if self.budget is not None:
-            indicators.update(self.budget.figures(genotype, self.model.strengths(), self._multipliers()))
+            indicators.update(self.budget.figures(genotype, self.model, self._multipliers()))
         if self.monitor.eigenvalue_freq and (epoch + 1) % self.monitor.eigenvalue_freq == 0:
             self.model.train()
             # The same batch and the same random numbers, whether or not the run was resumed since the last step of the
