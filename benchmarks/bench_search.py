@@ -7,6 +7,7 @@ r"""Seconds of a step, as the scripts run it and as the plain port would.
     python benchmarks/bench_search.py --network=cifar --arch=DARTS_V2 --evaluate --compare=plain     a batch of scoring
     python benchmarks/bench_search.py --layers=5 --launches --compare=plain       kernels of a forward and backward pass
     python benchmarks/bench_search.py --layers=8 --batch_size=64 --limit          what this machine could do at best
+    python benchmarks/bench_search.py --method=PC-DARTS --layers=8 --batch_size=256 --estimate   hours of a whole search
 
 Images are random. With --compare=plain two processes take steps in turn, so that both see the same machine. `plain`
 computes every edge by itself, with Paddle's depthwise convolution on one core, the C library's memory settings, and
@@ -59,7 +60,7 @@ def make_step(args, plain, compiled_loops=True):
     if args.evaluate:
         return model, make_scoring(accelerate(model), batches[0])
     search = searcher.DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), unrolled=args.unrolled)
-    return model, lambda: search.train_step(*batches[0], *batches[1])
+    return model, lambda arch_step=True: search.train_step(*batches[0], *batches[1], arch_step=arch_step)
 
 
 def make_training_step(args, batch, accelerate):
@@ -180,6 +181,34 @@ def limit(args):
         traffic / bandwidth))
 
 
+def estimate(args):
+    """Print the hours that a search of the method's recipe takes over CIFAR-10, 25,000 images in each half, with these
+    sizes: from measured steps with and without a step of the architecture, and batches of validation."""
+    from nas.recipes import EPOCHS, recipe
+    flags = recipe(args.method)
+    epochs, without = flags.get('epochs', EPOCHS), flags.get('epochs_no_archopt', 0)
+    model, step = make_step(args, plain=False)
+    import paddle
+    arch, weights = (statistics.median(timed(lambda: step(arch_step), args.steps)) for arch_step in (True, False))
+    score = make_scoring(model, [paddle.randn([args.batch_size, 3, 32, 32])])
+    scoring = statistics.median(timed(score, args.steps))
+    batches = 25000 / args.batch_size
+    hours = batches * ((epochs - without) * arch + without * weights + epochs * scoring) / 3600
+    print(f'{args.method} C{args.init_channels} L{args.layers} batch {args.batch_size}, {os.cpu_count()} cores: a step '
+          f'{arch:.2f} s, without the architecture {weights:.2f} s, a batch of validation {scoring:.2f} s')
+    print(f'{epochs} epochs, the first {without} without the architecture, {batches:.0f} steps an epoch: {hours:.1f} h')
+
+
+def timed(function, times):
+    """Seconds of each of several calls, after one that warms up."""
+    seconds = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
 def distinct(addresses):
     return len(set(addresses.ravel().tolist()))
 
@@ -190,12 +219,7 @@ def pixels(tables, field):
 
 def fastest(function, times=5):
     """Seconds of the fastest of several calls."""
-    seconds = []
-    for _ in range(times + 1):  # the first one warms up
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return min(timed(function, times))
 
 
 def main():
@@ -215,10 +239,14 @@ def main():
     parser.add_argument('--launches', action='store_true', help='count kernels instead')
     parser.add_argument('--limit', action='store_true', help='compare a step with how fast the machine multiplies and '
                                                              'copies')
+    parser.add_argument('--estimate', action='store_true', help="estimate the hours of a whole search by the method's "
+                                                                'recipe from measured steps')
     args = parser.parse_args()
     variants = ['fast'] + (['plain'] if args.compare else [])
     if args.limit:
         return limit(args)
+    if args.estimate:
+        return estimate(args)
     name = {'search': args.method, 'nasbench201': f'NAS-Bench-201 {args.method}'}.get(args.network,
                                                                                      f'{args.network} {args.arch}')
     mode = ' scoring' if args.evaluate else ' second order' if args.unrolled else ''
