@@ -16,7 +16,7 @@ LIMITS = {'macs': ('max_macs', 'multiply-adds', 1), 'params': ('max_params', 'pa
           'latency_ns': ('max_latency_ms', 'ms', 10**6)}
 BUDGET_FLAGS = [
     ('max_macs', amount, None, 'limit on the multiply-adds for one image of the network that is trained after the '
-                               'search, a whole number with or without K, M or G (thousand, million, 10^9): 600M'),
+                               'search; K, M and G stand for thousand, million and 10^9: 600M'),
     ('max_params', amount, None, 'limit on the parameters of that network without auxiliary classifier: 3.5M'),
     ('max_latency_ms', positive(), None, 'limit on the milliseconds of a forward pass of that network on this device, '
                                          'by the table of --latency_table'),

@@ -5,7 +5,7 @@ The flags of the search are those that its newest checkpoint keeps. No Paddle im
 import os
 
 from runtime.errors import UserError
-from runtime.flags import integer, path
+from runtime.flags import IMAGENET_FLAGS, NOT_FOR_IMAGENET, integer, path
 
 DERIVE_FLAGS = [
     ('derive', path, None, 'output directory of a search that has ended: derive its cell from the saved parameters, '
@@ -44,11 +44,13 @@ def flags_of_search(folder):
     from runtime.checkpoint import Checkpoints
     info = Checkpoints(os.path.join(folder, 'checkpoints'), 1).newest()[2] if os.path.isdir(folder) else None
     if info is None:
-        raise UserError(f'--derive: {folder} holds no checkpoint, which keeps the flags of a search')
+        raise UserError(f'--derive: {folder} holds no checkpoint of a search, which the flags are read from')
     if info['arguments'].get('method') == 'random' or 'arch_learning_rate' not in info['arguments']:
         raise UserError(f'--derive: {folder} is not the output directory of a search by search.py')
+    of_other_data = (NOT_FOR_IMAGENET if info['arguments'].get('dataset') == 'imagenet'
+                     else [row[0] for row in IMAGENET_FLAGS])
     flags = {name: value for name, value in info['arguments'].items()
-             if value is not None and name not in OF_THE_RUN | {'processes'}}
+             if value is not None and name not in {*OF_THE_RUN, *of_other_data, 'processes'}}
     if isinstance(flags.get('early_stop'), list):
         flags['early_stop'] = ':'.join(map(str, flags['early_stop']))
     return [f'--{name}={value}' for name, value in flags.items()]

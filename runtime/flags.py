@@ -56,7 +56,7 @@ def amount(text):
     except (InvalidOperation, ValueError):
         pass
     raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give a whole number above 0, such as 600000000, '
-                                     '600M or 0.6G')
+                                     '600M or 3.5M')
 
 
 def path(text):

@@ -52,7 +52,7 @@ WRONG_ARGUMENTS = {
     '--image_size=64': 'argument --image_size: goes with --dataset=folder',
     '--dataset=folder': 'argument --data: None is not a folder',
     '--max_bad_images=-1': 'at least 0',
-    '--max_macs=600MB': 'give a whole number above 0, such as 600000000, 600M or 0.6G',
+    '--max_macs=600MB': 'give a whole number above 0, such as 600000000, 600M or 3.5M',
     '--max_macs=0.5': 'give a whole number above 0',
     '--max_params=-3.5M': 'give a whole number above 0',
     '--max_params=nan': 'give a whole number above 0',

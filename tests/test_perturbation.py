@@ -173,7 +173,7 @@ def test_the_command_on_a_searched_folder(tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--derive=absent'], '--derive: absent holds no checkpoint, which keeps the flags of a search'),
+    (['--derive=absent'], '--derive: absent holds no checkpoint of a search, which the flags are read from'),
     (['--derive=absent', '--epochs=3'], 'argument --epochs: --derive takes it from the search'),
     (['--by=perturbation'], 'argument --by: goes with --derive=DIR'),
     (['--derive=absent', '--tune_epochs=2'], 'argument --tune_epochs: goes with --by=perturbation'),
