@@ -157,8 +157,8 @@ def imagenet_halves(args):
     logger.info('%d images: %d train the weights, %d the architecture; %s', len(images), *counts, source.crop)
     without = [source.num_classes - len(np.unique(source.labels[half])) for half in halves]
     if any(without):
-        logger.info('of the %d classes, %d have no image that trains the weights, %d none that trains the architecture; '
-                    'larger --train_fraction and --arch_fraction take more', source.num_classes, *without)
+        logger.info('of the %d classes, %d have no image that trains the weights, %d none that trains the '
+                    'architecture; larger --train_fraction and --arch_fraction take more', source.num_classes, *without)
     return source, halves
 
 
