@@ -74,10 +74,12 @@ LONG = ('test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bit
         'test_train.py::test_an_exported_model_gives_the_networks_logits_on_real_images[jit]',
         'test_onnx.py::test_every_cell', 'test_budget.py::test_ten_short_searches',
         'test_perturbation.py::test_the_command_on_a_searched_folder',
-        'test_perturbation.py::test_every_method_derives_a_whole_cell_and_resumes_to_the_same_bits[PC-DARTS]',
-        'test_perturbation.py::test_every_method_derives_a_whole_cell_and_resumes_to_the_same_bits[DARTS-]',
-        'test_perturbation.py::test_every_method_derives_a_whole_cell_and_resumes_to_the_same_bits[FairDARTS]',
-        'test_perturbation.py::test_every_method_derives_a_whole_cell_and_resumes_to_the_same_bits[GDAS]')
+        *(f'test_perturbation.py::test_every_method_derives_a_whole_cell_and_resumes_to_the_same_bits[{method}]'
+          for method in ('PC-DARTS', 'DARTS-', 'FairDARTS', 'GDAS', 'DrNAS')),
+        'test_kernels.py::test_numba_and_openmp_together[1]', 'test_kernels.py::test_numba_and_openmp_together[2]',
+        'test_parallel.py::test_ranks_that_disagree', 'test_resume.py::test_resuming_what_is_done_says_so[train]',
+        'test_onnx.py::test_an_exported_network_takes_batches_of_any_size[NetworkImageNet]',
+        'test_streams.py::test_a_search_whose_progress_is_lost_succeeds[2>&-]')
 
 
 def pytest_collection_modifyitems(items):
