@@ -18,7 +18,7 @@ import numpy as np
 from paddle.io import Dataset
 
 from pipeline import transforms
-from pipeline.archives import CLASS_NAMES, cifar_archive, cifar_batches, cifar_class_names
+from pipeline.archives import cifar_archive, cifar_batches
 from pipeline.folders import image_files, images_below
 from pipeline.items import DatasetItems, images_and_labels
 from pipeline.lists import draw_by_class, read_list
@@ -106,7 +106,8 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
     # Allocated large, so that the C library maps the memory by itself and resizing does not copy it.
     images, parts = np.empty((1 << 15, 3, 32, 32), 'uint8'), {}
     images.resize((0,) + images.shape[1:], refcheck=False)
-    for name, data, labels in cifar_batches(file_name, data_name):
+    names = []
+    for name, data, labels in cifar_batches(file_name, data_name, names):
         # Grown in place: concatenating parts would hold all images twice.
         parts[name] = np.arange(len(images), len(images) + len(data)), labels
         images.resize((len(images) + len(data),) + images.shape[1:], refcheck=False)
@@ -114,8 +115,7 @@ def cifar10_reader(file_name, data_name, is_shuffle, args):
         del data  # before the next batch is read
     labels = np.concatenate([labels for _, labels in parts.values()])
     order = np.concatenate([parts[name][0] for name in sorted(parts)])  # an archive has its members in any order
-    names = cifar_class_names(file_name, data_name) if data_name in CLASS_NAMES else None
-    pairs = ArrayImages(images, labels, indices=order, class_names=names)
+    pairs = ArrayImages(images, labels, indices=order, class_names=names or None)
     return pairs.subset(generator(_seed(args), ORDER).permutation(len(pairs))) if is_shuffle else pairs
 
 

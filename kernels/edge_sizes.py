@@ -3,7 +3,7 @@ import numpy as np
 import paddle.nn as nn
 
 from kernels.compiled import group_size
-from kernels.edge_loops import AVERAGE, IDENTITY, LARGEST
+from kernels.edge_pools import AVERAGE, IDENTITY, LARGEST
 from kernels.layout import OUT_HEIGHT, OUT_WIDTH, geometry
 
 

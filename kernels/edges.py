@@ -32,11 +32,10 @@ from kernels.edge_loops import (
     backward_pass,
     forward_pass,
     gradient_sums,
-    pool_backward,
-    pool_forward,
     sum_groups,
     update_statistics,
 )
+from kernels.edge_pools import pool_backward, pool_forward
 from kernels.edge_sizes import Sizes, window_of
 from kernels.layout import KERNEL
 from kernels.operation import Operation

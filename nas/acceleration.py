@@ -26,12 +26,12 @@ from runtime.log import logger
 from runtime.parallel import cpu_threads
 
 
-def accelerate(network):
+def accelerate(network, quiet=False):
     """Speed up a network in place and return it. Calling it again after a change of the network takes in what is new.
 
     network: any paddle.nn.Layer. On a CPU in single precision compiled loops are used; elsewhere fewer, larger
     operations of Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated
-    and what is not.
+    and what is not; quiet: without the line that counts cells and layers.
     """
     cells = layers = 0
     for layer in network.sublayers(include_self=True):
@@ -42,7 +42,7 @@ def accelerate(network):
             cells += 1
         else:
             layers += attach(layer)
-    if cells or layers:
+    if (cells or layers) and not quiet:
         logger.info('acceleration: %d cells by source state, %d layers by themselves; %s', cells, layers,
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')

@@ -90,7 +90,7 @@ def measure(entries):
     """{name: nanoseconds} of layers on inputs of zeros. entries: {name: (layer, shape of its input)}."""
     runs = {}
     for name, (layer, shape) in entries.items():
-        layer = accelerate_quietly(nn.Sequential(layer))
+        layer = accelerate(nn.Sequential(layer), quiet=True)
         layer.eval()
         image = paddle.zeros(shape)
         _time(layer, image)  # compiles and allocates
@@ -104,16 +104,6 @@ def measure(entries):
                 if time.perf_counter() > end:
                     break
     return best
-
-
-def accelerate_quietly(network):
-    """nas.accelerate without its line in the log for each of many small networks."""
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        return accelerate(network)
-    finally:
-        logger.setLevel(level)
 
 
 def _time(layer, image):

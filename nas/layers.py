@@ -14,8 +14,8 @@ from kernels import compiled, convolutions
 from kernels.blocks import IDENTITY, NOTHING, Block
 from kernels.convolutions import is_pointwise, is_square
 from kernels.units import Convolution, Pooling, Unit
-from nas import fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
+from nas.stacked import reduce_together
 from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
 
 POOLINGS = (nn.AvgPool2D, nn.MaxPool2D)
@@ -63,7 +63,7 @@ def _reduction_forward(self, x):
     if out is None and (paddle.in_dynamic_mode() and is_known_code(FactorizedReduce, 'forward')
                         and type(self) is FactorizedReduce and x.ndim == 4
                         and x.shape[1] == self.conv_1.weight.shape[1] and is_plain_reduction(self)):
-        return self.bn(fused.reduce_together([self], self.relu(x)))
+        return self.bn(reduce_together([self], self.relu(x)))
     return type(self).forward(self, x) if out is None else out
 
 

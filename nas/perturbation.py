@@ -15,15 +15,15 @@ import os
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 
 from genotypes import Genotype, genotype_json, plain
+from nas.cost import edge_number
 from nas.options import CheckpointOptions, MonitorOptions, WeightOptions
 from nas.searcher import DARTSearch
 from runtime.files import refuse_to_overwrite, write_text
-from runtime.log import AverageMeter, logger
+from runtime.log import logger
 from runtime.parallel import rank
-from training.engine import accuracy, mean_over_ranks, sync_ranks, to_batch
+from training.engine import evaluate, sync_ranks
 
 ORDER = 4  # the stream of random numbers of the order; pipeline/loader.py and nas/searcher.py have the others
 KINDS = ('normal', 'reduce')
@@ -104,7 +104,7 @@ class PerturbationDerivation(DARTSearch):
         self.schedule.step()
         self.run.end_epoch(dict(metrics, decisions=len(self.decisions)))
 
-    def _architecture_rests(self, epoch):
+    def _trains_weights_only(self, epoch):
         return True
 
     def _restore_stage(self, results):
@@ -127,16 +127,14 @@ class PerturbationDerivation(DARTSearch):
             return
         kind, node, edge = self.todo[number]
         decision = {'decision': number, 'cell': kind, 'node': node}
-        first = sum(range(2, 2 + node))
-        names = self.method.primitives
         decision['before'] = self._evaluate(None)
         if edge is not None:
-            decision['source'] = edge - first
-            decision['without'] = {name: self._evaluate((kind, edge, column)) for column, name in enumerate(names)
-                                   if name != 'none'}
+            decision['source'] = edge - edge_number(node, 0)
+            decision['without'] = {name: self._evaluate((kind, edge, column))
+                                   for column, name in enumerate(self.method.primitives) if name != 'none'}
             decision['kept'] = ranked(decision['without'])[0]
         else:
-            decision['without'] = {str(source): self._evaluate((kind, first + source, None))
+            decision['without'] = {str(source): self._evaluate((kind, edge_number(node, source), None))
                                    for source in range(2 + node)}
             decision['kept'] = ranked(decision['without'])[:2]
         self._apply(decision)
@@ -147,12 +145,12 @@ class PerturbationDerivation(DARTSearch):
                        ''.join(json.dumps(line) + '\n' for line in self.decisions))
 
     def _apply(self, decision):
-        kind, first = decision['cell'], sum(range(2, 2 + decision['node']))
+        kind, node = decision['cell'], decision['node']
         if 'source' in decision:
-            edge = first + decision['source']
+            edge = edge_number(node, decision['source'])
             self.projection.operations[kind, edge] = self.method.primitives.index(decision['kept'])
         else:
-            self.projection.removed |= {(kind, first + source) for source in range(2 + decision['node'])
+            self.projection.removed |= {(kind, edge_number(node, source)) for source in range(2 + node)
                                         if str(source) not in decision['kept']}
 
     @paddle.no_grad()
@@ -161,19 +159,12 @@ class PerturbationDerivation(DARTSearch):
         self.run.begin_step(self.run.epoch, 0)
         statistics = [value.clone() for value in self.architect.statistics]
         self.projection.without = without
-        self.model.train()
-        loss, top1 = AverageMeter(), AverageMeter()
-        for batch in self.eval_loader:
-            image, label = to_batch(batch)
-            logits = self.model(image)
-            loss.update(F.cross_entropy(logits, label), len(label))
-            top1.update(accuracy(logits, label)[0], len(label))
+        loss, top1, _ = evaluate(self.model, self.eval_loader, batch_statistics=True)
         self.projection.without = None
         for value, before in zip(self.architect.statistics, statistics):
             paddle.assign(before, value)
         self.run.check()
-        mean_loss, mean_accuracy = mean_over_ranks(loss, top1)
-        return [mean_accuracy, mean_loss]
+        return [top1, loss]
 
     def genotype(self):
         """The Genotype of the decisions; the edge whose removal costs more comes first."""
@@ -189,7 +180,7 @@ def decisions_to_make(steps, seed):
     """[(kind of cell, node, edge)] in order: all edges for their operation, then with edge None all nodes that have
     more than two edges."""
     generator = np.random.default_rng([seed, ORDER])
-    edges = [(kind, node, sum(range(2, 2 + node)) + source) for kind in KINDS for node in range(steps)
+    edges = [(kind, node, edge_number(node, source)) for kind in KINDS for node in range(steps)
              for source in range(2 + node)]
     nodes = [(kind, node, None) for kind in KINDS for node in range(1, steps)]
     return [part[place] for part in (edges, nodes) for place in generator.permutation(len(part))]

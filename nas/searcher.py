@@ -19,6 +19,7 @@ import genotypes
 from nas import collapse
 from nas.acceleration import accelerate
 from nas.architect import Architect, frozen, weight_parameters
+from nas.figures import named_strengths
 from nas.methods import method_of, softmax_by_node
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
 from nas.readers import PairedLoader, as_loader, classes_of, endless
@@ -28,7 +29,8 @@ from runtime.errors import UserError
 from runtime.files import refuse_to_overwrite, remove_numbered, save_params, write_text
 from runtime.log import logger, peak_memory_mb
 from runtime.parallel import average_over_ranks, broadcast, check_agreement, rank
-from runtime.run import Run, optimizer_state, set_epoch
+from runtime.run import Run, set_epoch
+from runtime.states import optimizer_state
 from training.engine import evaluate, run_epoch, sync_ranks, to_batch
 
 STAGES = 3  # the stream of random numbers of the change between stages; pipeline/loader.py has the first ones
@@ -131,7 +133,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         for stage in range(2, reached['number'] + 1 if reached else 2):
             self._begin_stage(stage, reached['epoch'])
 
-    def _architecture_rests(self, epoch):
+    def _trains_weights_only(self, epoch):
         """Whether an epoch is one of the first epochs_no_archopt of its stage, in which only the weights are
         updated."""
         return epoch - self.run.results.get('stage', {'epoch': 0})['epoch'] < self.epochs_no_archopt
@@ -179,7 +181,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f', epoch, metrics['valid_acc'], best)
         metrics.update(self._collapse_indicators(epoch), peak_memory_mb=peak_memory_mb(),
                        genotype=genotypes.to_json(self.genotype()),
-                       alphas=[parameter.tolist() for parameter in self.model.arch_parameters()], **self._strengths())
+                       alphas=[parameter.tolist() for parameter in self.model.arch_parameters()],
+                       **named_strengths(self.model))
         if self.staged:
             metrics['stage'] = self.run.results.get('stage', {'number': 1})['number']
         self.schedule.step()
@@ -187,22 +190,6 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         if rank() == 0:
             self._save(metrics, good or metrics)
         self.run.end_epoch(metrics)
-
-    def _strengths(self):
-        """For metrics.jsonl: the strengths of the operations as the method defines them, with the names of cells,
-        operations and edges. A network of another search space gives the names by its attributes cell_names,
-        primitives and edge_names."""
-        if not hasattr(self.model, 'strengths'):
-            return {}
-        strengths = [scores.tolist() for scores in self.model.strengths()]
-        count = len(strengths)
-        primitives = getattr(getattr(self.model, 'method', None), 'primitives', ())
-        names = {'cells': getattr(self.model, 'cell_names', ['normal', 'reduce'] if count == 2 else range(count)),
-                 'operations': getattr(self.model, 'primitives', primitives),
-                 'edges': getattr(self.model, 'edge_names', ())}
-        counts = {'cells': count, 'operations': len(strengths[0][0]), 'edges': max(map(len, strengths))}
-        found = {key: [str(name) for name in names[key]] for key in names if len(names[key]) == counts[key]}
-        return dict(found, weights=strengths)
 
     def _collapse_indicators(self, epoch):
         """The figures of collapse.py and of monitor.cell_figures for the epoch; they are logged too."""
@@ -241,7 +228,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         def train_step(batch):
             image, label = to_batch(batch[0])
             loss, logits = self.train_step(image, label, *to_batch(batch[1]),
-                                           arch_step=not self._architecture_rests(epoch))
+                                           arch_step=not self._trains_weights_only(epoch))
             return loss, logits, label
 
         self.model.train()

@@ -7,7 +7,7 @@ copies.
 import numpy as np
 import paddle
 
-from runtime.run import set_optimizer_state
+from runtime.states import set_optimizer_state
 
 
 class Widening:
@@ -45,7 +45,7 @@ def begin_stage(model, partial, kept, choose):
 def give_momentum(optimizer, weights, velocities):
     """Set the momentum of a new optimizer, among whose weights are some of an earlier optimizer.
 
-    velocities: as runtime.run.optimizer_state gives them. Paddle would count up the names of their buffers, which a
+    velocities: as runtime.states.optimizer_state gives them. Paddle would count up the names of their buffers, which a
     checkpoint goes by; a first step with gradients of zeros, taken back afterwards, creates them under the usual names.
     """
     values = [weight.clone() for weight in weights]

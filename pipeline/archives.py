@@ -113,16 +113,25 @@ def _open(path, name, max_bytes, advice=''):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def cifar_batches(path, data_name):
+def cifar_batches(path, data_name, class_names=None):
     """Yield (name, images, labels) of the batches of a CIFAR archive or of the folder that it unpacks to, in any order.
 
-    data_name: a key of MEMBERS, which says which files there must be. Images uint8 [N, 3, 32, 32], labels int64 [N].
+    data_name: a key of MEMBERS, which says which files there must be. class_names: a list that gets the names of the
+    classes, in the order of the labels, where the archive holds them (CLASS_NAMES); it is read once for both.
+    Images uint8 [N, 3, 32, 32], labels int64 [N].
     Raises UserError where one is missing, there twice, or something else.
     """
     expected, num_classes = MEMBERS[data_name]
+    names_member, names_key = CLASS_NAMES.get(data_name, (None, None))
+    wanted = expected if class_names is None or names_member is None else [*expected, names_member]
     found = []
-    for name, content in (_folder_members if os.path.isdir(path) else _archive_members)(path, expected):
+    for name, content in (_folder_members if os.path.isdir(path) else _archive_members)(path, wanted):
         base = os.path.basename(name)
+        if base == names_member:
+            class_names[:] = _class_names(content, names_key, num_classes)
+            if not class_names:
+                logger.info('%s: %s does not hold the names of the classes: they are numbers', path, name)
+            continue
         if content is None:
             raise UserError(f'--data: {path} holds no {data_name} file: its member {name} is no plain file')
         if base in found:
@@ -144,22 +153,13 @@ def cifar_batches(path, data_name):
                         'unpacks to')
 
 
-def cifar_class_names(path, data_name):
-    """The names of the classes that a CIFAR archive, or the folder it unpacks to, holds beside its training images, in
-    the order of the labels; None where it holds none.
-
-    data_name: a key of CLASS_NAMES.
-    """
-    member, key = CLASS_NAMES[data_name]
-    for name, content in (_folder_members if os.path.isdir(path) else _archive_members)(path, [member]):
-        try:
-            names = [text.decode() if isinstance(text, bytes) else text for text in _dictionary(content or b'')[key]]
-            if len(names) == MEMBERS[data_name][1] and all(isinstance(text, str) for text in names):
-                return names
-        except (KeyError, TypeError, ValueError):
-            pass
-        logger.info('%s: %s does not hold the names of the classes: they are numbers', path, name)
-        return None
+def _class_names(content, key, count):
+    """The `count` names that a pickled dictionary has under a key; an empty list for anything else."""
+    try:
+        names = [text.decode() if isinstance(text, bytes) else text for text in _dictionary(content or b'')[key]]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return names if len(names) == count and all(isinstance(text, str) for text in names) else []
 
 
 def _unreadable(path, error):

@@ -13,7 +13,7 @@ from PIL import Image
 import reader
 from genotypes import PC_DARTS
 from model import NetworkCIFAR, NetworkImageNet
-from pipeline.archives import cifar_class_names
+from pipeline.archives import cifar_batches
 from pipeline.folders import images_below
 from pipeline.loader import VALID, BatchLoader
 from runtime.checkpoint import save_model
@@ -143,18 +143,26 @@ def test_a_run_keeps_the_names_of_a_folders_classes(script, tmp_path):
 
 def test_the_names_that_come_with_cifar(tmp_path):
     archive = shared_file('data', 'cifar-10-subset.tar.gz')
-    assert cifar_class_names(archive, 'data_batch') == CIFAR_NAMES
     assert reader.cifar10_reader(archive, 'data_batch', True, arguments())[:5].class_names == CIFAR_NAMES
     fine = [f'fine{i}' for i in range(100)]
+    (tmp_path / 'train').write_bytes(pickle.dumps({'data': np.zeros((1, 3072), 'uint8'), 'fine_labels': [7]}))
+
+    def class_names(folder):
+        names = []
+        assert [name for name, _, _ in cifar_batches(str(folder), 'train', names)] == ['train']
+        return names
+
     for content, expected in ((pickle.dumps({'fine_label_names': fine}), fine),
                               (pickle.dumps({b'fine_label_names': [name.encode() for name in fine]}), fine),
                               (pickle.dumps({'fine_label_names': fine[:99]}), None),
                               (pickle.dumps({'fine_label_names': list(range(100))}), None),
                               (pickle.dumps({}), None), (pickle.dumps(print), None), (b'', None)):
         (tmp_path / 'meta').write_bytes(content)
-        assert cifar_class_names(str(tmp_path), 'train') == expected
+        assert class_names(tmp_path) == (expected or [])
     (tmp_path / 'meta').unlink()
-    assert cifar_class_names(str(tmp_path), 'train') is None
+    assert class_names(tmp_path) == []
+    (tmp_path / 'meta').write_bytes(pickle.dumps({'fine_label_names': fine}))
+    assert next(cifar_batches(str(tmp_path), 'train'))[0] == 'train'  # names are read for those who ask
 
 
 def test_the_names_that_come_with_image_lists(tmp_path):

@@ -19,7 +19,7 @@ from pipeline.loader import TRAIN, VALID, BatchLoader
 from pipeline.sources import ArrayImages
 from runtime.checkpoint import Checkpoints
 from runtime.errors import UserError
-from runtime.run import optimizer_state, set_optimizer_state
+from runtime.states import optimizer_state, set_optimizer_state
 
 FLAGS = [*SMALL, '--epochs=3', '--batch_size=8', '--save_freq=1']
 RUNS = {

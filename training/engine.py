@@ -188,14 +188,15 @@ def check_finite(loss, epoch, step, optimizer):
 
 
 @paddle.no_grad()
-def evaluate(model, loader, *, precision=None, after_batch=None):
+def evaluate(model, loader, *, precision=None, after_batch=None, batch_statistics=False):
     """Evaluate a network on all batches of a loader, over all ranks. The network is left in the mode that it was in.
 
-    after_batch: called after each batch; an exception that it raises ends the evaluation.
+    after_batch: called after each batch; an exception that it raises ends the evaluation. batch_statistics: normalise
+    by the statistics of each batch, as in training, which updates the running ones.
     Returns (loss, top-1, top-5), means over the images.
     """
     training = model.training
-    model.eval()
+    set_mode(model, batch_statistics)
     loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     for batch in loader:
         image, label = to_batch(batch)
@@ -206,9 +207,13 @@ def evaluate(model, loader, *, precision=None, after_batch=None):
             meter.update(value, n)
         if after_batch is not None:
             after_batch()
-    if training:
-        model.train()
+    set_mode(model, training)
     return mean_over_ranks(loss, top1, top5)
+
+
+def set_mode(model, training):
+    """Bring a network into training or evaluation mode."""
+    model.train() if training else model.eval()
 
 
 def logits_of(model, image, precision=None):

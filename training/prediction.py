@@ -58,7 +58,7 @@ def square_side(description, image_shape):
 def predict(model, loader, names, *, precision_options, as_json):
     """Print the most probable classes of image files, a line for each, on standard output.
 
-    loader: batches of reader.images_to_predict, whose labels are the numbers of the paths. names: of the classes.
+    loader: batches of reader.predict_loader, whose labels are the numbers of the paths. names: of the classes.
     as_json: print a JSON object for each image, {"path": ..., "predictions": [{"class", "label", "probability"}]}.
     Raises UserError (status 1) for logits that are not finite.
     """
