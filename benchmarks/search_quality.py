@@ -1,4 +1,4 @@
-r"""Is a search better than random cells? Three experiments on CIFAR-10 images, resumable; hours to days on 2 cores.
+r"""Is a search better than random cells? Three experiments on CIFAR-10 images, resumable; it takes hours.
 
     python benchmarks/search_quality.py --data=cifar-10.tar.gz --table=nasbench201.csv --output=quality
     python benchmarks/search_quality.py --data=cifar-10.tar.gz --table=nasbench201.csv --output=quality \
@@ -142,7 +142,8 @@ def execute(run, output, core):
     folder = os.path.join(output, run.part, run.name)
     words = [f'--{name}={value}' for name, value in dict(run.flags, model_save_dir=folder, resume=True).items()]
     command = [sys.executable, os.path.join(ROOT, run.script), *words]
-    killed = run.part == 'whole' and kill_after(command, folder, KILLED_AT, core)
+    if run.part == 'whole':
+        kill_after(command, folder, KILLED_AT, core)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, 'output.txt'), 'ab') as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=lambda: lower(core)).returncode:
@@ -151,7 +152,7 @@ def execute(run, output, core):
     return {'name': run.name, 'script': run.script, 'commit': commit(),
             'cores': os.cpu_count() if core is None else 1,
             'flags': {name: value for name, value in run.flags.items() if name not in ('data', 'table')},
-            'seconds': round(sum(epoch['seconds'] for epoch in epochs)), 'killed': bool(killed),
+            'seconds': round(sum(epoch['seconds'] for epoch in epochs)), 'killed': run.part == 'whole',
             'epochs': [kept_figures(epoch) for epoch in epochs], **size_of(run, folder)}
 
 
@@ -171,20 +172,19 @@ def size_of(run, folder):
 
 
 def kill_after(command, folder, epochs, core):
-    """Start a run and kill it, without a chance to save anything, in the epoch after `epochs`. Whether it was killed:
-    not if it has come that far before."""
+    """Start a run and kill it, without a chance to save anything, in the epoch after `epochs`, unless it has come that
+    far before."""
     def far_enough():
         return len(quality_tables.read_lines(os.path.join(folder, 'metrics.jsonl'))) >= epochs
 
     if far_enough():
-        return True
+        return
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                preexec_fn=lambda: lower(core))
     while process.poll() is None and not far_enough():
         time.sleep(10)
     process.kill()
     process.wait()
-    return True
 
 
 def lower(core):
