@@ -4,8 +4,9 @@
     python benchmarks/bench_latency.py --init_channels=16 --layers=5 --image_size=8      the network for digits
     python benchmarks/bench_latency.py --table=latency.json --batch_size=8
 
-Measures the table, unless --table has it, and then --cells random networks, in rounds over all of them; each time is
-the least of its rounds. Prints both for each cell and the relative errors.
+Measures the table and --cells random networks in turn, one pass of each after the other, since the speed of a machine
+changes within minutes; with a --table that is complete, only the networks. Prints what is predicted and measured for
+each cell, and the relative errors. Run it on an idle machine.
 """
 import os
 import random
@@ -35,19 +36,25 @@ def main():
     start_script(None, arguments=vars(args), use_gpu=True, use_data_parallel=False, seed=args.seed)
     from genotypes import PRIMITIVES, random_genotype
     from model import NetworkCIFAR
-    from nas.latency import latency_costs, measure
+    from nas import latency
 
     def network(genotype):
         return NetworkCIFAR(args.init_channels, 10, args.layers, False, genotype)
     shape = [3, args.image_size, args.image_size]
-    with tempfile.TemporaryDirectory() as folder:
-        costs = latency_costs(network, shape, primitives=PRIMITIVES, steps=4, batch_size=args.batch_size,
-                              size=f'NetworkCIFAR, {args.init_channels} channels, {args.layers} cells',
-                              path=args.table or os.path.join(folder, 'latency.json'))
     generator = random.Random(args.seed)
     genotypes = [random_genotype(generator) for _ in range(args.cells)]
-    measured = measure({number: (network(genotype), [args.batch_size, *shape])
-                        for number, genotype in enumerate(genotypes)})
+    networks = {number: (network(genotype), [args.batch_size, *shape]) for number, genotype in enumerate(genotypes)}
+    measured = {}
+
+    def measure(entries):
+        measured.update(latency.measure({**entries, **networks}))
+        return {entry: measured[entry] for entry in entries}
+    with tempfile.TemporaryDirectory() as folder:
+        costs = latency.latency_costs(network, shape, primitives=PRIMITIVES, steps=4, batch_size=args.batch_size,
+                                      size=f'NetworkCIFAR, {args.init_channels} channels, {args.layers} cells',
+                                      path=args.table or os.path.join(folder, 'latency.json'), measure=measure)
+    if not measured:
+        measure({})
     errors = []
     for number, genotype in enumerate(genotypes):
         predicted = costs.of(genotype)

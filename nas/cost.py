@@ -10,8 +10,8 @@ Multiply-adds and parameters are exactly, and latencies nearly (nas/latency.py)
     operation   an operation on an edge, in all cells of its kind together: their channels and image sizes, stride 2
                 from an input of a reduction cell
 
-`fixed` and `node` are what three small genotypes cost in the network itself, an operation what its layer costs at the
-shapes that occur; so a change of model.py or operations.py is counted too.
+An operation costs what its layer costs at the shapes that occur; `fixed` and `node` are what random genotypes cost in
+the network itself beyond their operations, so a change of model.py or operations.py is counted too.
 """
 from collections import namedtuple
 
@@ -60,14 +60,15 @@ def edge_number(node, source):
     return sum(range(2, 2 + node)) + source
 
 
-def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS):
+def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS, probes=1):
     """{name: CellCosts} of the network that make_network(genotype) builds, for images [3, H, W].
 
     primitives: the operations an edge may have, keys of operations.OPS. steps: the nodes of a cell. measures: {name:
     function of a layer, its input's shape and a name for both}, whole numbers that add up over the parts of a network.
+    probes: random cells that `fixed` and `node` are means of; one will do for costs that add up exactly.
     """
-    pairs = [(steps, steps), (1, steps), (steps, 1)]  # so that a measured cost is interpolated
-    genotypes = [_probe(steps, *pair) for pair in pairs]
+    pairs = [(steps, steps), (1, steps), (steps, 1)] * probes  # so that a measured cost is interpolated
+    genotypes = [_probe(primitives, steps, number // 3, *pair) for number, pair in enumerate(pairs)]
     networks = [make_network(genotype) for genotype in genotypes]
     places = cell_places(networks[0], image_shape)
     layers = {}
@@ -85,18 +86,24 @@ def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS
                                      for node in range(steps) for source in range(2 + node)])
                      for kind in ('normal', 'reduce')}
         parts = CellCosts(0, {'normal': 0, 'reduce': 0}, operation, primitives)
-        rest = [measure(network, image_shape, f'network that concatenates {pair[0]} and {pair[1]} nodes')
-                - parts.of(genotype) for network, genotype, pair in zip(networks, genotypes, pairs)]
+        rest = [measure(network, image_shape, f'network {number // 3}, {pair[0]} and {pair[1]} nodes concatenated')
+                - parts.of(genotype)
+                for number, (network, genotype, pair) in enumerate(zip(networks, genotypes, pairs))]
+        rest = [sum(rest[place::3]) // probes for place in range(3)]
         node = {kind: (rest[0] - with_one) // max(1, steps - 1)
                 for kind, with_one in zip(('normal', 'reduce'), rest[1:])}
         costs[label] = CellCosts(rest[0] - steps * sum(node.values()), node, operation, primitives)
     return costs
 
 
-def _probe(steps, normal_nodes, reduce_nodes):
-    """A genotype of skip connections whose cells concatenate so many nodes."""
-    cell = [('skip_connect', source) for _ in range(steps) for source in (0, 1)]
-    return Genotype(cell, range(2 + steps - normal_nodes, 2 + steps), cell, range(2 + steps - reduce_nodes, 2 + steps))
+def _probe(primitives, steps, seed, normal_nodes, reduce_nodes):
+    """A random genotype whose cells concatenate so many nodes."""
+    generator = np.random.default_rng(seed)
+    names = [name for name in primitives if name != 'none']
+    cells = [[(str(generator.choice(names)), int(source)) for node in range(steps)
+              for source in generator.choice(2 + node, 2, replace=False)] for _ in range(2)]
+    last = range(2 + steps)
+    return Genotype(cells[0], last[-normal_nodes:], cells[1], last[-reduce_nodes:])
 
 
 def cell_places(network, image_shape):

@@ -1,15 +1,17 @@
 """How long the network of a genotype takes on this device, from a table that is measured once.
 
-The table has the times of the operations, one by one at the shapes that occur, and of three networks of skip
-connections, from which nas/cost.py takes what the rest of a network costs. Times are those of a forward pass in
-evaluation mode as train.py --eval_only runs it (nas.accelerate). Each is that of the fastest pass: other programs only
-slow a pass down. All entries are measured in turn, in several rounds, so that no load falls on some of them alone.
+The table has the times of the operations, one by one at the shapes that occur, and of networks of random cells, from
+which nas/cost.py takes what the rest of a network costs. Times are medians of forward passes in evaluation mode, as
+train.py --eval_only runs it (nas.accelerate); the fastest passes of the parts of a network take less time together
+than its own fastest pass. A pass of each entry follows a pass of every other one, so that the caches hold as little
+of it as they do within a network, and a load of the machine does not fall on one entry alone.
 
 A JSON file keeps the tables: {what was measured on which device: {entry: nanoseconds}}.
 """
 import json
 import os
 import platform
+import statistics
 import time
 
 import paddle
@@ -22,14 +24,46 @@ from runtime.files import MAX_JSON_BYTES, UnreadableFile, read_json, write_text
 from runtime.log import logger
 from runtime.parallel import cpu_threads
 
-ROUNDS, PASSES, SECONDS = 9, 20, 0.1  # of all entries; passes of an entry in a round, but not longer than this
+ROUNDS = 50  # passes of each entry
+PROBES = 4  # random cells whose networks are measured
 
 
-def latency_costs(make_network, image_shape, *, primitives, steps, size, path, batch_size=1):
+@paddle.no_grad()
+def measure(entries):
+    """{name: nanoseconds} of layers on inputs of zeros. entries: {name: (layer, shape of its input)}."""
+    runs = {}
+    for name, (layer, shape) in entries.items():
+        layer = accelerate(nn.Sequential(layer), quiet=True)
+        layer.eval()
+        image = paddle.zeros(shape)
+        _time(layer, image)  # compiles and allocates
+        runs[name] = layer, image
+    times = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            times[name].append(_time(*run))
+    return {name: round(statistics.median(found)) for name, found in times.items()}
+
+
+def _time(layer, image):
+    """The time of a forward pass, in nanoseconds."""
+    _wait()
+    start = time.perf_counter_ns()
+    layer(image)
+    _wait()
+    return time.perf_counter_ns() - start
+
+
+def _wait():
+    if paddle.get_device().startswith('gpu'):
+        paddle.device.cuda.synchronize()
+
+
+def latency_costs(make_network, image_shape, *, primitives, steps, size, path, batch_size=1, measure=measure):
     """The CellCosts of a network's latency in nanoseconds, for a batch [batch_size, 3, H, W].
 
     size: a text that names the network's size, for the table. path: the JSON file with the tables; what it does not
-    have is measured and added to it. The other arguments are those of nas.cost.count_costs.
+    have is measured, by measure(entries), and added to it. The other arguments are those of nas.cost.count_costs.
     Raises UserError for a file that holds something else.
     """
     tables = _read(path)
@@ -43,7 +77,7 @@ def latency_costs(make_network, image_shape, *, primitives, steps, size, path, b
 
     def costs():
         return count_costs(make_network, image_shape, primitives=primitives, steps=steps,
-                           measures={'latency_ns': look_up})['latency_ns']
+                           measures={'latency_ns': look_up}, probes=PROBES)['latency_ns']
     found = costs()
     if missing:
         logger.info('measuring %d latencies on %s, for %s', len(missing), name, path)
@@ -83,38 +117,3 @@ def _processor():
             return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
     except (OSError, StopIteration, UnicodeDecodeError):
         return platform.processor() or platform.machine()
-
-
-@paddle.no_grad()
-def measure(entries):
-    """{name: nanoseconds} of layers on inputs of zeros. entries: {name: (layer, shape of its input)}."""
-    runs = {}
-    for name, (layer, shape) in entries.items():
-        layer = accelerate(nn.Sequential(layer), quiet=True)
-        layer.eval()
-        image = paddle.zeros(shape)
-        _time(layer, image)  # compiles and allocates
-        runs[name] = layer, image
-    best = {name: _time(*run) for name, run in runs.items()}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            end = time.perf_counter() + SECONDS
-            for _ in range(PASSES):
-                best[name] = min(best[name], _time(*run))
-                if time.perf_counter() > end:
-                    break
-    return best
-
-
-def _time(layer, image):
-    """The time of a forward pass, in nanoseconds."""
-    _wait()
-    start = time.perf_counter_ns()
-    layer(image)
-    _wait()
-    return time.perf_counter_ns() - start
-
-
-def _wait():
-    if paddle.get_device().startswith('gpu'):
-        paddle.device.cuda.synchronize()

@@ -18,25 +18,24 @@ def network(genotype):
     return NetworkCIFAR(4, 10, 3, False, genotype)
 
 
-def costs(folder, size='C4 L3', batch_size=1):
-    return latency.latency_costs(network, SHAPE, primitives=PRIMITIVES, steps=4, size=size, batch_size=batch_size,
-                                 path=str(folder / 'latency.json'))
+class Clock:
+    """A device on which each multiply-add takes a nanosecond. shapes: of the inputs, a list for each measurement."""
 
+    def __init__(self):
+        self.shapes = []
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A device on which each multiply-add takes a nanosecond. Returns the inputs' shapes, a list for each call."""
-    measured = []
-
-    def measure(entries):
-        measured.append([shape for _, shape in entries.values()])
+    def __call__(self, entries):
+        self.shapes.append([shape for _, shape in entries.values()])
         return {name: COUNTS['macs'](layer, shape[1:], name) * shape[0] for name, (layer, shape) in entries.items()}
-    monkeypatch.setattr(latency, 'measure', measure)
-    return measured
 
 
-def test_where_times_add_up_the_prediction_is_exact(tmp_path, clock):
-    found = costs(tmp_path)
+def costs(folder, clock, batch_size=1):
+    return latency.latency_costs(network, SHAPE, primitives=PRIMITIVES, steps=4, size='C4 L3', batch_size=batch_size,
+                                 path=str(folder / 'latency.json'), measure=clock)
+
+
+def test_where_times_add_up_the_prediction_is_exact(tmp_path):
+    found = costs(tmp_path, Clock())
     macs = count_costs(network, SHAPE, primitives=PRIMITIVES, steps=4)['macs']
     generator = random.Random(0)
     for _ in range(10):
@@ -44,29 +43,32 @@ def test_where_times_add_up_the_prediction_is_exact(tmp_path, clock):
         assert found.of(genotype) == macs.of(genotype)
 
 
-def test_the_table_is_measured_once_for_each_size(tmp_path, clock):
-    first = costs(tmp_path)
+def test_the_table_is_measured_once_for_each_size(tmp_path):
+    clock = Clock()
+    first = costs(tmp_path, clock)
     table = json.loads((tmp_path / 'latency.json').read_text())
     (name, entries), = table.items()
     assert 'C4 L3' in name and '3x8x8' in name and 'batch size 1' in name
-    # 8 operations at stride 2 and 1 in the three cells: 4, 8 and 16 channels, and three networks
-    assert len(entries) == len(clock[0]) == 8 * 5 + 3 and entries['sep_conv_3x3 on 8x4x4, stride 1'] > 0
+    # 8 operations at stride 2 and 1 in the three cells: 4, 8 and 16 channels, and the networks
+    assert len(entries) == len(clock.shapes[0]) == 8 * 5 + 3 * latency.PROBES
+    assert entries['sep_conv_3x3 on 8x4x4, stride 1'] > 0
     genotype = random_genotype(random.Random(0))
-    assert costs(tmp_path).of(genotype) == first.of(genotype) and len(clock) == 1
+    assert costs(tmp_path, clock).of(genotype) == first.of(genotype) and len(clock.shapes) == 1
     del table[name]['sep_conv_3x3 on 8x4x4, stride 1']
     (tmp_path / 'latency.json').write_text(json.dumps(table))
-    assert costs(tmp_path).of(genotype) == first.of(genotype) and clock[1] == [[1, 8, 4, 4]]
-    assert costs(tmp_path, batch_size=2).of(genotype) == 2 * first.of(genotype)
-    assert len(clock) == 3 and clock[2][0][0] == 2
+    assert costs(tmp_path, clock).of(genotype) == first.of(genotype) and clock.shapes[1] == [[1, 8, 4, 4]]
+    assert costs(tmp_path, clock, batch_size=2).of(genotype) == 2 * first.of(genotype)
+    assert len(clock.shapes) == 3 and clock.shapes[2][0][0] == 2
     assert len(json.loads((tmp_path / 'latency.json').read_text())) == 2
 
 
 @pytest.mark.parametrize('content', ['[]', '{"a": {"b": -1}}', '{"a": {"b": 1.5}}', 'x'])
-def test_other_files_are_refused(tmp_path, clock, content):
+def test_other_files_are_refused(tmp_path, content):
+    clock = Clock()
     (tmp_path / 'latency.json').write_text(content)
     with pytest.raises(UserError, match='^--latency_table: .*latency.json cannot be read: '):
-        costs(tmp_path)
-    assert (tmp_path / 'latency.json').read_text() == content and not clock
+        costs(tmp_path, clock)
+    assert (tmp_path / 'latency.json').read_text() == content and not clock.shapes
 
 
 def test_a_measurement_is_a_number_of_nanoseconds():
