@@ -5,125 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compiled import fill, inner, jit
-from kernels.products import (
-    add_masked_row,
-    combine_rows,
-    correlate,
-    correlate_rows,
-    masked_row,
-    product,
-    product_of_rows,
-    scale_row,
+from kernels.compiled import inner, jit
+from kernels.images import (
+    ZERO,
+    collect,
+    fill,
+    from_line,
+    moments_of,
+    spread,
+    to_line,
+    two_sums,
 )
-
-ZERO, ONE, LOWEST, NO_FLOOR = np.float32(0), np.float32(1), np.float32(-3.4e38), np.float32(-np.inf)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Between images and planes or lines. `start`: of a channel of the first image, `step`: from an image to the next
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@inner
-def address(array, position):
-    """Of array[position]; a slice would take numba longer than a short row."""
-    return array.ctypes.data + 4 * position
-
-
-@inner
-def spread(planes, x, start, step, count, w, places, scale, shift, floor):
-    """planes = max(floor, scale * x + shift)."""
-    stride = w.column_stride
-    for image in range(count):
-        for row in range(w.height):
-            for column in range(stride):
-                at = places[row * stride + column]
-                if at >= 0:
-                    first, at = start + image * step + row * w.width, at + image * w.rows * w.pitch
-                    if stride == 1:
-                        scale_row(address(planes, at), address(x, first), w.width, scale, shift, floor)
-                    else:
-                        size = (w.width - column + stride - 1) // stride
-                        some, to = x[first + column:first + w.width], planes[at:at + size]
-                        for k in range(size):
-                            value = scale * some[k * stride] + shift
-                            to[k] = floor if value < floor else value
-
-
-@inner
-def collect(dx, start, step, count, w, places, gradient, values, masked, add):
-    """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the way back of spread."""
-    stride = w.column_stride
-    for image in range(count):
-        for row in range(w.height):
-            for column in range(stride):
-                at = places[row * stride + column]
-                first, size = start + image * step + row * w.width, (w.width - column + stride - 1) // stride
-                to = dx[first + column:first + w.width]
-                if at < 0:
-                    for k in range(0 if add else size):
-                        to[k * stride] = 0
-                    continue
-                at += image * w.rows * w.pitch
-                lowest = ZERO if masked else LOWEST
-                if stride == 1 and add:
-                    add_masked_row(address(dx, first), address(gradient, at), address(values, at), address(dx, first),
-                                   w.width, lowest)
-                elif stride == 1:
-                    masked_row(address(dx, first), address(gradient, at), address(values, at), w.width, lowest)
-                else:
-                    some, value = gradient[at:at + size], values[at:at + size]
-                    for k in range(size):
-                        given = some[k] if value[k] > lowest else ZERO
-                        to[k * stride] = to[k * stride] + given if add else given
-
-
-@inner
-def from_line(out, start, step, line, count, w, scale, shift):
-    """out = scale * line + shift."""
-    for image in range(count):
-        for row in range(w.out_height):
-            at, to = (image * w.rows + row) * w.pitch, start + image * step + row * w.out_width
-            scale_row(address(out, to), address(line, at), w.out_width, scale, shift, NO_FLOOR)
-
-
-@inner
-def to_line(line, d, f, start, step, count, w, c0, c1, c2):
-    """line = c0 * d + c1 * f + c2, with what lies between the rows as it was."""
-    for image in range(count):
-        for row in range(w.out_height):
-            at, first = (image * w.rows + row) * w.pitch, start + image * step + row * w.out_width
-            combine_rows(address(line, at), address(d, first), address(f, first), w.out_width, c0, c1, c2)
-
-
-@inner
-def moments_of(result, x, start, step, count, pixels):
-    """result = mean and sum of squared deviations of a channel."""
-    total = ZERO
-    for image in range(count):
-        some = x[start + image * step:][:pixels]
-        for p in range(pixels):
-            total += some[p]
-    mean, squares = total / np.float32(count * pixels), ZERO
-    for image in range(count):
-        some = x[start + image * step:][:pixels]
-        for p in range(pixels):
-            squares += (some[p] - mean) * (some[p] - mean)
-    result[0], result[1] = mean, squares
-
-
-@inner
-def two_sums(result, d, f, start, step, count, pixels, mean):
-    """Add the sums of d and of d * (f - mean) of a channel to result."""
-    total = both = ZERO
-    for image in range(count):
-        one, other = d[start + image * step:][:pixels], f[start + image * step:][:pixels]
-        for p in range(pixels):
-            total += one[p]
-            both += one[p] * (other[p] - mean)
-    result[0] += total
-    result[1] += both
+from kernels.products import correlate, correlate_rows, product, product_of_rows
 
 
 @inner
@@ -207,7 +100,7 @@ class Backward(NamedTuple):
 class Wanted(NamedTuple):
     """x: whether dx is wanted; add: to what is there. moments: whether sums [parts, C, 2] of dx and of dx * (x - mean)
     are. weights: whether partial sums of the weights' gradients are, [parts, C * taps] with the taps rounded up to a
-    multiple of 6, [parts, groups * filters of a group * k], both rounded up to multiples of 4 and 3."""
+    multiple of 3, [parts, groups * filters of a group * k], both rounded up to multiples of 4 and 3."""
 
     x: bool
     add: bool
@@ -236,7 +129,7 @@ def backward_pass(arrays, before, floor, coefficients, mean, w, tables, s, wante
     upstream = np.zeros(w.line * (s.channels + 3 if separable else 0), np.float32)  # and its gradient
     source, step = (between, w.line) if separable else (planes, w.block)
     offsets = offsets_of(tables.taps[:1] * 0 if separable else tables.taps, theirs, step, 3)
-    per_channel = offsets_of(tables.taps, 1, 0, 6)
+    per_channel = offsets_of(tables.taps, 1, 0, 3)
     for part in range(begin, end):
         jobs = -(-s.images // s.group)
         parts = len(wanted.sums)

@@ -1,7 +1,4 @@
-"""Loops over images that numba, an optional package, compiles for the CPU: what convolutions.py and edges.py are built
-of.
-
-A depthwise convolution is computed tap by tap, each a shift along a row in which the images lie: see layout.py.
+"""How the loops of this folder are compiled, by numba, an optional package, and run on all cores of a CPU.
 
 Without numba, on a GPU, in double precision and under to_static Paddle's operations run instead.
 """
@@ -24,22 +21,6 @@ else:
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-from kernels.layout import (  # noqa: E402
-    FIRST_PASS,
-    FRONT,
-    HEIGHT,
-    OUT_HEIGHT,
-    OUT_WIDTH,
-    PADDING,
-    PASS_LENGTH,
-    PASSES,
-    PITCH,
-    PLANE,
-    ROWS,
-    STRIDE,
-    TAPS,
-    WIDTH,
-)
 from runtime.parallel import cpu_threads  # noqa: E402
 
 
@@ -133,9 +114,6 @@ def on_all_cores(function, jobs, *arguments):
         other.result()
 
 
-# Passed in place of literals, for each of which numba would compile the called function once more.
-FIRST, YES, NO = np.int64(0), np.bool_(True), np.bool_(False)
-
 floats = None
 if numba is not None:
     from numba.core import cgutils, types
@@ -152,165 +130,3 @@ if numba is not None:
     def floats(address, size):
         """The memory at an address as an array."""
         return numba.carray(_pointer(address), (size,), np.float32)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Depthwise: layout g, a row of planes `buffer`, a row of output positions `line`
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@inner
-def fill(row, value):
-    """row[:] = value, which takes numba longer to compile each time."""
-    for p in range(len(row)):
-        row[p] = value
-
-
-@inner
-def _row_in_planes(row, column, image, g):
-    """Where the pixels column, column + stride, … of an image's row begin in the planes; the stride is 1 or 2, so
-    halves are shifts."""
-    half, line, place = g[STRIDE] - 1, row + g[PADDING], column + g[PADDING]
-    plane = (line & half) * g[STRIDE] + (place & half)
-    return plane * g[PLANE] + (image * g[ROWS] + (line >> half)) * g[PITCH] + (place >> half)
-
-
-@inner
-def spread(buffer, source, start, stride_image, images, g, scale, mean, floor):
-    """Write max(floor, scale * (image - mean)) into the planes; source[start + image * stride_image + pixel]."""
-    height, width, stride = g[HEIGHT], g[WIDTH], g[STRIDE]
-    for image in range(images):
-        for row in range(height):
-            first = start + image * stride_image + row * width
-            if stride == 1:
-                pixels, target = source[first:first + width], buffer[_row_in_planes(row, FIRST, image, g):][:width]
-                for k in range(width):
-                    value = scale * (pixels[k] - mean)
-                    target[k] = floor if value < floor else value
-            else:
-                for column in range(min(2, width)):
-                    count = (width - column + 1) >> 1
-                    pixels = source[first + column:first + width]
-                    target = buffer[_row_in_planes(row, column, image, g):][:count]
-                    for k in range(count):
-                        value = scale * (pixels[2 * k] - mean)
-                        target[k] = floor if value < floor else value
-
-
-@inner
-def collect(result, start, stride_image, images, g, gradient, buffer, masked):
-    """Add to `result` what lies in the planes `gradient` where the image was above 0 (or everywhere, if not masked):
-    spread backwards."""
-    height, width, stride = g[HEIGHT], g[WIDTH], g[STRIDE]
-    for image in range(images):
-        for row in range(height):
-            first = start + image * stride_image + row * width
-            for column in range(min(stride, width)):
-                at, count = _row_in_planes(row, column, image, g), (width - column + stride - 1) >> (stride - 1)
-                pixels = result[first + column:first + width]
-                values, inputs = gradient[at:at + count], buffer[at:at + count]
-                if stride == 1:
-                    for k in range(count):
-                        pixels[k] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
-                else:
-                    for k in range(count):
-                        pixels[2 * k] += values[k] if inputs[k] > 0 or not masked else np.float32(0)
-
-
-@inner
-def line_to_pixels(pixels, start, stride_image, line, front, images, g):
-    """The outputs without what lies between the image rows."""
-    pitch, rows, height, width = g[PITCH], g[ROWS], g[OUT_HEIGHT], g[OUT_WIDTH]
-    for image in range(images):
-        for row in range(height):
-            at, to = front + (image * rows + row) * pitch, start + image * stride_image + row * width
-            some, target = line[at:at + width], pixels[to:to + width]
-            for k in range(width):  # an assignment of slices would take three times as long
-                target[k] = some[k]
-
-
-@inner
-def pixels_to_line(line, front, pixels, start, stride_image, images, g):
-    pitch, rows, height, width = g[PITCH], g[ROWS], g[OUT_HEIGHT], g[OUT_WIDTH]
-    for image in range(images):
-        for row in range(height):
-            at, to = front + (image * rows + row) * pitch, start + image * stride_image + row * width
-            some, target = pixels[to:to + width], line[at:at + width]
-            for k in range(width):
-                target[k] = some[k]
-
-
-@inner
-def _tap(weight, first, tap):
-    return weight[first + tap] if tap >= 0 else np.float32(0)
-
-
-@inner
-def convolve(line, buffer, images, g, weight, first):
-    """line = the depthwise convolution of the planes with the kernel weight[first:]."""
-    length = ((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]
-    total = line[:length]
-    for k in range(g[PASSES]):
-        t = FIRST_PASS + k * PASS_LENGTH
-        base = g[t] * g[PLANE]
-        a, b, c = _tap(weight, first, g[t + 1]), _tap(weight, first, g[t + 3]), _tap(weight, first, g[t + 5])
-        d, e = _tap(weight, first, g[t + 7]), _tap(weight, first, g[t + 9])
-        v, w = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length]
-        x = buffer[base + g[t + 6]:][:length]
-        y, z = buffer[base + g[t + 8]:][:length], buffer[base + g[t + 10]:][:length]
-        if k == 0:
-            for p in range(length):
-                total[p] = a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
-        else:
-            for p in range(length):
-                total[p] += a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
-
-
-@inner
-def convolve_backward(gradient, line, images, g, weight, first):
-    """The gradient of the planes, from that of the outputs, which lies behind line[front]; zeros lie around and
-    between its rows."""
-    plane, front, done = g[PLANE], g[FRONT], -1
-    length = plane
-    for k in range(g[PASSES]):
-        t = FIRST_PASS + k * PASS_LENGTH
-        number = g[t]
-        a, b, c = _tap(weight, first, g[t + 1]), _tap(weight, first, g[t + 3]), _tap(weight, first, g[t + 5])
-        d, e = _tap(weight, first, g[t + 7]), _tap(weight, first, g[t + 9])
-        v, w, x = line[front - g[t + 2]:][:length], line[front - g[t + 4]:][:length], line[front - g[t + 6]:][:length]
-        y, z = line[front - g[t + 8]:][:length], line[front - g[t + 10]:][:length]
-        total = gradient[number * plane:][:length]
-        if number != done:
-            for p in range(length):
-                total[p] = a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
-        else:
-            for p in range(length):
-                total[p] += a * v[p] + b * w[p] + c * x[p] + d * y[p] + e * z[p]
-        done = number
-
-
-@inner
-def convolve_weight(result, first, line, buffer, images, g):
-    """Add the gradient of the kernel to result[first:], from the planes and the gradient of the outputs behind
-    line[front]."""
-    length = ((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]
-    upstream = line[g[FRONT]:][:length]
-    sums = np.zeros(TAPS, np.float32)
-    for k in range(g[PASSES]):
-        t = FIRST_PASS + k * PASS_LENGTH
-        base = g[t] * g[PLANE]
-        v, w = buffer[base + g[t + 2]:][:length], buffer[base + g[t + 4]:][:length]
-        x = buffer[base + g[t + 6]:][:length]
-        y, z = buffer[base + g[t + 8]:][:length], buffer[base + g[t + 10]:][:length]
-        a = b = c = d = e = np.float32(0)
-        for p in range(length):
-            u = upstream[p]
-            a += u * v[p]
-            b += u * w[p]
-            c += u * x[p]
-            d += u * y[p]
-            e += u * z[p]
-        sums[0], sums[1], sums[2], sums[3], sums[4] = a, b, c, d, e
-        for i in range(TAPS):
-            if g[t + 1 + 2 * i] >= 0:
-                result[first + g[t + 1 + 2 * i]] += sums[i]

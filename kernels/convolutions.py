@@ -7,23 +7,13 @@ import numpy as np
 import paddle
 
 from kernels import compiled
-from kernels.compiled import (
-    NO,
-    addresses,
-    collect,
-    convolve,
-    convolve_backward,
-    convolve_weight,
-    floats,
-    jit,
-    line_to_pixels,
-    on_all_cores,
-    pixels_to_line,
-    spread,
-)
-from kernels.layout import FRONT, HEIGHT, KERNEL, OUT_HEIGHT, OUT_WIDTH, PLANE, STRIDE, WIDTH, geometry
+from kernels.compiled import addresses, floats, jit, on_all_cores
+from kernels.edge_loops import add_correlations, in_order, spread_gradient, up_to_multiple
+from kernels.images import LOWEST, NO, ONE, ZERO, collect, copy_to_line, from_line, spread
 from kernels.operation import Operation
-from kernels.products import multiply, multiply_weight, transposed
+from kernels.products import correlate, multiply, multiply_weight, transposed
+from kernels.units import EMPTY, view
+from kernels.windows import Shape, output_size, square
 
 
 def conv2d(x, layer):
@@ -43,9 +33,9 @@ def conv2d(x, layer):
     if layer._groups == 1 and is_pointwise(layer):
         return _Pointwise()(x, weight) if bias is None else _Pointwise()(x, weight, bias)
     if bias is None and layer._groups == x.shape[1] == weight.shape[0] and is_square(layer):
-        kernel, stride, padding, dilation = square_geometry(layer)
-        if min(x.shape[2:]) + 2 * padding > dilation * (kernel - 1):
-            return _Depthwise(stride, padding, dilation)(x, weight)
+        geometry = square_geometry(layer)
+        if min(output_size(side, *geometry) for side in x.shape[2:]) > 0:
+            return _Depthwise(*geometry)(x, weight)
     return None
 
 
@@ -72,68 +62,63 @@ def square_geometry(layer):
 
 class _Depthwise(Operation):
 
-    def __init__(self, stride, padding, dilation):
-        self.settings = stride, padding, dilation
+    def __init__(self, *geometry):
+        self.geometry = geometry  # kernel, stride, padding, dilation
 
     def forward(self, x, weight):
         self.x, self.weight = x, weight = x.contiguous(), weight.contiguous()
         n, c, h, w = x.shape
-        self.group = compiled.group_size(n, h * w)
-        self.geometry = geometry(h, w, weight.shape[2], *self.settings, self.group)
-        out = paddle.empty([n, c, int(self.geometry[OUT_HEIGHT]), int(self.geometry[OUT_WIDTH])], 'float32')
-        on_all_cores(_forward, c * -(-n // self.group), addresses([x, weight, out]), self.geometry, n, c, self.group)
+        self.shape = Shape(n, compiled.group_size(n, h * w), c, c, c, 0, c)
+        self.arrangement = square(h, w, *self.geometry, self.shape.group)
+        out = paddle.empty([n, c, *[output_size(side, *self.geometry) for side in (h, w)]], 'float32')
+        on_all_cores(_forward, c * -(-n // self.shape.group), view(x), view(weight), view(out), *self.arrangement,
+                     self.shape)
         return out
 
     def backward(self, gradient):
         x, weight = self.x, self.weight
-        n, c = x.shape[:2]
         gradient = gradient.contiguous()
-        groups = -(-n // self.group)
-        dx = paddle.zeros(x.shape, 'float32') if self.wanted[0] else None
-        dweight = np.zeros((groups, weight.size), np.float32)
-        on_all_cores(_backward, c * groups, addresses([x, weight, gradient] + [dx] * self.wanted[0]), self.geometry, n,
-                     c, self.group, dweight, self.wanted[1])
+        c, groups = x.shape[1], -(-x.shape[0] // self.shape.group)
+        dx = paddle.empty(x.shape, 'float32') if self.wanted[0] else None
+        dweight = np.zeros((groups if self.wanted[1] else 0, weight.size), np.float32)
+        on_all_cores(_backward, c * groups, (view(x), view(weight), view(gradient)), EMPTY if dx is None else view(dx),
+                     dweight, *self.arrangement, self.shape)
         return [dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if self.wanted[1] else None]
 
 
 @jit
-def _forward(memory, g, images, channels, group, begin, end):
-    """memory: the addresses of x [N, C, H, W], weight [C, 1, k, k] and the output; a job is a channel of a group of
-    images."""
-    inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
+def _forward(x, weight, out, w, tables, s, begin, end):
+    """x [N, C, H, W], weight [C, 1, k, k], flattened; a job is a channel of a group of images."""
+    inside, outside, taps = w.height * w.width, w.out_height * w.out_width, len(tables.taps)
+    planes, line = np.zeros(w.block, np.float32), np.empty(w.line, np.float32)
     for job in range(begin, end):
-        channel, first = job % channels, job // channels * group
-        count = min(group, images - first)
-        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[KERNEL])
-        out = floats(memory[2], images * channels * outside)
-        buffer, line = np.zeros(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
-        spread(buffer, x, (first * channels + channel) * inside, channels * inside, count, g, np.float32(1),
-               np.float32(0), np.float32(-3.4e38))
-        convolve(line, buffer, count, g, weight, channel * g[KERNEL])
-        line_to_pixels(out, (first * channels + channel) * outside, channels * outside, line, 0, count, g)
+        c, first = job % s.channels, job // s.channels * s.group
+        count = min(s.group, s.images - first)
+        spread(planes, x, (first * s.channels + c) * inside, s.channels * inside, count, w, tables.places, ONE, ZERO,
+               LOWEST)
+        correlate(line, weight[c * taps:], planes, tables.taps, w.length)
+        from_line(out, (first * s.channels + c) * outside, s.channels * outside, line, count, w, ONE, ZERO)
 
 
 @jit
-def _backward(memory, g, images, channels, group, dweight, weight_wanted, begin, end):
-    """memory: x, weight, the gradient of the output and, if it is wanted, of x; dweight [groups, C * k * k]."""
-    inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
+def _backward(arrays, dx, dweight, w, tables, s, begin, end):
+    """arrays: x, weight, the gradient of the output; dx or nothing; dweight [groups, C * taps] or [0, C * taps]."""
+    x, weight, d = arrays
+    inside, outside, taps = w.height * w.width, w.out_height * w.out_width, len(tables.taps)
+    planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
+    backwards, filled_up = in_order(weight, tables.order, s.channels), up_to_multiple(tables.taps)
     for job in range(begin, end):
-        channel, first = job % channels, job // channels * group
-        count = min(group, images - first)
-        x, weight = floats(memory[0], images * channels * inside), floats(memory[1], channels * g[KERNEL])
-        upstream = floats(memory[2], images * channels * outside)
-        planes = g[STRIDE] * g[STRIDE] * g[PLANE]
-        buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
-        line = np.zeros(g[FRONT] + g[PLANE], np.float32)
-        start, stride_image = (first * channels + channel) * inside, channels * inside
-        pixels_to_line(line, g[FRONT], upstream, (first * channels + channel) * outside, channels * outside, count, g)
-        if weight_wanted:
-            spread(buffer, x, start, stride_image, count, g, np.float32(1), np.float32(0), np.float32(-3.4e38))
-            convolve_weight(dweight[job // channels], channel * g[KERNEL], line, buffer, count, g)
-        if len(memory) > 3:
-            convolve_backward(gradient, line, count, g, weight, channel * g[KERNEL])
-            collect(floats(memory[3], images * channels * inside), start, stride_image, count, g, gradient, buffer,
-                    NO)
+        c, group = job % s.channels, job // s.channels
+        first, line = group * s.group, np.zeros(w.line, np.float32)
+        count = min(s.group, s.images - first)
+        start, step = (first * s.channels + c) * inside, s.channels * inside
+        copy_to_line(line[w.front:], d, (first * s.channels + c) * outside, s.channels * outside, count, w)
+        if len(dweight):
+            spread(planes, x, start, step, count, w, tables.places, ONE, ZERO, LOWEST)
+            add_correlations(dweight[group, c * taps:][:taps], line[w.front:], planes, filled_up, w.length)
+        if len(dx):
+            spread_gradient(gradient, backwards[c * taps:], line, tables, w)
+            collect(dx, start, step, count, w, tables.places, gradient, planes, NO, NO)
 
 
 class _Pointwise(Operation):

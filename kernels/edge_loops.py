@@ -1,78 +1,61 @@
 """The compiled passes of edges.py, over images in groups.
 
 Each is called by compiled.on_all_cores with a part of its jobs, range(begin, end): a job is a group of images, or a
-group for one of the rows of `memory`. Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or,
-what only these passes read, group after group as [C, images of the group, pixels], so that a channel of a group is one
-row. `tables` holds for each job a layout (layout.py).
+group for one of the convolutions. Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or, what
+only these passes read, group after group as [C, images of the group, pixels], so that a channel of a group is one row.
+`tables` holds a (Window, Tables) for each convolution, see windows.pack.
 """
+from typing import NamedTuple
+
 import numpy as np
 
-from kernels.compiled import (
-    FIRST,
+from kernels.compiled import floats, inner, jit
+from kernels.images import (
     NO,
+    ONE,
     YES,
+    ZERO,
     collect,
-    convolve,
-    convolve_backward,
-    convolve_weight,
+    copy_to_line,
     fill,
-    floats,
-    inner,
-    jit,
-    line_to_pixels,
-    pixels_to_line,
+    from_line,
+    moments_of,
     spread,
+    two_sums,
 )
-from kernels.layout import (
-    FRONT,
-    HEIGHT,
-    KERNEL,
-    OUT_HEIGHT,
-    OUT_WIDTH,
-    PLANE,
-    STRIDE,
-    WIDTH,
-)
-from kernels.products import multiply, multiply_weight, transposed
+from kernels.products import correlate, correlate_rows, multiply, multiply_weight, transposed
+from kernels.windows import unpack
 
-ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-3.4e38)
 GROUPED, NCHW = np.int64(0), np.int64(1)  # how a tensor lies in memory
+
+
+class Images(NamedTuple):
+    """What the tensors have in common."""
+
+    images: int
+    channels: int
+    group: int  # images of a group
 
 
 @inner
 def where(nchw, first, count, channel, channels, pixels):
-    """Where a channel of the group that begins with image `first` starts, and how far it is from one image to the
-    next."""
+    """(start, step) as images.py has them, of a channel of the group that begins with image `first`."""
     if nchw:
         return (first * channels + channel) * pixels, channels * pixels
     return first * channels * pixels + channel * count * pixels, pixels
 
 
 @inner
-def gather(row, source, nchw, first, count, channel, channels, pixels, scale, add):
+def gather(row, source, start, step, count, pixels, scale, add):
     """row (+)= scale * a channel of a group."""
-    start, stride_image = where(nchw, first, count, channel, channels, pixels)
     for image in range(count):
-        some, to = source[start + image * stride_image:][:pixels], row[image * pixels:][:pixels]
+        some, to = source[start + image * step:][:pixels], row[image * pixels:][:pixels]
         if add:
             for p in range(pixels):
                 to[p] += scale * some[p]
         else:
             for p in range(pixels):
                 to[p] = scale * some[p]
-
-
-@inner
-def moments_of(row, result):
-    """result = mean and sum of squared deviations of a row."""
-    total = ZERO
-    for p in range(len(row)):
-        total += row[p]
-    mean, squares, rest = total / np.float32(len(row)), ZERO, ZERO
-    for p in range(len(row)):
-        squares += (row[p] - mean) * (row[p] - mean)
-        rest += row[p] - mean  # what rounding has left
-    result[0], result[1] = mean + rest / np.float32(len(row)), squares
 
 
 @jit
@@ -100,47 +83,66 @@ def update_statistics(moments, images, group, pixels, epsilon, momentum, running
                 mean[r, c], inverse[r, c] = old_mean[c] - biases[r, c], 1 / np.sqrt(old_variance[c] + epsilon)
 
 
+class Forward(NamedTuple):
+    """Addresses of tensors, an array [convolutions] of each kind."""
+
+    x: np.ndarray
+    depthwise: np.ndarray
+    pointwise: np.ndarray
+    out: np.ndarray
+
+
 @jit
-def forward_pass(memory, nchw, affine, tables, images, channels, group, moments, begin, end):
-    """ReLU(scale * (x - mean)), depthwise, pointwise; memory [jobs, 4]: x, both weights, the output; affine [jobs, C,
-    2]: scale and mean; moments [jobs, groups, C, 2] or, where they are not wanted, [jobs, 0, C, 2]."""
-    jobs = len(memory)
-    for number in range(begin, end):
-        j, k = number % jobs, number // jobs
-        g, first = tables[j], k * group
-        count, inside, outside = min(group, images - first), g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
-        size = count * outside
-        x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[KERNEL])
-        point, out = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
-        buffer, line = np.zeros(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
+def forward_pass(tensors, nchw, before, tables, s, moments, begin, end):
+    """out = pointwise(depthwise(ReLU(before_0 * x + before_1))).
+
+    tensors: a Forward. nchw: of x. before [convolutions, C, 2]. s: Images. moments: of what comes out, [convolutions,
+    groups, C, 2] or, where they are not wanted, [convolutions, 0, C, 2].
+    """
+    convolutions, channels = len(tensors.x), s.channels
+    for job in range(begin, end):
+        j, k = job % convolutions, job // convolutions
+        (w, t), first = unpack(tables[j]), k * s.group
+        count, inside, outside = min(s.group, s.images - first), w.height * w.width, w.out_height * w.out_width
+        size, taps = count * outside, len(t.taps)
+        x, depthwise = floats(tensors.x[j], s.images * channels * inside), floats(tensors.depthwise[j], channels * taps)
+        pointwise = floats(tensors.pointwise[j], channels * channels)
+        out = floats(tensors.out[j], s.images * channels * outside)
+        planes, line = np.zeros(w.block, np.float32), np.empty(w.line, np.float32)
         between = np.empty(channels * size, np.float32)
         for c in range(channels):
-            start, stride_image = where(nchw, first, count, c, channels, inside)
-            spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
-            convolve(line, buffer, count, g, depth, c * g[KERNEL])
-            line_to_pixels(between, c * size, outside, line, FIRST, count, g)
+            start, step = where(nchw, first, count, c, channels, inside)
+            spread(planes, x, start, step, count, w, t.places, before[j, c, 0], before[j, c, 1], ZERO)
+            correlate(line, depthwise[c * taps:], planes, t.taps, w.length)
+            from_line(between, c * size, outside, line, count, w, ONE, ZERO)
         result = out[first * channels * outside:][:channels * size]
-        multiply(result, point, between, channels, channels, size)
+        multiply(result, pointwise, between, channels, channels, size)
         for c in range(channels if moments.shape[1] else 0):
-            moments_of(result[c * size:][:size], moments[j, k, c])
+            moments_of(moments[j, k, c], result, c * size, 0, 1, size)
+
+
+class Terms(NamedTuple):
+    """What is added up on each edge, arrays [edges, operations]."""
+
+    addresses: np.ndarray
+    nchw: np.ndarray
 
 
 @jit
-def add_up(memory, nchw, scale, mean, outs, images, channels, group, pixels, begin, end):
-    """out_t = sum_k scale_tk * (f_tk - mean_tk), nchw; memory, nchw [edges, operations]: f; scale, mean [edges,
-    operations, C]."""
-    edges = len(memory)
-    for number in range(begin, end):
-        t, first = number % edges, number // edges * group
-        count = min(group, images - first)
-        out = floats(outs[t], images * channels * pixels)
-        for c in range(channels):
-            for k in range(memory.shape[1]):
-                start, stride_image = where(nchw[t, k], first, count, c, channels, pixels)
-                source = floats(memory[t, k], images * channels * pixels)
+def add_up(terms, scale, mean, outs, s, pixels, begin, end):
+    """out_t = sum_k scale_tk * (f_tk - mean_tk), nchw; scale, mean [edges, operations, C]; outs [edges]: addresses."""
+    edges, operations = terms.addresses.shape
+    for job in range(begin, end):
+        t, first = job % edges, job // edges * s.group
+        count = min(s.group, s.images - first)
+        out = floats(outs[t], s.images * s.channels * pixels)
+        for c in range(s.channels):
+            for k in range(operations):
+                start, step = where(terms.nchw[t, k], first, count, c, s.channels, pixels)
+                source = floats(terms.addresses[t, k], s.images * s.channels * pixels)
                 for image in range(count):
-                    some = source[start + image * stride_image:][:pixels]
-                    row = out[((first + image) * channels + c) * pixels:][:pixels]
+                    some = source[start + image * step:][:pixels]
+                    row = out[((first + image) * s.channels + c) * pixels:][:pixels]
                     add_difference(row, scale[t, k, c], some, mean[t, k, c], k > 0)
 
 
@@ -156,91 +158,141 @@ def add_difference(row, scale, values, mean, add):
 
 
 @jit
-def gradient_sums(memory, nchw, mean, inverse, ups, images, channels, group, pixels, sums, begin, end):
-    """sums [edges, operations, groups, C, 2] of d and of d * (f - mean) * inverse; ups [edges]: d, nchw; memory
-    [edges, operations]: f."""
-    edges = len(memory)
-    for number in range(begin, end):
-        t, k = number % edges, number // edges
-        first = k * group
-        count = min(group, images - first)
+def gradient_sums(terms, mean, upstream, s, pixels, sums, begin, end):
+    """Add to sums [edges, operations, groups, C, 2] those of d and of d * (f - mean); mean [edges, operations, C];
+    upstream [edges]: addresses of d, nchw."""
+    edges, operations = terms.addresses.shape
+    for job in range(begin, end):
+        t, k = job % edges, job // edges
+        first = k * s.group
+        count = min(s.group, s.images - first)
         d, f = np.empty(count * pixels, np.float32), np.empty(count * pixels, np.float32)
-        for c in range(channels):
-            gather(d, floats(ups[t], images * channels * pixels), NCHW, first, count, c, channels, pixels, ONE, NO)
-            for o in range(memory.shape[1]):
-                gather(f, floats(memory[t, o], images * channels * pixels), nchw[t, o], first, count, c, channels,
-                       pixels, ONE, NO)
-                two_sums(d, f, mean[t, o, c], inverse[t, o, c], sums[t, o, k, c])
+        total = s.images * s.channels * pixels
+        for c in range(s.channels):
+            start, step = where(NCHW, first, count, c, s.channels, pixels)
+            gather(d, floats(upstream[t], total), start, step, count, pixels, ONE, NO)
+            for o in range(operations):
+                start, step = where(terms.nchw[t, o], first, count, c, s.channels, pixels)
+                gather(f, floats(terms.addresses[t, o], total), start, step, count, pixels, ONE, NO)
+                two_sums(sums[t, o, k, c], d, f, 0, 0, 1, count * pixels, mean[t, o, c])
 
 
-@inner
-def two_sums(d, f, mean, inverse, result):
-    total = product = ZERO
-    for p in range(len(d)):
-        total += d[p]
-        product += d[p] * (f[p] - mean)
-    result[0], result[1] = total, product * inverse
+class Backward(NamedTuple):
+    """Addresses of tensors, an array [convolutions] of each kind; f is the output, d its gradient, before the batch
+    norm between them is differentiated. Where x is nchw all add to the same dx, which is zero before."""
+
+    x: np.ndarray
+    depthwise: np.ndarray
+    pointwise: np.ndarray
+    f: np.ndarray
+    d: np.ndarray
+    dx: np.ndarray
+
+
+class Way(NamedTuple):
+    """x_nchw: how x and dx lie; d_nchw [convolutions]. before [convolutions, C, 2]: scale and shift of x. mean
+    [convolutions, C]: of x. coefficients [convolutions, C, 3]: df = c0 * d + c1 * f + c2. x_wanted, weights_wanted:
+    which gradients are."""
+
+    x_nchw: int
+    d_nchw: np.ndarray
+    before: np.ndarray
+    mean: np.ndarray
+    coefficients: np.ndarray
+    x_wanted: bool
+    weights_wanted: bool
 
 
 @jit
-def backward_pass(memory, nchw, affine, mean, inverse, coefficients, tables, images, channels, group, wanted, dweights,
-                  sums, begin, end):
-    """The way back through forward_pass, from d: df = c0 * d + c1 * f + c2.
+def backward_pass(tensors, way, tables, s, dweights, sums, begin, end):
+    """The way back through forward_pass.
 
-    memory [jobs, 6]: x, both weights, f, d and the gradient of x, which jobs add to one tensor where x is nchw (zero
-    before), and else have for themselves. nchw: of x, and [jobs] of d. coefficients [jobs, C, 3]. wanted: of x, of the
-    weights. dweights [groups, jobs, C * k * k + C * C]: for each job both gradients. sums [jobs, groups, C, 2]: of the
-    gradient of scale * (x - mean), and its product with (x - mean) * inverse.
+    tensors: a Backward. dweights [groups, convolutions, C * taps + C * C]: for each convolution both gradients. sums
+    [convolutions, groups, C, 2]: of the gradient of before_0 * x + before_1, and its product with x - mean.
     """
-    x_nchw, d_nchw = nchw
-    jobs = len(memory)
+    channels = s.channels
     for k in range(begin, end):
-        first = k * group
-        count = min(group, images - first)
-        for j in range(jobs):
-            g = tables[j]
-            inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
-            planes = g[STRIDE] * g[STRIDE] * g[PLANE]
-            size = count * outside
-            x, depth = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], channels * g[KERNEL])
-            point, f = floats(memory[j, 2], channels * channels), floats(memory[j, 3], images * channels * outside)
-            d, dx = floats(memory[j, 4], images * channels * outside), floats(memory[j, 5], images * channels * inside)
-            df, between = np.empty(channels * size, np.float32), np.empty(channels * size, np.float32)
+        first = k * s.group
+        count = min(s.group, s.images - first)
+        for j in range(len(tensors.x)):
+            w, t = unpack(tables[j])
+            inside, outside, taps = w.height * w.width, w.out_height * w.out_width, len(t.taps)
+            size, total = count * outside, s.images * channels
+            x, dx = floats(tensors.x[j], total * inside), floats(tensors.dx[j], total * inside)
+            f, d = floats(tensors.f[j], total * outside), floats(tensors.d[j], total * outside)
+            depthwise = floats(tensors.depthwise[j], channels * taps)
+            pointwise = floats(tensors.pointwise[j], channels * channels)
+            df, upstream = np.empty(channels * size, np.float32), np.empty(channels * size, np.float32)
             for c in range(channels):
                 row = df[c * size:][:size]
-                fill(row, coefficients[j, c, 2])
-                gather(row, f, GROUPED, first, count, c, channels, outside, coefficients[j, c, 1], YES)
-                gather(row, d, d_nchw[j], first, count, c, channels, outside, coefficients[j, c, 0], YES)
-            multiply(between, transposed(point, channels, channels), df, channels, channels, size)
-            buffer, gradient = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
-            line = np.zeros(g[FRONT] + g[PLANE], np.float32)
-            again = np.empty(channels * size if wanted[1] else 0, np.float32)
+                fill(row, way.coefficients[j, c, 2])
+                start, step = where(GROUPED, first, count, c, channels, outside)
+                gather(row, f, start, step, count, outside, way.coefficients[j, c, 1], YES)
+                start, step = where(way.d_nchw[j], first, count, c, channels, outside)
+                gather(row, d, start, step, count, outside, way.coefficients[j, c, 0], YES)
+            multiply(upstream, transposed(pointwise, channels, channels), df, channels, channels, size)
+            planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
+            line = np.zeros(w.line, np.float32)
+            between = np.empty(channels * size if way.weights_wanted else 0, np.float32)
+            backwards, filled_up = in_order(depthwise, t.order, channels), up_to_multiple(t.taps)
             for c in range(channels):
-                start, stride_image = where(x_nchw, first, count, c, channels, inside)
-                spread(buffer, x, start, stride_image, count, g, affine[j, c, 0], affine[j, c, 1], ZERO)
-                if wanted[1]:
-                    convolve(line, buffer, count, g, depth, c * g[KERNEL])
-                    line_to_pixels(again, c * size, outside, line, FIRST, count, g)
-                    fill(line, ZERO)
-                pixels_to_line(line, g[FRONT], between, c * size, outside, count, g)
-                if wanted[1]:
-                    convolve_weight(dweights[k, j], c * g[KERNEL], line, buffer, count, g)
-                if wanted[0]:
-                    convolve_backward(gradient, line, count, g, depth, c * g[KERNEL])
-                    if not x_nchw:
-                        fill(dx[start:start + count * inside], ZERO)
-                    collect(dx, start, stride_image, count, g, gradient, buffer, YES)
-                    if not x_nchw:
-                        two_sums(dx[start:][:count * inside], x[start:][:count * inside], mean[j, c], inverse[j, c],
-                                 sums[j, k, c])
-            if wanted[1]:
-                multiply_weight(dweights[k, j, channels * g[KERNEL]:], df, again, channels, channels, size)
+                start, step = where(way.x_nchw, first, count, c, channels, inside)
+                spread(planes, x, start, step, count, w, t.places, way.before[j, c, 0], way.before[j, c, 1], ZERO)
+                if way.weights_wanted:
+                    correlate(gradient, depthwise[c * taps:], planes, t.taps, w.length)
+                    from_line(between, c * size, outside, gradient, count, w, ONE, ZERO)
+                copy_to_line(line[w.front:], upstream, c * size, outside, count, w)
+                if way.weights_wanted:
+                    add_correlations(dweights[k, j, c * taps:][:taps], line[w.front:], planes, filled_up, w.length)
+                if way.x_wanted:
+                    spread_gradient(gradient, backwards[c * taps:], line, t, w)
+                    collect(dx, start, step, count, w, t.places, gradient, planes, YES, way.x_nchw)
+                    if not way.x_nchw:
+                        two_sums(sums[j, k, c], dx, x, start, step, count, inside, way.mean[j, c])
+            if way.weights_wanted:
+                multiply_weight(dweights[k, j, channels * taps:], df, between, channels, channels, size)
+
+
+@inner
+def spread_gradient(gradient, weight, line, t, w):
+    """The gradient of the planes: the way back through `correlate`; weight: of a channel, in the order of t.order."""
+    for plane in range(len(t.planes)):
+        begin, end = t.starts[plane], t.starts[plane + 1]
+        correlate(gradient[t.planes[plane]:], weight[begin:], line, t.backwards[begin:end], w.span)
+
+
+@inner
+def in_order(weight, order, channels):
+    """A depthwise weight [C, taps] with its taps in that order."""
+    result = np.empty(len(weight), np.float32)
+    for c in range(channels):
+        for tap in range(len(order)):
+            result[c * len(order) + tap] = weight[c * len(order) + order[tap]]
+    return result
+
+
+@inner
+def up_to_multiple(taps):
+    """The taps, and zeros up to a multiple of 3, as correlate_rows needs them."""
+    result = np.zeros((len(taps) + 2) // 3 * 3, np.int64)
+    for tap in range(len(taps)):
+        result[tap] = taps[tap]
+    return result
+
+
+@inner
+def add_correlations(result, upstream, planes, taps, length):
+    """Add the gradient of a channel's depthwise weight to result."""
+    found = np.zeros(len(taps), np.float32)
+    correlate_rows(found, upstream, planes, taps, length)
+    for tap in range(len(result)):
+        result[tap] += found[tap]
 
 
 @jit
 def sum_groups(dweights, starts, memory, begin, end):
-    """Put the sum over the groups of dweights [groups, jobs, …] from starts [jobs, 3] on into the tensors at memory
-    [jobs, 2]."""
+    """Put the sum over the groups of dweights [groups, convolutions, …] from starts [convolutions, 3] on into the
+    tensors at memory [convolutions, 2]."""
     for j in range(begin, end):
         for part in range(2):
             size = starts[j, part + 1] - starts[j, part]

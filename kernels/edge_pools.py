@@ -1,156 +1,124 @@
 """The poolings and skip connections among the compiled passes of edges.py; edge_loops.py says how jobs and tensors lie.
 """
+from typing import NamedTuple
+
 import numpy as np
 
-from kernels.compiled import (
-    FIRST,
+from kernels.compiled import floats, inner, jit
+from kernels.edge_loops import GROUPED, NCHW, gather, spread_gradient, where
+from kernels.images import (
+    LOWEST,
     NO,
+    ONE,
     YES,
+    ZERO,
     collect,
-    convolve,
-    convolve_backward,
+    copy_to_line,
     fill,
-    floats,
-    inner,
-    jit,
-    line_to_pixels,
-    pixels_to_line,
+    from_line,
+    give_to_largest,
+    largest,
+    moments_of,
     spread,
 )
-from kernels.edge_loops import GROUPED, LOWEST, NCHW, ONE, ZERO, gather, moments_of, where
-from kernels.layout import (
-    FIRST_PASS,
-    FRONT,
-    HEIGHT,
-    KERNEL,
-    OUT_HEIGHT,
-    OUT_WIDTH,
-    PASS_LENGTH,
-    PASSES,
-    PITCH,
-    PLANE,
-    ROWS,
-    STRIDE,
-    TAPS,
-    WIDTH,
-)
+from kernels.products import correlate
+from kernels.windows import unpack
 
 LARGEST, AVERAGE, IDENTITY = 0, 1, 2  # kinds of what is no convolution
 
 
+class Pools(NamedTuple):
+    """kinds [poolings]; tables: see edge_loops.py; divisors [poolings, output pixels]: 1 / pixels of each window of an
+    average."""
+
+    kinds: np.ndarray
+    tables: np.ndarray
+    divisors: np.ndarray
+
+
 @jit
-def pool_forward(memory, kinds, inverse_counts, tables, images, channels, group, moments, begin, end):
-    """Poolings of x, nchw; memory [jobs, 2]: x and the output; kinds [jobs]; inverse_counts [jobs, pixels]: of the
-    pixels of an average's windows."""
-    jobs = len(memory)
-    for number in range(begin, end):
-        j, k = number % jobs, number // jobs
-        g, first = tables[j], k * group
-        count, inside, outside = min(group, images - first), g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
-        size, ones = count * outside, np.ones(g[KERNEL], np.float32)
-        x, out = floats(memory[j, 0], images * channels * inside), floats(memory[j, 1], images * channels * outside)
-        buffer, line = np.empty(g[STRIDE] * g[STRIDE] * g[PLANE], np.float32), np.empty(g[PLANE], np.float32)
-        fill(buffer, ZERO if kinds[j] == AVERAGE else LOWEST)
-        for c in range(channels):
-            start, stride_image = where(NCHW, first, count, c, channels, inside)
-            spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)
-            row = out[first * channels * outside + c * size:][:size]
-            if kinds[j] == AVERAGE:
-                convolve(line, buffer, count, g, ones, FIRST)
-                line_to_pixels(row, FIRST, outside, line, FIRST, count, g)
-                for i in range(size):
-                    row[i] *= inverse_counts[j, i % outside]
+def pool_forward(x_address, outs, pools, s, moments, begin, end):
+    """Poolings of x, nchw; outs [poolings]: addresses; moments as in edge_loops.forward_pass."""
+    for job in range(begin, end):
+        j, k = job % len(outs), job // len(outs)
+        (w, t), first = unpack(pools.tables[j]), k * s.group
+        count, inside, outside = min(s.group, s.images - first), w.height * w.width, w.out_height * w.out_width
+        size, ones = count * outside, np.ones(len(t.taps), np.float32)
+        x, out = floats(x_address, s.images * s.channels * inside), floats(outs[j], s.images * s.channels * outside)
+        planes, line = np.empty(w.block, np.float32), np.empty(w.line, np.float32)
+        fill(planes, ZERO if pools.kinds[j] == AVERAGE else LOWEST)
+        for c in range(s.channels):
+            start, step = where(NCHW, first, count, c, s.channels, inside)
+            spread(planes, x, start, step, count, w, t.places, ONE, ZERO, LOWEST)
+            if pools.kinds[j] == AVERAGE:
+                correlate(line, ones, planes, t.taps, w.length)
             else:
-                largest(line, buffer, count, g)
-                line_to_pixels(row, FIRST, outside, line, FIRST, count, g)
+                largest(line, planes, t.taps, w.length)
+            row = out[first * s.channels * outside + c * size:][:size]
+            from_line(row, 0, outside, line, count, w, ONE, ZERO)
+            if pools.kinds[j] == AVERAGE:
+                multiply_windows(row, pools.divisors[j])
             if moments.shape[1]:
-                moments_of(row, moments[j, k, c])
+                moments_of(moments[j, k, c], row, 0, 0, 1, size)
 
 
 @inner
-def largest(line, buffer, images, g):
-    """line = the largest pixel of each window."""
-    total = line[:((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]]
-    fill(total, LOWEST)
-    for k in range(g[PASSES]):
-        t = FIRST_PASS + k * PASS_LENGTH
-        base = g[t] * g[PLANE]
-        for i in range(TAPS):
-            pixels = buffer[base + g[t + 2 + 2 * i]:][:len(total)]
-            for p in range(len(total)):
-                total[p] = total[p] if total[p] > pixels[p] else pixels[p]
+def multiply_windows(row, divisors):
+    for image in range(len(row) // len(divisors)):
+        some = row[image * len(divisors):][:len(divisors)]
+        for p in range(len(divisors)):
+            some[p] *= divisors[p]
 
 
-@inner
-def largest_backward(gradient, line, values, buffer, images, g):
-    """Give the gradients `line` of the outputs `values`, both behind [front], to the first pixel of their window that
-    is as large."""
-    length = ((images - 1) * g[ROWS] + g[OUT_HEIGHT]) * g[PITCH]
-    left, total = line[g[FRONT]:][:length], values[:length]
-    fill(gradient, ZERO)
-    for tap in range(g[KERNEL]):  # in the order of the window's rows, as Paddle does, not of the planes
-        place = place_of_tap(g, tap)
-        pixels, to = buffer[place:][:length], gradient[place:][:length]
-        for p in range(length):
-            given = left[p] if pixels[p] == total[p] else ZERO
-            to[p] += given
-            left[p] -= given
+class PoolBackward(NamedTuple):
+    """x, dx: addresses, nchw. f [poolings]: addresses of the outputs; upstream [edges]: of d, nchw. scale [edges,
+    poolings, C] and shift [poolings, C, 2]: df = sum_t scale_t * d_t + shift_0 * f + shift_1."""
 
-
-@inner
-def place_of_tap(g, tap):
-    """Where the pixels that a tap of the kernel meets begin in the planes."""
-    for k in range(g[PASSES]):
-        t = FIRST_PASS + k * PASS_LENGTH
-        for i in range(TAPS):
-            if g[t + 1 + 2 * i] == tap:
-                return g[t] * g[PLANE] + g[t + 2 + 2 * i]
-    return 0
+    x: int
+    dx: int
+    f: np.ndarray
+    upstream: np.ndarray
+    scale: np.ndarray
+    shift: np.ndarray
 
 
 @jit
-def pool_backward(memory, kinds, inverse_counts, coefficients, scale, ups, tables, images, channels, group, begin, end):
-    """Add to dx what comes back through the poolings, and through the identity as the last one.
-
-    memory [jobs, 3]: x, the outputs f and dx; ups [edges]: d, nchw. df = sum_t scale_t * d_t + c1 * f + c2; scale
-    [edges, jobs, C], coefficients [jobs, C, 3] with c1, c2 behind a number that isn't used.
-    """
-    jobs = len(memory)
+def pool_backward(tensors, pools, s, begin, end):
+    """Add to dx what comes back through the poolings, and through the identity as the last one."""
     for k in range(begin, end):
-        first = k * group
-        count = min(group, images - first)
-        for j in range(jobs):
-            g = tables[j]
-            inside, outside = g[HEIGHT] * g[WIDTH], g[OUT_HEIGHT] * g[OUT_WIDTH]
-            planes = g[STRIDE] * g[STRIDE] * g[PLANE]
-            size, ones = count * outside, np.ones(g[KERNEL], np.float32)
-            x, dx = floats(memory[j, 0], images * channels * inside), floats(memory[j, 2], images * channels * inside)
-            f = floats(memory[j, 1], images * channels * outside)
-            buffer, gradient = np.empty(planes, np.float32), np.zeros(planes, np.float32)
-            row = np.empty(size, np.float32)
-            fill(buffer, LOWEST)
-            line, values = np.zeros(g[FRONT] + g[PLANE], np.float32), np.zeros(g[PLANE], np.float32)
-            for c in range(channels):
-                fill(row, coefficients[j, c, 2])
-                gather(row, f, GROUPED, first, count, c, channels, outside, coefficients[j, c, 1], YES)
-                for t in range(len(ups)):
-                    gather(row, floats(ups[t], images * channels * outside), NCHW, first, count, c, channels, outside,
-                           scale[t, j, c], YES)
-                start, stride_image = where(NCHW, first, count, c, channels, inside)
-                if kinds[j] == IDENTITY:
+        first = k * s.group
+        count = min(s.group, s.images - first)
+        for j in range(len(tensors.f)):
+            w, t = unpack(pools.tables[j])
+            inside, outside, total = w.height * w.width, w.out_height * w.out_width, s.images * s.channels
+            size, ones = count * outside, np.ones(len(t.taps), np.float32)
+            x, dx = floats(tensors.x, total * inside), floats(tensors.dx, total * inside)
+            f, row = floats(tensors.f[j], total * outside), np.empty(size, np.float32)
+            planes, gradient = np.empty(w.block, np.float32), np.empty(w.block, np.float32)
+            line, values = np.zeros(w.line, np.float32), np.zeros(w.line, np.float32)
+            fill(planes, LOWEST)
+            for c in range(s.channels):
+                fill(row, tensors.shift[j, c, 1])
+                start, step = where(GROUPED, first, count, c, s.channels, outside)
+                gather(row, f, start, step, count, outside, tensors.shift[j, c, 0], YES)
+                start, step = where(NCHW, first, count, c, s.channels, outside)
+                for edge in range(len(tensors.upstream)):
+                    d = floats(tensors.upstream[edge], total * outside)
+                    gather(row, d, start, step, count, outside, tensors.scale[edge, j, c], YES)
+                start, step = where(NCHW, first, count, c, s.channels, inside)
+                if pools.kinds[j] == IDENTITY:
                     for image in range(count):
-                        to, some = dx[start + image * stride_image:][:inside], row[image * inside:][:inside]
+                        to, some = dx[start + image * step:][:inside], row[image * inside:][:inside]
                         for p in range(inside):
                             to[p] += some[p]
                     continue
-                if kinds[j] == AVERAGE:
-                    for i in range(size):
-                        row[i] *= inverse_counts[j, i % outside]
-                pixels_to_line(line, g[FRONT], row, FIRST, outside, count, g)
-                if kinds[j] == AVERAGE:
-                    convolve_backward(gradient, line, count, g, ones, FIRST)
+                if pools.kinds[j] == AVERAGE:
+                    multiply_windows(row, pools.divisors[j])
+                copy_to_line(line[w.front:], row, 0, outside, count, w)
+                if pools.kinds[j] == AVERAGE:
+                    spread_gradient(gradient, ones, line, t, w)
                 else:
-                    spread(buffer, x, start, stride_image, count, g, ONE, ZERO, LOWEST)
-                    pixels_to_line(values, FIRST, f, first * channels * outside + c * size, outside, count, g)
-                    largest_backward(gradient, line, values, buffer, count, g)
-                collect(dx, start, stride_image, count, g, gradient, buffer, NO)
+                    spread(planes, x, start, step, count, w, t.places, ONE, ZERO, LOWEST)
+                    copy_to_line(values, f, first * s.channels * outside + c * size, outside, count, w)
+                    give_to_largest(gradient, line[w.front:], values, planes, t.taps, w.length)
+                collect(dx, start, step, count, w, t.places, gradient, planes, NO, YES)

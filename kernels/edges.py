@@ -28,6 +28,12 @@ import paddle.nn as nn
 
 from kernels.compiled import addresses, available, on_all_cores
 from kernels.edge_loops import (
+    GROUPED,
+    NCHW,
+    Backward,
+    Forward,
+    Terms,
+    Way,
     add_up,
     backward_pass,
     forward_pass,
@@ -35,9 +41,8 @@ from kernels.edge_loops import (
     sum_groups,
     update_statistics,
 )
-from kernels.edge_pools import pool_backward, pool_forward
+from kernels.edge_pools import PoolBackward, pool_backward, pool_forward
 from kernels.edge_sizes import Sizes, window_of
-from kernels.layout import KERNEL
 from kernels.operation import Operation
 
 POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
@@ -62,6 +67,8 @@ class Edges:
         self.convolutions = [[(layers[1], layers[2]) for layers in convolutions],
                              [(layers[5], layers[6]) for layers in again]]
         self._place_weights([pair for pairs in self.convolutions for pair in pairs])
+        self.taps = np.array([depthwise.weight.shape[2] ** 2 for pairs in self.convolutions for depthwise, _ in pairs],
+                             np.int64)
         self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again]
         # what pass 2 goes on with
         self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)
@@ -160,14 +167,15 @@ class _Edges(Operation):
         edges, sizes = self.edges, self.sizes
         self.x, self.weights, self.matrix_shape = x.contiguous(), [w.contiguous() for w in weights], matrix.shape
         # What is kept for the way back: a row for each number but the identity's.
-        self.kept = paddle.empty([int(edges.ends[2]), sizes.n * sizes.c * sizes.pixels], 'float32')
-        biases = np.zeros((edges.ends[1], sizes.c), np.float32)
+        self.kept = paddle.empty([int(edges.ends[2]), sizes.images.images * sizes.images.channels * sizes.pixels],
+                                 'float32')
+        biases = np.zeros((edges.ends[1], sizes.images.channels), np.float32)
         if edges.biases:
-            biases[edges.biased] = self.weights.pop().numpy().reshape([-1, sizes.c])
+            biases[edges.biased] = self.weights.pop().numpy().reshape([-1, sizes.images.channels])
         self.passes = Passes(edges, sizes, _rows(self.kept, self.x), edges.weight_addresses(self.weights),
                              matrix.numpy()[edges.place])
         self.passes.convolve_and_pool(self.x.data_ptr(), biases)
-        outs = [paddle.empty([sizes.n, sizes.c] + sizes.out, 'float32') for _ in edges.final]
+        outs = [paddle.empty([*sizes.images[:2], *sizes.out], 'float32') for _ in edges.final]
         self.passes.add_up(outs)
         return tuple(outs) if len(outs) > 1 else outs[0]
 
@@ -183,7 +191,8 @@ class _Edges(Operation):
         if x_wanted:
             self.passes.pool_backward(self.x.data_ptr(), dx)
         # A batch norm takes away what a bias in front of it adds.
-        dbiases = [paddle.zeros([len(self.edges.biases) * self.sizes.c], 'float32')] * bool(self.edges.biases)
+        biases = self.edges.biases
+        dbiases = [paddle.zeros([len(biases) * self.sizes.images.channels], 'float32')] * bool(biases)
         return [dx, dmatrix] + [dweight if wanted else None
                                 for dweight, wanted in zip((dweights or self.weights) + dbiases, weights_wanted)]
 
@@ -205,67 +214,80 @@ class Passes:
     def __init__(self, edges, sizes, at, weights, strength):
         self.edges, self.sizes, self.at, self.weights, self.strength = edges, sizes, at, weights, strength
         # Of what each number makes; nothing is taken off the identity, and it is multiplied by 1.
-        self.mean, self.inverse = np.zeros((len(at), sizes.c), np.float32), np.ones((len(at), sizes.c), np.float32)
-        self.nchw = (edges.final < 0).astype(np.int64)
-        self.images = sizes.n, sizes.c, sizes.group
+        shape = len(at), sizes.images.channels
+        self.mean, self.inverse = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        self.terms = Terms(self.at[edges.final], np.where(edges.final < 0, NCHW, GROUPED))
 
     def convolve_and_pool(self, x, biases):
         """Passes 1 and 2 and the poolings of x, an address, and what the batch norms make of them; biases [numbers of
         convolutions, C]: of the pointwise ones, which only the running means contain."""
         edges, sizes, (first, second, last) = self.edges, self.sizes, self.edges.ends
+        channels = sizes.images.channels
         training = any(norm.training for norm in (edges.norms + edges.pool_norms)[:1])
-        moments = np.empty((last, sizes.groups if training else 0, sizes.c, 2), np.float32)
-
-        def run(function, some, source, *arguments):
-            weights = self.weights[some].T if function is forward_pass else []
-            memory = np.column_stack([source, *weights, self.at[some]])
-            on_all_cores(function, len(memory) * sizes.groups, memory, *arguments, *self.images, moments[some])
-            if function is forward_pass:
-                self.mean[some], self.inverse[some] = self._statistics(edges.running[some], moments[some], biases[some])
-        run(forward_pass, slice(first), np.full(first, x), 1, self._relu_alone(), sizes.tables[0])
-        self.between = np.stack([self.inverse[edges.twice], self.mean[edges.twice]], -1)
-        run(forward_pass, slice(first, second), self.at[edges.twice], 0, self.between, sizes.tables[1])
-        run(pool_forward, slice(second, last), np.full(last - second, x), sizes.kinds, sizes.inverse_counts,
-            sizes.tables[2])
+        moments = np.empty((last, sizes.groups if training else 0, channels, 2), np.float32)
+        relu_alone = np.tile(np.float32([1, 0]), (first, channels, 1))
+        self._convolve(slice(first), np.full(first, x), NCHW, relu_alone, moments, biases)
+        self._convolve(slice(first, second), self.at[edges.twice], GROUPED, self._batch_norm(edges.twice), moments,
+                       biases)
+        on_all_cores(pool_forward, (last - second) * sizes.groups, x, self.at[second:last], sizes.pools, sizes.images,
+                     moments[second:])
         self.final_mean, self.final_inverse = self.mean[edges.final], self.inverse[edges.final]
         if edges.pool_norms:  # in evaluation mode those of the edges differ
             place = tuple(edges.pool_places)
             numbers = edges.final[place]
             found = self._statistics(edges.pool_running, moments[numbers],
-                                     np.zeros((len(numbers), sizes.c), np.float32))
+                                     np.zeros((len(numbers), channels), np.float32))
             self.final_mean[place], self.final_inverse[place] = found
             self.mean[numbers], self.inverse[numbers] = found
+
+    def _convolve(self, some, source, nchw, before, moments, biases):
+        """Pass 1 or 2, with the numbers `some`, and its batch norms."""
+        on_all_cores(forward_pass, len(source) * self.sizes.groups,
+                     Forward(source, *self._weights(some), self.at[some]), nchw, before,
+                     self._tables(some), self.sizes.images, moments[some])
+        self.mean[some], self.inverse[some] = self._statistics(self.edges.running[some], moments[some], biases[some])
+
+    def _tables(self, some):
+        return self.sizes.tables[1 if some.start else 0]
+
+    def _weights(self, some):
+        return np.ascontiguousarray(self.weights[some].T)
+
+    def _batch_norm(self, numbers):
+        """Scale and shift [.., C, 2]."""
+        inverse = self.inverse[numbers]
+        return np.stack([inverse, -self.mean[numbers] * inverse], -1)
 
     def _statistics(self, running, moments, biases):
         """Mean and 1 / standard deviation, [rows, C]: from the moments [rows, groups, C, 2] of a batch, which the
         running statistics follow, or, without moments, these."""
-        sizes, norm = self.sizes, (self.edges.norms + self.edges.pool_norms)[0] if running else None
-        mean, inverse = np.empty((2, len(running), sizes.c), np.float32)
+        images, norm = self.sizes.images, (self.edges.norms + self.edges.pool_norms)[0] if running else None
+        mean, inverse = np.empty((2, len(running), images.channels), np.float32)
         if running:
-            update_statistics(moments, sizes.n, sizes.group, sizes.pixels, norm._epsilon, norm._momentum,
+            update_statistics(moments, images.images, images.group, self.sizes.pixels, norm._epsilon, norm._momentum,
                               np.array([addresses(pair) for pair in running], np.int64), biases, mean, inverse)
         return mean, inverse
 
-    def _relu_alone(self):
-        """Scale and mean in front of the ReLU of pass 1."""
-        return np.tile(np.float32([1, 0]), (self.edges.ends[0], self.sizes.c, 1))
-
     def add_up(self, outs):
         """Pass 3."""
-        final = self.edges.final
         self.scale = self.strength[..., None] * self.final_inverse
-        on_all_cores(add_up, len(final) * self.sizes.groups, self.at[final], self.nchw, self.scale, self.final_mean,
-                     addresses(outs), *self.images, self.sizes.pixels)
+        on_all_cores(add_up, len(outs) * self.sizes.groups, self.terms, self.scale, self.final_mean, addresses(outs),
+                     self.sizes.images, self.sizes.pixels)
 
     def sum_gradients(self, ds):
         """Take both sums of the upstream gradients, of all that goes into the edges."""
         final, sizes = self.edges.final, self.sizes
-        sums = np.empty(final.shape + (sizes.groups, sizes.c, 2), np.float32)
+        sums = np.zeros(final.shape + (sizes.groups, sizes.images.channels, 2), np.float32)
         self.ds, self.d_at = ds, addresses(ds)
-        on_all_cores(gradient_sums, len(final) * sizes.groups, self.at[final], self.nchw, self.mean[final],
-                     self.inverse[final], self.d_at, *self.images,
+        on_all_cores(gradient_sums, len(final) * sizes.groups, self.terms, self.mean[final], self.d_at, sizes.images,
                      sizes.pixels, sums)
-        self.sums = sums.sum(2, dtype=np.float64)
+        self.sums = self._of_groups(sums, final)
+
+    def _of_groups(self, sums, numbers):
+        """[..., C, 2]: the sums over the groups of d and of d * (f - mean), the latter times 1 / standard deviation."""
+        sums = sums.sum(-3, dtype=np.float64)
+        sums[..., 1] *= self.inverse[numbers]
+        return sums
 
     def matrix_gradient(self, shape):
         gradient = np.zeros(shape, np.float32)
@@ -275,40 +297,42 @@ class Passes:
     def convolve_backward(self, x, dx, dweights):
         """The way back through passes 2 and 1: add what reaches x to dx, if there is one, and fill dweights, if there
         are any."""
-        edges, (first, second, _) = self.edges, self.edges.ends
+        edges, images, (first, second, _) = self.edges, self.sizes.images, self.edges.ends
         # By number: where d lies, whether as [N, C, H, W], and how df follows from it; those of pass 1 that pass 2
         # goes on with come later.
-        d = np.array([self.d_at[edges.edge_of.get(number, 0)] for number in range(second)])
-        nchw, coefficients = np.ones(second, np.int64), np.zeros(self.inverse.shape + (3,), np.float32)
+        d = np.array([self.d_at[edges.edge_of.get(number, 0)] for number in range(second)], np.int64)
+        nchw, coefficients = np.full(second, NCHW), np.zeros(self.inverse.shape + (3,), np.float32)
         coefficients[edges.final] = self._batch_norm_backward(edges.final, self.scale, self.sums)
-        middle = paddle.empty([second - first, self.sizes.n * self.sizes.c * self.sizes.pixels], 'float32')
+        middle = paddle.empty([second - first, images.images * images.channels * self.sizes.pixels], 'float32')
+        twice, some = edges.twice, slice(first, second)
+        way = Way(GROUPED, nchw[some], self._batch_norm(twice), self.mean[twice], coefficients[some], True,
+                  bool(dweights))
+        sums = self._convolve_backward(some, self.at[twice], d, _rows(middle), way, dweights)
+        coefficients[twice] = self._batch_norm_backward(twice, self.inverse[twice], self._of_groups(sums, twice))
+        d[twice], nchw[twice] = _rows(middle), GROUPED
+        some, relu_alone = slice(first), np.tile(np.float32([1, 0]), (first, images.channels, 1))
+        way = Way(NCHW, nchw[some], relu_alone, np.zeros((first, images.channels), np.float32), coefficients[some],
+                  dx is not None, bool(dweights))
+        target = np.full(first, dx.data_ptr() if dx is not None else 0)
+        self._convolve_backward(some, np.full(first, x), d, target, way, dweights)
 
-        def run(table, some, source, source_nchw, source_numbers, affine, target, wanted):
-            some, sizes = slice(*some), self.sizes
-            memory = np.column_stack([source, self.weights[some], self.at[some], d[some], target])
-            kernels = sizes.c * table[:, KERNEL]
-            starts = np.stack([0 * kernels, kernels, kernels + sizes.c * sizes.c], -1)
-            by_group = np.zeros((sizes.groups, len(table), starts.max() if wanted[1] and len(table) else 0), np.float32)
-            sums = np.zeros((len(table), sizes.groups, sizes.c, 2), np.float32)
-            on_all_cores(backward_pass, sizes.groups if len(table) else 0, memory, (source_nchw, nchw[some]), affine,
-                         self.mean[source_numbers],
-                         self.inverse[source_numbers], coefficients[some], table, *self.images, np.array(wanted),
-                         by_group, sums)
-            if wanted[1]:
-                on_all_cores(sum_groups, len(table), by_group, starts, edges.weight_addresses(dweights)[some])
-            return sums.sum(1, dtype=np.float64)
-        sums = run(self.sizes.tables[1], (first, second), self.at[edges.twice], 0, edges.twice, self.between,
-                   _rows(middle), (True, bool(dweights)))
-        coefficients[edges.twice] = self._batch_norm_backward(edges.twice, self.inverse[edges.twice], sums)
-        d[edges.twice], nchw[edges.twice] = _rows(middle), 0
-        run(self.sizes.tables[0], (0, first), np.full(first, x), 1, np.arange(first), self._relu_alone(),
-            np.full(first, dx.data_ptr() if dx is not None else 0),
-            (dx is not None, bool(dweights)))
+    def _convolve_backward(self, some, source, d, target, way, dweights):
+        """Of pass 1 or 2; returns the sums of the gradients of its inputs, [convolutions, groups, C, 2]."""
+        table, channels, groups = self._tables(some), self.sizes.images.channels, self.sizes.groups
+        kernels = channels * self.edges.taps[some]
+        starts = np.stack([0 * kernels, kernels, kernels + channels * channels], -1)
+        by_group = np.zeros((groups, len(table), starts.max() if way.weights_wanted and len(table) else 0), np.float32)
+        sums = np.zeros((len(table), groups, channels, 2), np.float32)
+        tensors = Backward(source, *self._weights(some), self.at[some], d[some], target)
+        on_all_cores(backward_pass, groups if len(table) else 0, tensors, way, table, self.sizes.images, by_group, sums)
+        if way.weights_wanted:
+            on_all_cores(sum_groups, len(table), by_group, starts, self.edges.weight_addresses(dweights)[some])
+        return sums
 
     def _batch_norm_backward(self, numbers, scale, sums):
         """df = c0 * d + c1 * f + c2 as [..., C, 3]; scale: of f in the output, sums [..., C, 2]: of d and of d * (f -
         mean) * inverse."""
-        count = self.sizes.n * self.sizes.pixels
+        count = self.sizes.images.images * self.sizes.pixels
         c1 = -scale * self.inverse[numbers] * sums[..., 1] / count
         return np.stack([scale, c1, -scale * sums[..., 0] / count - c1 * self.mean[numbers]], -1).astype(np.float32)
 
@@ -319,7 +343,7 @@ class Passes:
         together = np.einsum('tkj,tk,tkcs->jcs', edges.takes, self.strength, self.sums)
         coefficients = self._batch_norm_backward(numbers, self.inverse[numbers], together)
         coefficients[~edges.normed] = 0
-        memory = np.column_stack([np.full(len(numbers), x), self.at[numbers], np.full(len(numbers), dx.data_ptr())])
-        on_all_cores(pool_backward, sizes.groups if len(numbers) else 0, memory, sizes.kinds, sizes.inverse_counts,
-                     coefficients, np.einsum('tkj,tkc->tjc', edges.takes, self.scale), self.d_at, sizes.others,
-                     *self.images)
+        scale = np.einsum('tkj,tkc->tjc', edges.takes, self.scale)
+        tensors = PoolBackward(x, dx.data_ptr(), self.at[numbers], self.d_at, scale,
+                               np.ascontiguousarray(coefficients[..., 1:]))
+        on_all_cores(pool_backward, sizes.groups if len(numbers) else 0, tensors, sizes.pools, sizes.images)

@@ -1,8 +1,8 @@
 """The compiled poolings and weighted sums of blocks.py."""
 import numpy as np
 
-from kernels.block_loops import LOWEST, ONE, ZERO, collect, spread, two_sums
-from kernels.compiled import fill, floats, inner, jit
+from kernels.compiled import floats, jit
+from kernels.images import LOWEST, ONE, ZERO, collect, fill, give_to_largest, largest, spread, two_sums
 from kernels.products import correlate
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -38,35 +38,6 @@ def pool_forward(x, out, divisors, average, weight, add, w, tables, s, begin, en
                 else:
                     for k in range(w.out_width):
                         target[k] = weight * factors[k] * some[k]
-
-
-@inner
-def largest(line, planes, taps, length):
-    """line = the largest pixel of each window."""
-    to, last = line[:length], len(taps) - 1
-    fill(to, LOWEST)
-    for k in range(0, len(taps), 3):  # of three at once LLVM makes vector operations, of one it does not
-        x, y = planes[taps[k]:][:length], planes[taps[min(k + 1, last)]:][:length]
-        z = planes[taps[min(k + 2, last)]:][:length]
-        for p in range(length):
-            value, other = to[p], x[p]
-            value = value if value > other else other
-            other = y[p]
-            value = value if value > other else other
-            other = z[p]
-            to[p] = value if value > other else other
-
-
-@inner
-def give_to_largest(gradient, left, line, planes, taps, length):
-    """Give what is left of each output's gradient to the first pixel of its window that is as large."""
-    fill(gradient, ZERO)
-    for k in range(len(taps)):
-        some, to = planes[taps[k]:][:length], gradient[taps[k]:][:length]
-        for p in range(length):
-            given = left[p] if some[p] == line[p] else ZERO
-            to[p] += given
-            left[p] -= given
 
 
 @jit

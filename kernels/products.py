@@ -13,7 +13,7 @@ is used several times. LLVM does not find this in a loop, therefore the innermos
 """
 import numpy as np
 
-from kernels.compiled import fill, inner, numba
+from kernels.compiled import inner, numba
 
 LANES, VECTORS = 8, 3  # numbers in a vector register, and registers along the pixels of a block of 4 rows
 WIDE = 8  # registers of a single row
@@ -209,7 +209,8 @@ if numba is not None:
 
     _four_rows, _one_row = _block_of_product(4, VECTORS), _block_of_product(1, WIDE)
     _one_row_of_four, _two_by_four = _block_of_product(1, VECTORS), _block_of_product_of_rows(2, 4)
-    _four_by_three, _one_by_six = _block_of_product_of_rows(4, 3), _block_of_product_of_rows(1, 6)
+    _four_by_three = _block_of_product_of_rows(4, 3)
+    _one_by_six, _one_by_three = _block_of_product_of_rows(1, 6), _block_of_product_of_rows(1, 3)
 
 SLACK = LANES * WIDE  # elements that may be read and written beyond the end of a row
 
@@ -255,10 +256,13 @@ def product_of_rows(result, upstream, upstream_step, source, offsets, rows, leng
 
 @inner
 def correlate_rows(result, upstream, source, offsets, length):
-    """product_of_rows of a single row; len(offsets) is a multiple of 6."""
+    """product_of_rows of a single row; len(offsets) is a multiple of 3."""
     a, b, c, d = result.ctypes.data, upstream.ctypes.data, source.ctypes.data, offsets.ctypes.data
-    for k in range(0, len(offsets), 6):
+    whole = len(offsets) // 6 * 6
+    for k in range(0, whole, 6):
         _one_by_six(a + 4 * k, b, c, d + 8 * k, 0, 0, length)
+    for k in range(whole, len(offsets), 3):
+        _one_by_three(a + 4 * k, b, c, d + 8 * k, 0, 0, length)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,7 +283,8 @@ def multiply(result, weight, source, rows, columns, size):
             _one_row_of_four(a + 4 * (r * size + p), b + 4 * r * columns, c + 4 * p, d, size, columns, columns)
     for r in range(rows if size < block else 0):
         row = result[r * size:][:size]
-        fill(row, np.float32(0))
+        for p in range(size):
+            row[p] = 0
         for k in range(columns):
             factor, some = weight[r * columns + k], source[k * size:][:size]
             for p in range(size):

@@ -2,8 +2,9 @@
 import numpy as np
 import paddle
 
-from kernels.block_loops import NO_FLOOR, ZERO, Backward, Forward, Wanted, backward_pass, forward_pass
+from kernels.block_loops import Backward, Forward, Wanted, backward_pass, forward_pass
 from kernels.compiled import on_all_cores
+from kernels.images import NO_FLOOR, ZERO
 from kernels.pool_loops import add_up
 from kernels.units import EMPTY, view
 from kernels.windows import Shape
@@ -114,7 +115,7 @@ class Stage:
             taps = len(tables.taps)
             k = theirs if convolution.separable else theirs * taps
             rows, columns = -(-ours // 4) * 4, -(-k // 3) * 3
-            per_channel = -(-taps // 6) * 6
+            per_channel = -(-taps // 3) * 3
             depthwise = np.zeros((parts, shape.channels * per_channel if convolution.separable else 0), np.float32)
             weight = np.zeros((parts, shape.groups * rows * columns if weights_wanted else 0), np.float32)
             sums = np.zeros((parts, shape.channels, 2), np.float32)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernels.compiled import inner
 from kernels.products import SLACK
 
 
@@ -93,3 +94,37 @@ def window(height, width, taps, stride, padding, out, images):
         [front - read[tap][1] for tap in order])])
     return Window(height, width, *out, pitch, rows, min(stride[1], width), length, span, plane, len(used) * plane,
                   front, front + max(length, span) + 2 * SLACK), tables
+
+
+def square(height, width, kernel, stride, padding, dilation, images):
+    """(Window, Tables) where kernel, stride, padding and dilation are the same in both directions."""
+    taps = tuple((i * dilation, j * dilation) for i in range(kernel) for j in range(kernel))
+    out = tuple(output_size(side, kernel, stride, padding, dilation) for side in (height, width))
+    return window(height, width, taps, (stride, stride), (padding, padding), out, images)
+
+
+def output_size(size, kernel, stride, padding, dilation):
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def pack(arrangements):
+    """A matrix [jobs, ...] with a (Window, Tables) in each row, for `unpack`: a tuple of them would be another type,
+    and compiled anew, for each number of jobs."""
+    rows = [np.concatenate([window, [len(tables.places), len(tables.taps), len(tables.planes)], *tables])
+            for window, tables in arrangements]
+    packed = np.zeros((len(rows), max(map(len, rows), default=len(Window._fields) + 3)), np.int64)
+    for line, row in zip(packed, rows):
+        line[:len(row)] = row
+    return packed
+
+
+@inner
+def unpack(row):
+    """The (Window, Tables) of a row of pack."""
+    places, taps, planes = row[13], row[14], row[15]
+    end = 16 + places + taps + planes
+    tables = Tables(row[16:16 + places], row[16 + places:16 + places + taps], row[16 + places + taps:end],
+                    row[end:end + planes + 1], row[end + planes + 1:end + planes + 1 + taps],
+                    row[end + planes + 1 + taps:end + planes + 1 + 2 * taps])
+    return Window(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11],
+                  row[12]), tables
