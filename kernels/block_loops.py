@@ -6,16 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import inner, jit
-from kernels.images import (
-    ZERO,
-    collect,
-    fill,
-    from_line,
-    moments_of,
-    spread,
-    to_line,
-    two_sums,
-)
+from kernels.depthwise import spread_gradient, up_to_multiple
+from kernels.images import ZERO, collect, fill, from_line, moments_of, spread, to_line, two_sums
 from kernels.products import correlate, correlate_rows, product, product_of_rows
 
 
@@ -129,7 +121,7 @@ def backward_pass(arrays, before, floor, coefficients, mean, w, tables, s, wante
     upstream = np.zeros(w.line * (s.channels + 3 if separable else 0), np.float32)  # and its gradient
     source, step = (between, w.line) if separable else (planes, w.block)
     offsets = offsets_of(tables.taps[:1] * 0 if separable else tables.taps, theirs, step, 3)
-    per_channel = offsets_of(tables.taps, 1, 0, 3)
+    filled_up = up_to_multiple(tables.taps)
     for part in range(begin, end):
         jobs = -(-s.images // s.group)
         parts = len(wanted.sums)
@@ -153,13 +145,10 @@ def backward_pass(arrays, before, floor, coefficients, mean, w, tables, s, wante
                 spread(planes, x, start, to_next, count, w, tables.places, before[c, 0], before[c, 1], floor)
                 if wanted.weights:
                     correlate(between[c * w.line:], depthwise[c * taps:], planes, tables.taps, w.length)
-                    correlate_rows(wanted.depthwise[part, c * len(per_channel):], upstream[c * w.line + w.front:],
-                                   planes, per_channel, w.length)
+                    correlate_rows(wanted.depthwise[part, c * len(filled_up):], upstream[c * w.line + w.front:],
+                                   planes, filled_up, w.length)
                 if wanted.x:
-                    for k in range(len(tables.planes)):
-                        correlate(gradient[tables.planes[k]:], depthwise_backwards[c * taps + tables.starts[k]:],
-                                  upstream[c * w.line:], tables.backwards[tables.starts[k]:tables.starts[k + 1]],
-                                  w.span)
+                    spread_gradient(gradient, depthwise_backwards[c * taps:], upstream[c * w.line:], tables, w)
                     collect(dx, start, to_next, count, w, tables.places, gradient, planes, floor == 0, wanted.add)
                     if wanted.moments:
                         two_sums(wanted.sums[part, c], dx, x, start, to_next, count, inside, mean[c])

@@ -8,7 +8,7 @@ import paddle
 
 from kernels import compiled
 from kernels.compiled import addresses, floats, jit, on_all_cores
-from kernels.edge_loops import add_correlations, in_order, spread_gradient, up_to_multiple
+from kernels.depthwise import add_correlations, in_order, spread_gradient, up_to_multiple
 from kernels.images import LOWEST, NO, ONE, ZERO, collect, copy_to_line, from_line, spread
 from kernels.operation import Operation
 from kernels.products import correlate, multiply, multiply_weight, transposed

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import floats, inner, jit
+from kernels.depthwise import add_correlations, in_order, spread_gradient, up_to_multiple
 from kernels.images import (
     NO,
     ONE,
@@ -23,7 +24,7 @@ from kernels.images import (
     spread,
     two_sums,
 )
-from kernels.products import correlate, correlate_rows, multiply, multiply_weight, transposed
+from kernels.products import correlate, multiply, multiply_weight, transposed
 from kernels.windows import unpack
 
 GROUPED, NCHW = np.int64(0), np.int64(1)  # how a tensor lies in memory
@@ -251,42 +252,6 @@ def backward_pass(tensors, way, tables, s, dweights, sums, begin, end):
                         two_sums(sums[j, k, c], dx, x, start, step, count, inside, way.mean[j, c])
             if way.weights_wanted:
                 multiply_weight(dweights[k, j, channels * taps:], df, between, channels, channels, size)
-
-
-@inner
-def spread_gradient(gradient, weight, line, t, w):
-    """The gradient of the planes: the way back through `correlate`; weight: of a channel, in the order of t.order."""
-    for plane in range(len(t.planes)):
-        begin, end = t.starts[plane], t.starts[plane + 1]
-        correlate(gradient[t.planes[plane]:], weight[begin:], line, t.backwards[begin:end], w.span)
-
-
-@inner
-def in_order(weight, order, channels):
-    """A depthwise weight [C, taps] with its taps in that order."""
-    result = np.empty(len(weight), np.float32)
-    for c in range(channels):
-        for tap in range(len(order)):
-            result[c * len(order) + tap] = weight[c * len(order) + order[tap]]
-    return result
-
-
-@inner
-def up_to_multiple(taps):
-    """The taps, and zeros up to a multiple of 3, as correlate_rows needs them."""
-    result = np.zeros((len(taps) + 2) // 3 * 3, np.int64)
-    for tap in range(len(taps)):
-        result[tap] = taps[tap]
-    return result
-
-
-@inner
-def add_correlations(result, upstream, planes, taps, length):
-    """Add the gradient of a channel's depthwise weight to result."""
-    found = np.zeros(len(taps), np.float32)
-    correlate_rows(found, upstream, planes, taps, length)
-    for tap in range(len(result)):
-        result[tap] += found[tap]
 
 
 @jit

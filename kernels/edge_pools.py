@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import floats, inner, jit
-from kernels.edge_loops import GROUPED, NCHW, gather, spread_gradient, where
+from kernels.depthwise import spread_gradient
+from kernels.edge_loops import GROUPED, NCHW, gather, where
 from kernels.images import (
     LOWEST,
     NO,

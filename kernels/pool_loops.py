@@ -2,6 +2,7 @@
 import numpy as np
 
 from kernels.compiled import floats, jit
+from kernels.depthwise import spread_gradient
 from kernels.images import LOWEST, ONE, ZERO, collect, fill, give_to_largest, largest, spread, two_sums
 from kernels.products import correlate
 
@@ -62,9 +63,7 @@ def pool_backward(x, d, dx, divisors, average, weight, add, w, tables, s, produc
                     target[k] = factors[k] * some[k]
         spread(planes, x, start, step, count, w, tables.places, ONE, ZERO, LOWEST)
         if average:
-            for k in range(len(tables.planes)):
-                correlate(gradient[tables.planes[k]:], ones, line,
-                          tables.backwards[tables.starts[k]:tables.starts[k + 1]], w.span)
+            spread_gradient(gradient, ones, line, tables, w)
         else:
             largest(values, planes, tables.taps, w.length)
             give_to_largest(gradient, line[w.front:], values, planes, tables.taps, w.length)

@@ -228,13 +228,13 @@ def test_numba_and_openmp_together(threads):
 def test_the_cache_of_a_users_own_functions_stays_where_it_was():
     import numba
 
-    from kernels import compiled
+    from kernels import images
 
     @numba.njit(cache=True)
     def users_function(x):
         return x + 1
     assert 'loops-' not in users_function.stats.cache_path
-    assert 'loops-' in compiled.fill.stats.cache_path
+    assert 'loops-' in images.fill.stats.cache_path
     assert np.isclose(users_function(1.0), 2.0)
 
 
