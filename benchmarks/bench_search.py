@@ -17,6 +17,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import math
 import multiprocessing
 import os
 import statistics
@@ -138,16 +139,20 @@ def limit(args):
     from training.summary import count_macs
     # bytes of what a pass reads and writes once; see the functions' docstrings for the arguments
     tensors = {
-        'forward_pass': lambda m, _, __, tables, n, c, *rest: n * c * (distinct(m[:, 0]) * pixels(tables, 0)
-                                                                       + len(m) * pixels(tables, 6)),
-        'pool_forward': lambda m, _, __, tables, n, c, *rest: n * c * (pixels(tables, 0) + len(m) * pixels(tables, 6)),
-        'add_up': lambda m, _, __, ___, outs, n, c, group, p, *rest: n * c * p * (distinct(m) + len(outs)),
-        'gradient_sums': lambda m, _, __, ___, ups, n, c, group, p, *rest: n * c * p * (distinct(m) + len(ups)),
-        'backward_pass': lambda m, _, __, ___, ____, _____, tables, n, c, *rest: n * c * (
-            pixels(tables, 0) * (distinct(m[:, 0]) + distinct(m[:, 5]))
-            + pixels(tables, 6) * (len(m) + distinct(m[:, 4]))),
-        'pool_backward': lambda m, _, __, ___, ____, ups, tables, n, c,
-        *rest: n * c * (2 * pixels(tables, 0) + pixels(tables, 6) * (len(m) + len(ups))),
+        'forward_pass': lambda t, order, before, tables, s, *rest: s.images * s.channels * (
+            distinct(t.x) * pixels(tables, 'height', 'width') + len(t.x) * pixels(tables, 'out_height', 'out_width')),
+        'pool_forward': lambda x, outs, pools, s, *rest: s.images * s.channels * (
+            pixels(pools.tables, 'height', 'width') + len(outs) * pixels(pools.tables, 'out_height', 'out_width')),
+        'add_up': lambda terms, scale, mean, outs, s, pixels: s.images * s.channels * pixels * (
+            distinct(terms.addresses) + len(outs)),
+        'gradient_sums': lambda terms, mean, upstream, s, pixels, *rest: s.images * s.channels * pixels * (
+            distinct(terms.addresses) + len(upstream)),
+        'backward_pass': lambda t, way, tables, s, *rest: s.images * s.channels * (
+            pixels(tables, 'height', 'width') * (distinct(t.x) + distinct(t.dx))
+            + pixels(tables, 'out_height', 'out_width') * (len(t.x) + distinct(t.d))),
+        'pool_backward': lambda t, pools, s: s.images * s.channels * (
+            2 * pixels(pools.tables, 'height', 'width')
+            + pixels(pools.tables, 'out_height', 'out_width') * (len(t.f) + len(t.upstream))),
     }
     moved, on_all_cores = collections.Counter(), edges.on_all_cores
 
@@ -213,8 +218,9 @@ def distinct(addresses):
     return len(set(addresses.ravel().tolist()))
 
 
-def pixels(tables, field):
-    return int(tables[0, field] * tables[0, field + 1])
+def pixels(tables, *sides):
+    from kernels.windows import Window
+    return math.prod(int(tables[0, Window._fields.index(side)]) for side in sides)
 
 
 def fastest(function, times=5):

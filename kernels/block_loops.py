@@ -7,7 +7,7 @@ import numpy as np
 
 from kernels.compiled import inner, jit
 from kernels.depthwise import spread_gradient, up_to_multiple
-from kernels.images import ZERO, collect, fill, from_line, moments_of, spread, to_line, two_sums
+from kernels.images import ZERO, collect, fill, from_line, moments_of, nchw, spread, to_line, two_sums
 from kernels.products import correlate, correlate_rows, product, product_of_rows
 
 
@@ -29,23 +29,24 @@ def offsets_of(taps, channels, block, multiple):
 
 class Forward(NamedTuple):
     """Flattened arrays: x, the depthwise weight [C, taps] or nothing, the weight [groups, filters of a group filled up
-    to a multiple of 4, k] with k = channels of a group (* taps), the output."""
+    to a multiple of 4, k] with k = channels of a group (* taps), the output; scale and shift of x, [C, 2], and of the
+    output, [filters, 2]; the moments [jobs, filters, 2] of the output, or [0, 0, 0]."""
 
     x: np.ndarray
     depthwise: np.ndarray
     weight: np.ndarray
     out: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    moments: np.ndarray
 
 
 @jit
-def forward_pass(arrays, before, floor, after, w, tables, s, moments, begin, end):
-    """out = after_0 * f + after_1 with f = convolution(max(floor, before_0 * x + before_1)).
-
-    The convolution: a dense one, or a depthwise one with a pointwise one behind it. before [C, 2], after [filters, 2];
-    moments: [jobs, filters, 2], of the output, or [0, 0, 0].
-    """
-    x, depthwise, weight, out = arrays
-    inside, outside, separable = w.height * w.width, w.out_height * w.out_width, len(depthwise) > 0
+def forward_pass(arrays, floor, arrangement, begin, end):
+    """out = after_0 * f + after_1 with f = convolution(max(floor, before_0 * x + before_1)), a dense convolution, or a
+    depthwise one with a pointwise one behind it. arrays: a Forward."""
+    w, tables, s = arrangement
+    inside, outside, separable = w.height * w.width, w.out_height * w.out_width, len(arrays.depthwise) > 0
     ours, theirs = s.filters // s.groups, s.channels // s.groups
     planes = np.zeros(w.block * (1 if separable else s.channels), np.float32)
     between = np.empty(w.line * (s.channels if separable else 0), np.float32)
@@ -56,24 +57,29 @@ def forward_pass(arrays, before, floor, after, w, tables, s, moments, begin, end
         first = job * s.group
         count = min(s.group, s.images - first)
         for c in range(s.channels):
-            some = planes if separable else planes[c * w.block:]
-            spread(some, x, (first * s.channels + c) * inside, s.channels * inside, count, w, tables.places,
-                   before[c, 0], before[c, 1], floor)
+            spread(planes if separable else planes[c * w.block:], arrays.x, nchw(first, count, c, s.channels, inside),
+                   w, tables.places, arrays.before[c, 0], arrays.before[c, 1], floor)
             if separable:
-                correlate(between[c * w.line:], depthwise[c * len(tables.taps):], planes, tables.taps, w.length)
+                correlate(between[c * w.line:], arrays.depthwise[c * len(tables.taps):], planes, tables.taps, w.length)
         for group in range(s.groups):
-            product(lines, w.line, weight[group * ((ours + 3) // 4 * 4) * len(offsets):],
+            product(lines, w.line, arrays.weight[group * multiple_of_4(ours) * len(offsets):],
                     source[group * theirs * step:], offsets, ours, w.length)
-            for o in range(ours):
-                c = group * ours + o
-                start, to_next = (first * s.total + s.first + c) * outside, s.total * outside
-                from_line(out, start, to_next, lines[o * w.line:], count, w, after[c, 0], after[c, 1])
-                if len(moments):
-                    moments_of(moments[job, c], out, start, to_next, count, outside)
+            for filter_ in range(ours):
+                c = group * ours + filter_
+                place = nchw(first, count, s.first + c, s.total, outside)
+                from_line(arrays.out, place, lines[filter_ * w.line:], w, arrays.after[c, 0], arrays.after[c, 1])
+                if len(arrays.moments):
+                    moments_of(arrays.moments[job, c], arrays.out, place, outside)
+
+
+@inner
+def multiple_of_4(count):
+    return (count + 3) // 4 * 4
 
 
 class Backward(NamedTuple):
-    """Flattened arrays: x, both weights, f, the gradient d behind it and that of x.
+    """Flattened arrays: x, the depthwise weight, f, the gradient d behind it and that of x; [C, 2] scale and shift of
+    x, [filters, 3] coefficients of df, [C] means of x.
 
     backwards: the weight as the way back to the pixels needs it: for each group, for each plane, [channels of the group
     filled up to a multiple of 4, filters of the group * taps of the plane]; the depthwise one as [C, taps] in the order
@@ -87,6 +93,9 @@ class Backward(NamedTuple):
     f: np.ndarray
     d: np.ndarray
     dx: np.ndarray
+    before: np.ndarray
+    coefficients: np.ndarray
+    mean: np.ndarray
 
 
 class Wanted(NamedTuple):
@@ -104,72 +113,95 @@ class Wanted(NamedTuple):
 
 
 @jit
-def backward_pass(arrays, before, floor, coefficients, mean, w, tables, s, wanted, begin, end):
-    """The way back through forward_pass, from df = c0 * d + c1 * f + c2, coefficients [filters, 3].
+def backward_pass(arrays, floor, arrangement, wanted, begin, end):
+    """The way back through forward_pass, from df = c0 * d + c1 * f + c2. arrays: a Backward.
 
     The gradient dx is that of before_0 * x + before_1. A job is a part of the groups of images, as many as there are
     partial sums.
     """
-    x, depthwise, depthwise_backwards, backwards, f, d, dx = arrays
-    inside, outside, separable = w.height * w.width, w.out_height * w.out_width, len(depthwise) > 0
-    ours, theirs, taps = s.filters // s.groups, s.channels // s.groups, len(tables.taps)
-    # of the filters, with rows of zeros up to a multiple of 4
-    lines = np.zeros(w.line * s.groups * ((ours + 3) // 4 * 4), np.float32)
+    w, tables, s = arrangement
+    outside, separable = w.out_height * w.out_width, len(arrays.depthwise) > 0
+    ours, theirs = s.filters // s.groups, s.channels // s.groups
+    lines = np.zeros(w.line * s.groups * multiple_of_4(ours), np.float32)  # of df, and rows of zeros
     planes = np.zeros(w.block * (1 if separable else s.channels), np.float32)
     gradient = np.empty(w.block * (1 if separable else theirs + 3), np.float32)
     between = np.zeros(w.line * (s.channels if separable else 0), np.float32)  # what the depthwise convolution gives
     upstream = np.zeros(w.line * (s.channels + 3 if separable else 0), np.float32)  # and its gradient
     source, step = (between, w.line) if separable else (planes, w.block)
     offsets = offsets_of(tables.taps[:1] * 0 if separable else tables.taps, theirs, step, 3)
-    filled_up = up_to_multiple(tables.taps)
+    jobs, parts = -(-s.images // s.group), len(wanted.sums)
     for part in range(begin, end):
-        jobs = -(-s.images // s.group)
-        parts = len(wanted.sums)
         for job in range(jobs * part // parts, jobs * (part + 1) // parts):
             first = job * s.group
             count = min(s.group, s.images - first)
             if count < s.group:
                 fill(lines, ZERO)
             for c in range(s.filters):
-                row = c // ours * ((ours + 3) // 4 * 4) + c % ours
-                to_line(lines[row * w.line + w.front:], d, f, (first * s.total + s.first + c) * outside,
-                        s.total * outside, count, w, coefficients[c, 0], coefficients[c, 1], coefficients[c, 2])
-            for c in range(0 if separable else s.channels):
-                spread(planes[c * w.block:], x, (first * s.channels + c) * inside, s.channels * inside, count, w,
-                       tables.places, before[c, 0], before[c, 1], floor)
+                row = c // ours * multiple_of_4(ours) + c % ours
+                to_line(lines[row * w.line + w.front:], arrays.d, arrays.f,
+                        nchw(first, count, s.first + c, s.total, outside), w, arrays.coefficients[c])
             if separable:
-                product(upstream[w.front:], w.line, backwards, lines[w.front:],
-                        offsets_of(tables.taps[:1] * 0, s.filters, w.line, 1), s.channels, w.length)
-            for c in range(s.channels if separable else 0):
-                start, to_next = (first * s.channels + c) * inside, s.channels * inside
-                spread(planes, x, start, to_next, count, w, tables.places, before[c, 0], before[c, 1], floor)
-                if wanted.weights:
-                    correlate(between[c * w.line:], depthwise[c * taps:], planes, tables.taps, w.length)
-                    correlate_rows(wanted.depthwise[part, c * len(filled_up):], upstream[c * w.line + w.front:],
-                                   planes, filled_up, w.length)
-                if wanted.x:
-                    spread_gradient(gradient, depthwise_backwards[c * taps:], upstream[c * w.line:], tables, w)
-                    collect(dx, start, to_next, count, w, tables.places, gradient, planes, floor == 0, wanted.add)
-                    if wanted.moments:
-                        two_sums(wanted.sums[part, c], dx, x, start, to_next, count, inside, mean[c])
-            for group in range(s.groups):
-                theirs_lines = lines[group * ((ours + 3) // 4 * 4) * w.line:]
-                if wanted.weights:
-                    product_of_rows(wanted.weight[part, group * ((ours + 3) // 4 * 4) * len(offsets):],
-                                    theirs_lines[w.front:], w.line, source[group * theirs * step:], offsets, ours,
-                                    w.length)
-                if separable or not wanted.x:
-                    continue
-                at = group * ((theirs + 3) // 4 * 4) * ours * taps
-                for k in range(len(tables.planes)):
-                    some = tables.backwards[tables.starts[k]:tables.starts[k + 1]]
-                    product(gradient[tables.planes[k]:], w.block, backwards[at:], theirs_lines,
-                            offsets_of(some, ours, w.line, 1), theirs, w.span)
-                    at += ((theirs + 3) // 4 * 4) * ours * len(some)
-                for k in range(theirs):
-                    c = group * theirs + k
-                    start, to_next = (first * s.channels + c) * inside, s.channels * inside
-                    collect(dx, start, to_next, count, w, tables.places, gradient[k * w.block:],
-                            planes[c * w.block:], floor == 0, wanted.add)
-                    if wanted.moments:
-                        two_sums(wanted.sums[part, c], dx, x, start, to_next, count, inside, mean[c])
+                depthwise_backward(arrays, floor, arrangement, wanted, job, part, (planes, gradient, between, upstream,
+                                                                                  lines))
+            else:
+                dense_backward(arrays, floor, arrangement, wanted, job, part, (planes, gradient, lines))
+            for group in range(s.groups if wanted.weights else 0):
+                product_of_rows(wanted.weight[part, group * multiple_of_4(ours) * len(offsets):],
+                                lines[group * multiple_of_4(ours) * w.line + w.front:], w.line,
+                                source[group * theirs * step:], offsets, ours, w.length)
+
+
+@inner
+def depthwise_backward(arrays, floor, arrangement, wanted, job, part, memory):
+    """From the gradient of the pointwise convolution behind it; fills `between`, its input."""
+    w, tables, s = arrangement
+    planes, gradient, between, upstream, lines = memory
+    inside, taps, filled_up = w.height * w.width, len(tables.taps), up_to_multiple(tables.taps)
+    first = job * s.group
+    product(upstream[w.front:], w.line, arrays.backwards, lines[w.front:],
+            offsets_of(tables.taps[:1] * 0, s.filters, w.line, 1), s.channels, w.length)
+    for c in range(s.channels):
+        place = nchw(first, min(s.group, s.images - first), c, s.channels, inside)
+        spread(planes, arrays.x, place, w, tables.places, arrays.before[c, 0], arrays.before[c, 1], floor)
+        if wanted.weights:
+            correlate(between[c * w.line:], arrays.depthwise[c * taps:], planes, tables.taps, w.length)
+            correlate_rows(wanted.depthwise[part, c * len(filled_up):], upstream[c * w.line + w.front:], planes,
+                           filled_up, w.length)
+        if wanted.x:
+            spread_gradient(gradient, arrays.depthwise_backwards[c * taps:], upstream[c * w.line:], tables, w)
+            give_to_input(arrays, floor, arrangement, wanted, part, place, (c, gradient, planes))
+
+
+@inner
+def dense_backward(arrays, floor, arrangement, wanted, job, part, memory):
+    """Fills `planes`, the input of the convolution."""
+    w, tables, s = arrangement
+    planes, gradient, lines = memory
+    inside, taps = w.height * w.width, len(tables.taps)
+    ours, theirs = s.filters // s.groups, s.channels // s.groups
+    first = job * s.group
+    count = min(s.group, s.images - first)
+    for c in range(s.channels):
+        spread(planes[c * w.block:], arrays.x, nchw(first, count, c, s.channels, inside), w, tables.places,
+               arrays.before[c, 0], arrays.before[c, 1], floor)
+    for group in range(s.groups if wanted.x else 0):
+        at = group * multiple_of_4(theirs) * ours * taps
+        for k in range(len(tables.planes)):
+            some = tables.backwards[tables.starts[k]:tables.starts[k + 1]]
+            product(gradient[tables.planes[k]:], w.block, arrays.backwards[at:],
+                    lines[group * multiple_of_4(ours) * w.line:], offsets_of(some, ours, w.line, 1), theirs, w.span)
+            at += multiple_of_4(theirs) * ours * len(some)
+        for k in range(theirs):
+            c = group * theirs + k
+            give_to_input(arrays, floor, arrangement, wanted, part, nchw(first, count, c, s.channels, inside),
+                          (c, gradient[k * w.block:], planes[c * w.block:]))
+
+
+@inner
+def give_to_input(arrays, floor, arrangement, wanted, part, place, channel):
+    """Write the gradient of a channel's planes to dx, and sum it; channel: its number, the gradient, the planes."""
+    w, tables, _ = arrangement
+    c, gradient, planes = channel
+    collect(arrays.dx, place, w, tables.places, gradient, planes, floor == 0, wanted.add)
+    if wanted.moments:
+        two_sums(wanted.sums[part, c], arrays.dx, arrays.x, place, w.height * w.width, arrays.mean[c])

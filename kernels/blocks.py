@@ -20,7 +20,7 @@ import paddle
 
 from kernels.compiled import available, on_all_cores
 from kernels.operation import Operation
-from kernels.pool_loops import add_up, gradient_sums, pool_backward, pool_forward
+from kernels.pool_loops import Pool, add_up, gradient_sums, pool_backward, pool_forward
 from kernels.stages import Stage, addresses_of, stack
 from kernels.units import Pooling, Unit, view
 
@@ -133,9 +133,9 @@ class Pass:
         return out
 
     def _pool(self, pooling, source, out, weight, add):
-        w, tables, shape, divisors, _ = pooling.arrangement(self.shape)
-        on_all_cores(pool_forward, -(-shape.images // shape.group) * shape.channels, source, out, divisors,
-                     pooling.average, np.float32(weight), add, w, tables, shape)
+        arrangement, divisors, _ = pooling.arrangement(self.shape)
+        on_all_cores(pool_forward, _channels_of_groups(arrangement.shape), source, out,
+                     Pool(pooling.average, divisors, np.float32(weight), add), arrangement)
 
     def _chain(self, units, source, direct):
         """A Stage for each unit; direct: where the output of the last one goes, batch norm included, or None."""
@@ -195,10 +195,10 @@ class Pass:
         return [next(found) if use else np.zeros((2, c)) for use in needed]
 
     def _pool_backward(self, pooling, d, dx, weight, add):
-        w, tables, shape, divisors, _ = pooling.arrangement(self.shape)
-        products = np.zeros(-(-shape.images // shape.group) * shape.channels, np.float32)
-        on_all_cores(pool_backward, len(products), view(self.x), d, dx, divisors, pooling.average, np.float32(weight),
-                     add, w, tables, shape, products)
+        arrangement, divisors, _ = pooling.arrangement(self.shape)
+        products = np.zeros(_channels_of_groups(arrangement.shape), np.float32)
+        on_all_cores(pool_backward, len(products), view(self.x), d, dx,
+                     Pool(pooling.average, divisors, np.float32(weight), add), arrangement, products)
         return products.sum(dtype=np.float64)
 
     @staticmethod
@@ -223,3 +223,7 @@ class Pass:
             if previous is not None:
                 d, strength, (total, product) = target, np.float32(1), sums
         return gradients
+
+
+def _channels_of_groups(shape):
+    return -(-shape.images // shape.group) * shape.channels

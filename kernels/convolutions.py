@@ -9,11 +9,11 @@ import paddle
 from kernels import compiled
 from kernels.compiled import addresses, floats, jit, on_all_cores
 from kernels.depthwise import add_correlations, in_order, spread_gradient, up_to_multiple
-from kernels.images import LOWEST, NO, ONE, ZERO, collect, copy_to_line, from_line, spread
+from kernels.images import LOWEST, NO, ONE, ZERO, collect, copy_to_line, from_line, nchw, spread
 from kernels.operation import Operation
 from kernels.products import correlate, multiply, multiply_weight, transposed
 from kernels.units import EMPTY, view
-from kernels.windows import Shape, output_size, square
+from kernels.windows import Arrangement, Shape, output_size, square
 
 
 def conv2d(x, layer):
@@ -68,42 +68,43 @@ class _Depthwise(Operation):
     def forward(self, x, weight):
         self.x, self.weight = x, weight = x.contiguous(), weight.contiguous()
         n, c, h, w = x.shape
-        self.shape = Shape(n, compiled.group_size(n, h * w), c, c, c, 0, c)
-        self.arrangement = square(h, w, *self.geometry, self.shape.group)
+        shape = Shape(n, compiled.group_size(n, h * w), c, c, c, 0, c)
+        self.arrangement = Arrangement(*square(h, w, *self.geometry, shape.group), shape)
         out = paddle.empty([n, c, *[output_size(side, *self.geometry) for side in (h, w)]], 'float32')
-        on_all_cores(_forward, c * -(-n // self.shape.group), view(x), view(weight), view(out), *self.arrangement,
-                     self.shape)
+        on_all_cores(_forward, c * -(-n // self.arrangement.shape.group), view(x), view(weight), view(out),
+                     self.arrangement)
         return out
 
     def backward(self, gradient):
         x, weight = self.x, self.weight
         gradient = gradient.contiguous()
-        c, groups = x.shape[1], -(-x.shape[0] // self.shape.group)
+        c, groups = x.shape[1], -(-x.shape[0] // self.arrangement.shape.group)
         dx = paddle.empty(x.shape, 'float32') if self.wanted[0] else None
         dweight = np.zeros((groups if self.wanted[1] else 0, weight.size), np.float32)
         on_all_cores(_backward, c * groups, (view(x), view(weight), view(gradient)), EMPTY if dx is None else view(dx),
-                     dweight, *self.arrangement, self.shape)
+                     dweight, self.arrangement)
         return [dx, paddle.to_tensor(dweight.sum(0)).reshape(weight.shape) if self.wanted[1] else None]
 
 
 @jit
-def _forward(x, weight, out, w, tables, s, begin, end):
+def _forward(x, weight, out, arrangement, begin, end):
     """x [N, C, H, W], weight [C, 1, k, k], flattened; a job is a channel of a group of images."""
+    w, tables, s = arrangement
     inside, outside, taps = w.height * w.width, w.out_height * w.out_width, len(tables.taps)
     planes, line = np.zeros(w.block, np.float32), np.empty(w.line, np.float32)
     for job in range(begin, end):
         c, first = job % s.channels, job // s.channels * s.group
         count = min(s.group, s.images - first)
-        spread(planes, x, (first * s.channels + c) * inside, s.channels * inside, count, w, tables.places, ONE, ZERO,
-               LOWEST)
+        spread(planes, x, nchw(first, count, c, s.channels, inside), w, tables.places, ONE, ZERO, LOWEST)
         correlate(line, weight[c * taps:], planes, tables.taps, w.length)
-        from_line(out, (first * s.channels + c) * outside, s.channels * outside, line, count, w, ONE, ZERO)
+        from_line(out, nchw(first, count, c, s.channels, outside), line, w, ONE, ZERO)
 
 
 @jit
-def _backward(arrays, dx, dweight, w, tables, s, begin, end):
+def _backward(arrays, dx, dweight, arrangement, begin, end):
     """arrays: x, weight, the gradient of the output; dx or nothing; dweight [groups, C * taps] or [0, C * taps]."""
     x, weight, d = arrays
+    w, tables, s = arrangement
     inside, outside, taps = w.height * w.width, w.out_height * w.out_width, len(tables.taps)
     planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
     backwards, filled_up = in_order(weight, tables.order, s.channels), up_to_multiple(tables.taps)
@@ -111,14 +112,14 @@ def _backward(arrays, dx, dweight, w, tables, s, begin, end):
         c, group = job % s.channels, job // s.channels
         first, line = group * s.group, np.zeros(w.line, np.float32)
         count = min(s.group, s.images - first)
-        start, step = (first * s.channels + c) * inside, s.channels * inside
-        copy_to_line(line[w.front:], d, (first * s.channels + c) * outside, s.channels * outside, count, w)
+        place = nchw(first, count, c, s.channels, inside)
+        copy_to_line(line[w.front:], d, nchw(first, count, c, s.channels, outside), w)
         if len(dweight):
-            spread(planes, x, start, step, count, w, tables.places, ONE, ZERO, LOWEST)
+            spread(planes, x, place, w, tables.places, ONE, ZERO, LOWEST)
             add_correlations(dweight[group, c * taps:][:taps], line[w.front:], planes, filled_up, w.length)
         if len(dx):
             spread_gradient(gradient, backwards[c * taps:], line, tables, w)
-            collect(dx, start, step, count, w, tables.places, gradient, planes, NO, NO)
+            collect(dx, place, w, tables.places, gradient, planes, NO, NO)
 
 
 class _Pointwise(Operation):

@@ -1,8 +1,9 @@
 """The compiled passes of edges.py, over images in groups.
 
 Each is called by compiled.on_all_cores with a part of its jobs, range(begin, end): a job is a group of images, or a
-group for one of the convolutions. Tensors are given by their addresses. They lie as [N, C, pixels], `nchw`, or, what
-only these passes read, group after group as [C, images of the group, pixels], so that a channel of a group is one row.
+group for one of the convolutions. Tensors are given by their addresses. They lie as [N, C, pixels], NCHW, or, what
+only these passes read, GROUPED: group after group as [C, images of the group, pixels], so that a channel of a group is
+one row.
 `tables` holds a (Window, Tables) for each convolution, see windows.pack.
 """
 from typing import NamedTuple
@@ -16,11 +17,14 @@ from kernels.images import (
     ONE,
     YES,
     ZERO,
+    Place,
     collect,
     copy_to_line,
     fill,
     from_line,
     moments_of,
+    nchw,
+    one_row,
     spread,
     two_sums,
 )
@@ -39,18 +43,18 @@ class Images(NamedTuple):
 
 
 @inner
-def where(nchw, first, count, channel, channels, pixels):
-    """(start, step) as images.py has them, of a channel of the group that begins with image `first`."""
-    if nchw:
-        return (first * channels + channel) * pixels, channels * pixels
-    return first * channels * pixels + channel * count * pixels, pixels
+def where(order, first, count, channel, channels, pixels):
+    """The Place of a channel of the group of images that begins with image `first`."""
+    if order == NCHW:
+        return nchw(first, count, channel, channels, pixels)
+    return Place(first * channels * pixels + channel * count * pixels, pixels, count)
 
 
 @inner
-def gather(row, source, start, step, count, pixels, scale, add):
+def gather(row, source, place, pixels, scale, add):
     """row (+)= scale * a channel of a group."""
-    for image in range(count):
-        some, to = source[start + image * step:][:pixels], row[image * pixels:][:pixels]
+    for image in range(place.images):
+        some, to = source[place.start + image * place.step:][:pixels], row[image * pixels:][:pixels]
         if add:
             for p in range(pixels):
                 to[p] += scale * some[p]
@@ -60,18 +64,19 @@ def gather(row, source, start, step, count, pixels, scale, add):
 
 
 @jit
-def update_statistics(moments, images, group, pixels, epsilon, momentum, running, biases, mean, inverse):
+def update_statistics(moments, s, pixels, norm, running, biases, mean, inverse):
     """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the
     running statistics, whose addresses are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for
-    putting groups together). biases [rows, C] are added to the running means only. Without groups mean and variance
-    are the running ones."""
+    putting groups together). norm: epsilon and momentum. biases [rows, C] are added to the running means only. Without
+    groups mean and variance are the running ones."""
     rows, groups, channels, _ = moments.shape
+    epsilon, momentum = norm
     for r in range(rows):
         old_mean, old_variance = floats(running[r, 0], channels), floats(running[r, 1], channels)
         for c in range(channels):
             n, m, squares = 0.0, 0.0, 0.0
             for k in range(groups):
-                more = float(min(group, images - k * group) * pixels)
+                more = float(min(s.group, s.images - k * s.group) * pixels)
                 delta = moments[r, k, c, 0] - m
                 squares += moments[r, k, c, 1] + delta * delta * n * more / (n + more)
                 n += more
@@ -94,11 +99,11 @@ class Forward(NamedTuple):
 
 
 @jit
-def forward_pass(tensors, nchw, before, tables, s, moments, begin, end):
+def forward_pass(tensors, order, before, tables, s, moments, begin, end):
     """out = pointwise(depthwise(ReLU(before_0 * x + before_1))).
 
-    tensors: a Forward. nchw: of x. before [convolutions, C, 2]. s: Images. moments: of what comes out, [convolutions,
-    groups, C, 2] or, where they are not wanted, [convolutions, 0, C, 2].
+    tensors: a Forward. order: NCHW or GROUPED, of x. before [convolutions, C, 2]. s: Images. moments: of what comes
+    out, [convolutions, groups, C, 2] or, where they are not wanted, [convolutions, 0, C, 2].
     """
     convolutions, channels = len(tensors.x), s.channels
     for job in range(begin, end):
@@ -112,26 +117,26 @@ def forward_pass(tensors, nchw, before, tables, s, moments, begin, end):
         planes, line = np.zeros(w.block, np.float32), np.empty(w.line, np.float32)
         between = np.empty(channels * size, np.float32)
         for c in range(channels):
-            start, step = where(nchw, first, count, c, channels, inside)
-            spread(planes, x, start, step, count, w, t.places, before[j, c, 0], before[j, c, 1], ZERO)
+            place = where(order, first, count, c, channels, inside)
+            spread(planes, x, place, w, t.places, before[j, c, 0], before[j, c, 1], ZERO)
             correlate(line, depthwise[c * taps:], planes, t.taps, w.length)
-            from_line(between, c * size, outside, line, count, w, ONE, ZERO)
+            from_line(between, Place(c * size, outside, count), line, w, ONE, ZERO)
         result = out[first * channels * outside:][:channels * size]
         multiply(result, pointwise, between, channels, channels, size)
         for c in range(channels if moments.shape[1] else 0):
-            moments_of(moments[j, k, c], result, c * size, 0, 1, size)
+            moments_of(moments[j, k, c], result, one_row(c * size), size)
 
 
 class Terms(NamedTuple):
     """What is added up on each edge, arrays [edges, operations]."""
 
     addresses: np.ndarray
-    nchw: np.ndarray
+    order: np.ndarray
 
 
 @jit
 def add_up(terms, scale, mean, outs, s, pixels, begin, end):
-    """out_t = sum_k scale_tk * (f_tk - mean_tk), nchw; scale, mean [edges, operations, C]; outs [edges]: addresses."""
+    """out_t = sum_k scale_tk * (f_tk - mean_tk), NCHW; scale, mean [edges, operations, C]; outs [edges]: addresses."""
     edges, operations = terms.addresses.shape
     for job in range(begin, end):
         t, first = job % edges, job // edges * s.group
@@ -139,10 +144,10 @@ def add_up(terms, scale, mean, outs, s, pixels, begin, end):
         out = floats(outs[t], s.images * s.channels * pixels)
         for c in range(s.channels):
             for k in range(operations):
-                start, step = where(terms.nchw[t, k], first, count, c, s.channels, pixels)
+                place = where(terms.order[t, k], first, count, c, s.channels, pixels)
                 source = floats(terms.addresses[t, k], s.images * s.channels * pixels)
                 for image in range(count):
-                    some = source[start + image * step:][:pixels]
+                    some = source[place.start + image * place.step:][:pixels]
                     row = out[((first + image) * s.channels + c) * pixels:][:pixels]
                     add_difference(row, scale[t, k, c], some, mean[t, k, c], k > 0)
 
@@ -161,7 +166,7 @@ def add_difference(row, scale, values, mean, add):
 @jit
 def gradient_sums(terms, mean, upstream, s, pixels, sums, begin, end):
     """Add to sums [edges, operations, groups, C, 2] those of d and of d * (f - mean); mean [edges, operations, C];
-    upstream [edges]: addresses of d, nchw."""
+    upstream [edges]: addresses of d, NCHW."""
     edges, operations = terms.addresses.shape
     for job in range(begin, end):
         t, k = job % edges, job // edges
@@ -170,17 +175,16 @@ def gradient_sums(terms, mean, upstream, s, pixels, sums, begin, end):
         d, f = np.empty(count * pixels, np.float32), np.empty(count * pixels, np.float32)
         total = s.images * s.channels * pixels
         for c in range(s.channels):
-            start, step = where(NCHW, first, count, c, s.channels, pixels)
-            gather(d, floats(upstream[t], total), start, step, count, pixels, ONE, NO)
+            gather(d, floats(upstream[t], total), nchw(first, count, c, s.channels, pixels), pixels, ONE, NO)
             for o in range(operations):
-                start, step = where(terms.nchw[t, o], first, count, c, s.channels, pixels)
-                gather(f, floats(terms.addresses[t, o], total), start, step, count, pixels, ONE, NO)
-                two_sums(sums[t, o, k, c], d, f, 0, 0, 1, count * pixels, mean[t, o, c])
+                place = where(terms.order[t, o], first, count, c, s.channels, pixels)
+                gather(f, floats(terms.addresses[t, o], total), place, pixels, ONE, NO)
+                two_sums(sums[t, o, k, c], d, f, one_row(0), count * pixels, mean[t, o, c])
 
 
 class Backward(NamedTuple):
     """Addresses of tensors, an array [convolutions] of each kind; f is the output, d its gradient, before the batch
-    norm between them is differentiated. Where x is nchw all add to the same dx, which is zero before."""
+    norm between them is differentiated. Where x is NCHW all add to the same dx, which is zero before."""
 
     x: np.ndarray
     depthwise: np.ndarray
@@ -191,12 +195,12 @@ class Backward(NamedTuple):
 
 
 class Way(NamedTuple):
-    """x_nchw: how x and dx lie; d_nchw [convolutions]. before [convolutions, C, 2]: scale and shift of x. mean
-    [convolutions, C]: of x. coefficients [convolutions, C, 3]: df = c0 * d + c1 * f + c2. x_wanted, weights_wanted:
-    which gradients are."""
+    """x_order: of x and dx, NCHW or GROUPED; d_order [convolutions]. before [convolutions, C, 2]: scale and shift of x;
+    mean [convolutions, C]: of x. coefficients [convolutions, C, 3]: df = c0 * d + c1 * f + c2. x_wanted,
+    weights_wanted: which gradients are."""
 
-    x_nchw: int
-    d_nchw: np.ndarray
+    x_order: int
+    d_order: np.ndarray
     before: np.ndarray
     mean: np.ndarray
     coefficients: np.ndarray
@@ -227,29 +231,30 @@ def backward_pass(tensors, way, tables, s, dweights, sums, begin, end):
             for c in range(channels):
                 row = df[c * size:][:size]
                 fill(row, way.coefficients[j, c, 2])
-                start, step = where(GROUPED, first, count, c, channels, outside)
-                gather(row, f, start, step, count, outside, way.coefficients[j, c, 1], YES)
-                start, step = where(way.d_nchw[j], first, count, c, channels, outside)
-                gather(row, d, start, step, count, outside, way.coefficients[j, c, 0], YES)
+                place = where(GROUPED, first, count, c, channels, outside)
+                gather(row, f, place, outside, way.coefficients[j, c, 1], YES)
+                place = where(way.d_order[j], first, count, c, channels, outside)
+                gather(row, d, place, outside, way.coefficients[j, c, 0], YES)
             multiply(upstream, transposed(pointwise, channels, channels), df, channels, channels, size)
             planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
             line = np.zeros(w.line, np.float32)
             between = np.empty(channels * size if way.weights_wanted else 0, np.float32)
             backwards, filled_up = in_order(depthwise, t.order, channels), up_to_multiple(t.taps)
             for c in range(channels):
-                start, step = where(way.x_nchw, first, count, c, channels, inside)
-                spread(planes, x, start, step, count, w, t.places, way.before[j, c, 0], way.before[j, c, 1], ZERO)
+                place = where(way.x_order, first, count, c, channels, inside)
+                in_rows = Place(c * size, outside, count)
+                spread(planes, x, place, w, t.places, way.before[j, c, 0], way.before[j, c, 1], ZERO)
                 if way.weights_wanted:
                     correlate(gradient, depthwise[c * taps:], planes, t.taps, w.length)
-                    from_line(between, c * size, outside, gradient, count, w, ONE, ZERO)
-                copy_to_line(line[w.front:], upstream, c * size, outside, count, w)
+                    from_line(between, in_rows, gradient, w, ONE, ZERO)
+                copy_to_line(line[w.front:], upstream, in_rows, w)
                 if way.weights_wanted:
                     add_correlations(dweights[k, j, c * taps:][:taps], line[w.front:], planes, filled_up, w.length)
                 if way.x_wanted:
                     spread_gradient(gradient, backwards[c * taps:], line, t, w)
-                    collect(dx, start, step, count, w, t.places, gradient, planes, YES, way.x_nchw)
-                    if not way.x_nchw:
-                        two_sums(sums[j, k, c], dx, x, start, step, count, inside, way.mean[j, c])
+                    collect(dx, place, w, t.places, gradient, planes, YES, way.x_order == NCHW)
+                    if way.x_order != NCHW:
+                        two_sums(sums[j, k, c], dx, x, place, inside, way.mean[j, c])
             if way.weights_wanted:
                 multiply_weight(dweights[k, j, channels * taps:], df, between, channels, channels, size)
 

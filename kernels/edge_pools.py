@@ -6,13 +6,14 @@ import numpy as np
 
 from kernels.compiled import floats, inner, jit
 from kernels.depthwise import spread_gradient
-from kernels.edge_loops import GROUPED, NCHW, gather, where
+from kernels.edge_loops import GROUPED, gather, where
 from kernels.images import (
     LOWEST,
     NO,
     ONE,
     YES,
     ZERO,
+    Place,
     collect,
     copy_to_line,
     fill,
@@ -20,6 +21,8 @@ from kernels.images import (
     give_to_largest,
     largest,
     moments_of,
+    nchw,
+    one_row,
     spread,
 )
 from kernels.products import correlate
@@ -39,7 +42,7 @@ class Pools(NamedTuple):
 
 @jit
 def pool_forward(x_address, outs, pools, s, moments, begin, end):
-    """Poolings of x, nchw; outs [poolings]: addresses; moments as in edge_loops.forward_pass."""
+    """Poolings of x, NCHW; outs [poolings]: addresses; moments as in edge_loops.forward_pass."""
     for job in range(begin, end):
         j, k = job % len(outs), job // len(outs)
         (w, t), first = unpack(pools.tables[j]), k * s.group
@@ -49,18 +52,17 @@ def pool_forward(x_address, outs, pools, s, moments, begin, end):
         planes, line = np.empty(w.block, np.float32), np.empty(w.line, np.float32)
         fill(planes, ZERO if pools.kinds[j] == AVERAGE else LOWEST)
         for c in range(s.channels):
-            start, step = where(NCHW, first, count, c, s.channels, inside)
-            spread(planes, x, start, step, count, w, t.places, ONE, ZERO, LOWEST)
+            spread(planes, x, nchw(first, count, c, s.channels, inside), w, t.places, ONE, ZERO, LOWEST)
             if pools.kinds[j] == AVERAGE:
                 correlate(line, ones, planes, t.taps, w.length)
             else:
                 largest(line, planes, t.taps, w.length)
             row = out[first * s.channels * outside + c * size:][:size]
-            from_line(row, 0, outside, line, count, w, ONE, ZERO)
+            from_line(row, Place(0, outside, count), line, w, ONE, ZERO)
             if pools.kinds[j] == AVERAGE:
                 multiply_windows(row, pools.divisors[j])
             if moments.shape[1]:
-                moments_of(moments[j, k, c], row, 0, 0, 1, size)
+                moments_of(moments[j, k, c], row, one_row(0), size)
 
 
 @inner
@@ -72,7 +74,7 @@ def multiply_windows(row, divisors):
 
 
 class PoolBackward(NamedTuple):
-    """x, dx: addresses, nchw. f [poolings]: addresses of the outputs; upstream [edges]: of d, nchw. scale [edges,
+    """x, dx: addresses, NCHW. f [poolings]: addresses of the outputs; upstream [edges]: of d, nchw. scale [edges,
     poolings, C] and shift [poolings, C, 2]: df = sum_t scale_t * d_t + shift_0 * f + shift_1."""
 
     x: int
@@ -100,26 +102,25 @@ def pool_backward(tensors, pools, s, begin, end):
             fill(planes, LOWEST)
             for c in range(s.channels):
                 fill(row, tensors.shift[j, c, 1])
-                start, step = where(GROUPED, first, count, c, s.channels, outside)
-                gather(row, f, start, step, count, outside, tensors.shift[j, c, 0], YES)
-                start, step = where(NCHW, first, count, c, s.channels, outside)
+                grouped = where(GROUPED, first, count, c, s.channels, outside)
+                gather(row, f, grouped, outside, tensors.shift[j, c, 0], YES)
                 for edge in range(len(tensors.upstream)):
                     d = floats(tensors.upstream[edge], total * outside)
-                    gather(row, d, start, step, count, outside, tensors.scale[edge, j, c], YES)
-                start, step = where(NCHW, first, count, c, s.channels, inside)
+                    gather(row, d, nchw(first, count, c, s.channels, outside), outside, tensors.scale[edge, j, c], YES)
+                place = nchw(first, count, c, s.channels, inside)
                 if pools.kinds[j] == IDENTITY:
                     for image in range(count):
-                        to, some = dx[start + image * step:][:inside], row[image * inside:][:inside]
+                        to, some = dx[place.start + image * place.step:][:inside], row[image * inside:][:inside]
                         for p in range(inside):
                             to[p] += some[p]
                     continue
                 if pools.kinds[j] == AVERAGE:
                     multiply_windows(row, pools.divisors[j])
-                copy_to_line(line[w.front:], row, 0, outside, count, w)
+                copy_to_line(line[w.front:], row, Place(0, outside, count), w)
                 if pools.kinds[j] == AVERAGE:
                     spread_gradient(gradient, ones, line, t, w)
                 else:
-                    spread(planes, x, start, step, count, w, t.places, ONE, ZERO, LOWEST)
-                    copy_to_line(values, f, first * s.channels * outside + c * size, outside, count, w)
+                    spread(planes, x, place, w, t.places, ONE, ZERO, LOWEST)
+                    copy_to_line(values, f, grouped, w)
                     give_to_largest(gradient, line[w.front:], values, planes, t.taps, w.length)
-                collect(dx, start, step, count, w, t.places, gradient, planes, NO, YES)
+                collect(dx, place, w, t.places, gradient, planes, NO, YES)

@@ -240,10 +240,10 @@ class Passes:
             self.final_mean[place], self.final_inverse[place] = found
             self.mean[numbers], self.inverse[numbers] = found
 
-    def _convolve(self, some, source, nchw, before, moments, biases):
+    def _convolve(self, some, source, order, before, moments, biases):
         """Pass 1 or 2, with the numbers `some`, and its batch norms."""
         on_all_cores(forward_pass, len(source) * self.sizes.groups,
-                     Forward(source, *self._weights(some), self.at[some]), nchw, before,
+                     Forward(source, *self._weights(some), self.at[some]), order, before,
                      self._tables(some), self.sizes.images, moments[some])
         self.mean[some], self.inverse[some] = self._statistics(self.edges.running[some], moments[some], biases[some])
 
@@ -264,7 +264,7 @@ class Passes:
         images, norm = self.sizes.images, (self.edges.norms + self.edges.pool_norms)[0] if running else None
         mean, inverse = np.empty((2, len(running), images.channels), np.float32)
         if running:
-            update_statistics(moments, images.images, images.group, self.sizes.pixels, norm._epsilon, norm._momentum,
+            update_statistics(moments, images, self.sizes.pixels, (norm._epsilon, norm._momentum),
                               np.array([addresses(pair) for pair in running], np.int64), biases, mean, inverse)
         return mean, inverse
 
@@ -298,20 +298,20 @@ class Passes:
         """The way back through passes 2 and 1: add what reaches x to dx, if there is one, and fill dweights, if there
         are any."""
         edges, images, (first, second, _) = self.edges, self.sizes.images, self.edges.ends
-        # By number: where d lies, whether as [N, C, H, W], and how df follows from it; those of pass 1 that pass 2
+        # By number: where d lies, in which order, and how df follows from it; those of pass 1 that pass 2
         # goes on with come later.
         d = np.array([self.d_at[edges.edge_of.get(number, 0)] for number in range(second)], np.int64)
-        nchw, coefficients = np.full(second, NCHW), np.zeros(self.inverse.shape + (3,), np.float32)
+        order, coefficients = np.full(second, NCHW), np.zeros(self.inverse.shape + (3,), np.float32)
         coefficients[edges.final] = self._batch_norm_backward(edges.final, self.scale, self.sums)
         middle = paddle.empty([second - first, images.images * images.channels * self.sizes.pixels], 'float32')
         twice, some = edges.twice, slice(first, second)
-        way = Way(GROUPED, nchw[some], self._batch_norm(twice), self.mean[twice], coefficients[some], True,
+        way = Way(GROUPED, order[some], self._batch_norm(twice), self.mean[twice], coefficients[some], True,
                   bool(dweights))
         sums = self._convolve_backward(some, self.at[twice], d, _rows(middle), way, dweights)
         coefficients[twice] = self._batch_norm_backward(twice, self.inverse[twice], self._of_groups(sums, twice))
-        d[twice], nchw[twice] = _rows(middle), GROUPED
+        d[twice], order[twice] = _rows(middle), GROUPED
         some, relu_alone = slice(first), np.tile(np.float32([1, 0]), (first, images.channels, 1))
-        way = Way(NCHW, nchw[some], relu_alone, np.zeros((first, images.channels), np.float32), coefficients[some],
+        way = Way(NCHW, order[some], relu_alone, np.zeros((first, images.channels), np.float32), coefficients[some],
                   dx is not None, bool(dweights))
         target = np.full(first, dx.data_ptr() if dx is not None else 0)
         self._convolve_backward(some, np.full(first, x), d, target, way, dweights)

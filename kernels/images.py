@@ -1,8 +1,10 @@
 """Loops between images [N, C, H, W] and the planes and lines that windows.py describes, for one channel of a group of
 images; sums over a channel; windows of a maximum.
 
-`start`: where the channel begins in the first image, `step`: from an image to the next, in elements. w: a Window.
+place: a Place, w: a Window, places: those of its Tables. Arrays are flattened.
 """
+from typing import NamedTuple
+
 import numpy as np
 
 from kernels.compiled import inner
@@ -10,6 +12,26 @@ from kernels.products import add_masked_row, combine_rows, masked_row, scale_row
 
 ZERO, ONE, LOWEST, NO_FLOOR = np.float32(0), np.float32(1), np.float32(-3.4e38), np.float32(-np.inf)
 YES, NO = np.bool_(True), np.bool_(False)  # in place of literals, for each of which numba would compile a function anew
+
+
+class Place(NamedTuple):
+    """Where a channel of a group of images lies in a tensor, in elements."""
+
+    start: int  # of the channel in the first image
+    step: int  # from an image to the next
+    images: int
+
+
+@inner
+def nchw(first, images, channel, channels, pixels):
+    """The Place of a channel of the images [first, first + images) of a tensor [N, channels, pixels]."""
+    return Place((first * channels + channel) * pixels, channels * pixels, images)
+
+
+@inner
+def one_row(start):
+    """The Place of a channel of a group that lies in one row."""
+    return Place(start, 0, 1)
 
 
 @inner
@@ -26,15 +48,15 @@ def address(array, position):
 
 
 @inner
-def spread(planes, x, start, step, count, w, places, scale, shift, floor):
+def spread(planes, x, place, w, places, scale, shift, floor):
     """planes = max(floor, scale * x + shift)."""
     stride = w.column_stride
-    for image in range(count):
+    for image in range(place.images):
         for row in range(w.height):
             for column in range(stride):
                 at = places[row * stride + column]
                 if at >= 0:
-                    first, at = start + image * step + row * w.width, at + image * w.rows * w.pitch
+                    first, at = place.start + image * place.step + row * w.width, at + image * w.rows * w.pitch
                     if stride == 1:
                         scale_row(address(planes, at), address(x, first), w.width, scale, shift, floor)
                     else:
@@ -46,14 +68,15 @@ def spread(planes, x, start, step, count, w, places, scale, shift, floor):
 
 
 @inner
-def collect(dx, start, step, count, w, places, gradient, values, masked, add):
+def collect(dx, place, w, places, gradient, values, masked, add):
     """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the way back of spread."""
     stride = w.column_stride
-    for image in range(count):
+    for image in range(place.images):
         for row in range(w.height):
             for column in range(stride):
                 at = places[row * stride + column]
-                first, size = start + image * step + row * w.width, (w.width - column + stride - 1) // stride
+                first = place.start + image * place.step + row * w.width
+                size = (w.width - column + stride - 1) // stride
                 to = dx[first + column:first + w.width]
                 if at < 0:
                     for k in range(0 if add else size):
@@ -74,55 +97,56 @@ def collect(dx, start, step, count, w, places, gradient, values, masked, add):
 
 
 @inner
-def from_line(out, start, step, line, count, w, scale, shift):
+def from_line(out, place, line, w, scale, shift):
     """out = scale * line + shift."""
-    for image in range(count):
+    for image in range(place.images):
         for row in range(w.out_height):
-            at, to = (image * w.rows + row) * w.pitch, start + image * step + row * w.out_width
+            at, to = (image * w.rows + row) * w.pitch, place.start + image * place.step + row * w.out_width
             scale_row(address(out, to), address(line, at), w.out_width, scale, shift, NO_FLOOR)
 
 
 @inner
-def to_line(line, d, f, start, step, count, w, c0, c1, c2):
-    """line = c0 * d + c1 * f + c2, with what lies between the rows as it was."""
-    for image in range(count):
+def to_line(line, d, f, place, w, coefficients):
+    """line = c0 * d + c1 * f + c2 of three coefficients, with what lies between the rows as it was."""
+    for image in range(place.images):
         for row in range(w.out_height):
-            at, first = (image * w.rows + row) * w.pitch, start + image * step + row * w.out_width
-            combine_rows(address(line, at), address(d, first), address(f, first), w.out_width, c0, c1, c2)
+            at, first = (image * w.rows + row) * w.pitch, place.start + image * place.step + row * w.out_width
+            combine_rows(address(line, at), address(d, first), address(f, first), w.out_width,
+                         coefficients[0], coefficients[1], coefficients[2])
 
 
 @inner
-def copy_to_line(line, x, start, step, count, w):
+def copy_to_line(line, x, place, w):
     """line = x, with what lies between the rows as it was."""
-    for image in range(count):
+    for image in range(place.images):
         for row in range(w.out_height):
-            at, first = (image * w.rows + row) * w.pitch, start + image * step + row * w.out_width
+            at, first = (image * w.rows + row) * w.pitch, place.start + image * place.step + row * w.out_width
             scale_row(address(line, at), address(x, first), w.out_width, ONE, ZERO, NO_FLOOR)
 
 
 @inner
-def moments_of(result, x, start, step, count, pixels):
+def moments_of(result, x, place, pixels):
     """result = mean and sum of squared deviations of a channel."""
     total = ZERO
-    for image in range(count):
-        some = x[start + image * step:][:pixels]
+    for image in range(place.images):
+        some = x[place.start + image * place.step:][:pixels]
         for p in range(pixels):
             total += some[p]
-    mean, squares, rest = total / np.float32(count * pixels), ZERO, ZERO
-    for image in range(count):
-        some = x[start + image * step:][:pixels]
+    mean, squares, rest = total / np.float32(place.images * pixels), ZERO, ZERO
+    for image in range(place.images):
+        some = x[place.start + image * place.step:][:pixels]
         for p in range(pixels):
             squares += (some[p] - mean) * (some[p] - mean)
             rest += some[p] - mean  # what rounding has left
-    result[0], result[1] = mean + rest / np.float32(count * pixels), squares
+    result[0], result[1] = mean + rest / np.float32(place.images * pixels), squares
 
 
 @inner
-def two_sums(result, d, f, start, step, count, pixels, mean):
+def two_sums(result, d, f, place, pixels, mean):
     """Add the sums of d and of d * (f - mean) of a channel to result."""
     total = both = ZERO
-    for image in range(count):
-        one, other = d[start + image * step:][:pixels], f[start + image * step:][:pixels]
+    for image in range(place.images):
+        one, other = d[place.start + image * place.step:][:pixels], f[place.start + image * place.step:][:pixels]
         for p in range(pixels):
             total += one[p]
             both += one[p] * (other[p] - mean)

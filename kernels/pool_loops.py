@@ -1,9 +1,11 @@
 """The compiled poolings and weighted sums of blocks.py."""
+from typing import NamedTuple
+
 import numpy as np
 
 from kernels.compiled import floats, jit
 from kernels.depthwise import spread_gradient
-from kernels.images import LOWEST, ONE, ZERO, collect, fill, give_to_largest, largest, spread, two_sums
+from kernels.images import LOWEST, ONE, ZERO, collect, fill, give_to_largest, largest, nchw, one_row, spread, two_sums
 from kernels.products import correlate
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -11,70 +13,82 @@ from kernels.products import correlate
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Pool(NamedTuple):
+    """average: of a maximum if it is false; divisors [output pixels]: 1 / pixels of each window of an average, 1 for a
+    maximum. weight: the result is multiplied by it. add: to what is there."""
+
+    average: bool
+    divisors: np.ndarray
+    weight: np.float32
+    add: bool
+
+
 @jit
-def pool_forward(x, out, divisors, average, weight, add, w, tables, s, begin, end):
-    """out (+)= weight * pool(x); divisors [output pixels]: 1 / pixels of each window of an average, 1 for a
-    maximum."""
+def pool_forward(x, out, pool, arrangement, begin, end):
+    """out (+)= weight * pool(x)."""
+    w, tables, s = arrangement
     inside, outside = w.height * w.width, w.out_height * w.out_width
     planes, line = np.empty(w.block, np.float32), np.empty(w.line, np.float32)
-    fill(planes, ZERO if average else LOWEST)
+    fill(planes, ZERO if pool.average else LOWEST)
     ones = np.ones(len(tables.taps), np.float32)
     for job in range(begin, end):
         first, c = job // s.channels * s.group, job % s.channels
         count = min(s.group, s.images - first)
-        spread(planes, x, (first * s.channels + c) * inside, s.channels * inside, count, w, tables.places,
-               ONE, ZERO, LOWEST)
-        if average:
+        spread(planes, x, nchw(first, count, c, s.channels, inside), w, tables.places, ONE, ZERO, LOWEST)
+        if pool.average:
             correlate(line, ones, planes, tables.taps, w.length)
         else:
             largest(line, planes, tables.taps, w.length)
+        place = nchw(first, count, c, s.channels, outside)
         for image in range(count):
             for row in range(w.out_height):
-                at, to = (image * w.rows + row) * w.pitch, ((first + image) * s.channels + c) * outside
-                some, target = line[at:at + w.out_width], out[to + row * w.out_width:][:w.out_width]
-                factors = divisors[row * w.out_width:][:w.out_width]
-                if add:
+                at, pixel = (image * w.rows + row) * w.pitch, row * w.out_width
+                some, to = line[at:at + w.out_width], out[place.start + image * place.step + pixel:][:w.out_width]
+                factors = pool.divisors[pixel:][:w.out_width]
+                if pool.add:
                     for k in range(w.out_width):
-                        target[k] += weight * factors[k] * some[k]
+                        to[k] += pool.weight * factors[k] * some[k]
                 else:
                     for k in range(w.out_width):
-                        target[k] = weight * factors[k] * some[k]
+                        to[k] = pool.weight * factors[k] * some[k]
 
 
 @jit
-def pool_backward(x, d, dx, divisors, average, weight, add, w, tables, s, products, begin, end):
+def pool_backward(x, d, dx, pool, arrangement, products, begin, end):
     """dx (+)= weight * g with g the gradient of x behind pool(x); products [jobs] = sum(g * x)."""
+    w, tables, s = arrangement
     inside, outside = w.height * w.width, w.out_height * w.out_width
     planes, gradient = np.empty(w.block, np.float32), np.zeros(w.block, np.float32)
-    line, values, ones = np.zeros(w.line, np.float32), np.empty(w.line, np.float32), np.ones(len(tables.taps),
-                                                                                             np.float32)
-    fill(planes, ZERO if average else LOWEST)
+    line, values = np.zeros(w.line, np.float32), np.empty(w.line, np.float32)
+    ones = np.ones(len(tables.taps), np.float32)
+    fill(planes, ZERO if pool.average else LOWEST)
     for job in range(begin, end):
         first, c = job // s.channels * s.group, job % s.channels
         count = min(s.group, s.images - first)
-        start, step = (first * s.channels + c) * inside, s.channels * inside
         fill(line, ZERO)
+        place = nchw(first, count, c, s.channels, outside)
         for image in range(count):
             for row in range(w.out_height):
-                at, to = (image * w.rows + row) * w.pitch + w.front, ((first + image) * s.channels + c) * outside
-                some, target = d[to + row * w.out_width:][:w.out_width], line[at:at + w.out_width]
-                factors = divisors[row * w.out_width:][:w.out_width]
+                at, pixel = (image * w.rows + row) * w.pitch + w.front, row * w.out_width
+                some, to = d[place.start + image * place.step + pixel:][:w.out_width], line[at:at + w.out_width]
+                factors = pool.divisors[pixel:][:w.out_width]
                 for k in range(w.out_width):
-                    target[k] = factors[k] * some[k]
-        spread(planes, x, start, step, count, w, tables.places, ONE, ZERO, LOWEST)
-        if average:
+                    to[k] = factors[k] * some[k]
+        place = nchw(first, count, c, s.channels, inside)
+        spread(planes, x, place, w, tables.places, ONE, ZERO, LOWEST)
+        if pool.average:
             spread_gradient(gradient, ones, line, tables, w)
         else:
             largest(values, planes, tables.taps, w.length)
             give_to_largest(gradient, line[w.front:], values, planes, tables.taps, w.length)
         total = ZERO
-        for k in range(len(tables.planes)):
-            given, some = gradient[tables.planes[k]:][:w.span], planes[tables.planes[k]:][:w.span]
+        for plane in range(len(tables.planes)):
+            given, some = gradient[tables.planes[plane]:][:w.span], planes[tables.planes[plane]:][:w.span]
             for p in range(w.span):
                 total += given[p] * some[p]
-                given[p] *= weight
+                given[p] *= pool.weight
         products[job] = total
-        collect(dx, start, step, count, w, tables.places, gradient, planes, False, add)
+        collect(dx, place, w, tables.places, gradient, planes, False, pool.add)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -107,4 +121,4 @@ def gradient_sums(addresses, mean, d, images, sums, begin, end):
             term = floats(addresses[t], len(d))
             for image in range(images * part // parts, images * (part + 1) // parts):
                 for c in range(channels):
-                    two_sums(sums[part, t, c], d, term, (image * channels + c) * pixels, 0, 1, pixels, mean[t, c])
+                    two_sums(sums[part, t, c], d, term, one_row((image * channels + c) * pixels), pixels, mean[t, c])

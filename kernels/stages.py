@@ -7,7 +7,7 @@ from kernels.compiled import on_all_cores
 from kernels.images import NO_FLOOR, ZERO
 from kernels.pool_loops import add_up
 from kernels.units import EMPTY, view
-from kernels.windows import Shape
+from kernels.windows import Arrangement, Shape
 from runtime.parallel import cpu_threads
 
 
@@ -28,12 +28,13 @@ class Stage:
         self.weights = [[next(tensors) for _ in convolution.layers] for convolution in unit.convolutions]
 
     def _convolutions(self):
-        """For each convolution its tensors, Window, Tables and Shape."""
+        """For each convolution its tensors and its Arrangement."""
         first = 0
         for convolution, tensors in zip(self.unit.convolutions, self.weights):
             w, tables, group, _ = convolution.arrangement(self.x_shape)
-            yield convolution, tensors, w, tables, Shape(self.x_shape[0], group, convolution.channels,
-                                                         convolution.filters, convolution.groups, first, self.shape[1])
+            shape = Shape(self.x_shape[0], group, convolution.channels, convolution.filters, convolution.groups, first,
+                          self.shape[1])
+            yield convolution, tensors, Arrangement(w, tables, shape)
             first += convolution.filters
 
     def forward(self, direct):
@@ -49,11 +50,13 @@ class Stage:
         after = np.stack([self.scale, self.shift], 1) if f is direct else np.tile(np.float32([1, 0]), (c, 1))
         pixels = self.shape[2] * self.shape[3]
         means, squares = [], []
-        for convolution, tensors, w, tables, shape in self._convolutions():
+        for convolution, tensors, arrangement in self._convolutions():
+            shape = arrangement.shape
             jobs = -(-n // shape.group)
             moments = np.empty((jobs if self.trains else 0, shape.filters, 2), np.float32)
-            on_all_cores(forward_pass, jobs, Forward(self.x, *convolution.weights(tensors), f), self.before, self.floor,
-                         after[shape.first:shape.first + shape.filters], w, tables, shape, moments)
+            arrays = Forward(self.x, *convolution.weights(tensors), f, self.before,
+                             after[shape.first:shape.first + shape.filters], moments)
+            on_all_cores(forward_pass, jobs, arrays, self.floor, arrangement)
             if self.trains:  # of all groups together, see Chan, Golub, LeVeque 1979
                 counts = np.minimum(shape.group, n - np.arange(jobs) * shape.group)[:, None] / n
                 of_groups = moments.astype(np.float64)
@@ -107,7 +110,8 @@ class Stage:
     def backward(self, d, coefficients, dx, add, mean, moments, wanted):
         """(the weights' gradients, the sums of dx and dx * (x - mean))."""
         weights, wanted = [], iter(wanted)
-        for convolution, tensors, w, tables, shape in self._convolutions():
+        for convolution, tensors, arrangement in self._convolutions():
+            tables, shape = arrangement[1:]
             weights_wanted = any([next(wanted) for _ in tensors])
             is_last = convolution is self.unit.convolutions[-1]
             parts = min(cpu_threads(), -(-shape.images // shape.group))
@@ -120,9 +124,9 @@ class Stage:
             weight = np.zeros((parts, shape.groups * rows * columns if weights_wanted else 0), np.float32)
             sums = np.zeros((parts, shape.channels, 2), np.float32)
             arrays = Backward(self.x, convolution.weights(tensors)[0], *convolution.weights_backwards(tensors, tables),
-                              self.f if self.trains else d, d, EMPTY if dx is None else dx)
-            on_all_cores(backward_pass, parts, arrays, self.before, self.floor,
-                         coefficients[shape.first:shape.first + shape.filters], mean, w, tables, shape,
+                              self.f if self.trains else d, d, EMPTY if dx is None else dx, self.before,
+                              coefficients[shape.first:shape.first + shape.filters], mean)
+            on_all_cores(backward_pass, parts, arrays, self.floor, arrangement,
                          Wanted(dx is not None, add, moments and is_last, weights_wanted, sums, depthwise, weight))
             add = True
             if convolution.separable:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import paddle.nn as nn
 
-from kernels.windows import Shape, window
+from kernels.windows import Arrangement, Shape, window
 from runtime.parallel import cpu_threads
 
 EMPTY = np.zeros(0, np.float32)
@@ -123,8 +123,8 @@ class Pooling:
         self.layer, self.average, self.shapes = layer, isinstance(layer, nn.AvgPool2D), {}
 
     def arrangement(self, x_shape):
-        """(Window, Tables, Shape, divisors, height and width of the output) for an input of this shape, None if
-        nothing comes out."""
+        """(Arrangement, divisors, height and width of the output) for an input of this shape, None if nothing comes
+        out."""
         if x_shape not in self.shapes:
             n, c, *sides = x_shape
             kernel, stride, padding = self.layer.ksize, self.layer.stride, self.layer.padding
@@ -137,8 +137,8 @@ class Pooling:
                 group = images_of_a_job(n, 1, out[0] * out[1])
                 counts = [np.minimum(start + kernel, side) - np.maximum(start, 0) for start, side in zip(starts, sides)]
                 divisors = (1 / np.outer(*counts) if self.average else np.ones(out)).astype(np.float32).ravel()
-                found = (*window(*sides, taps, (stride, stride), (padding, padding), out, group),
-                         Shape(n, group, c, c, 1, 0, c), divisors, out)
+                found = (Arrangement(*window(*sides, taps, (stride, stride), (padding, padding), out, group),
+                                     Shape(n, group, c, c, 1, 0, c)), divisors, out)
             self.shapes[x_shape] = found
         return self.shapes[x_shape]
 

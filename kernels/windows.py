@@ -63,6 +63,14 @@ class Shape(NamedTuple):
     total: int
 
 
+class Arrangement(NamedTuple):
+    """All of it, for one convolution or pooling."""
+
+    window: Window
+    tables: Tables
+    shape: Shape
+
+
 @functools.lru_cache(1024)
 def window(height, width, taps, stride, padding, out, images):
     """(Window, Tables) of a group of `images` images; taps: (row, column) of each, in padded pixels, where the window

@@ -24,6 +24,7 @@ import paddle.nn.functional as F
 from kernels.compiled import available
 from kernels.convolutions import is_pointwise, is_square, square_geometry
 from kernels.edges import POOLINGS, Edges
+from kernels.nodes import node_of
 from nas.stacked import SeparableUnits, StackedNorms, join, reduce_together, split
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
 
@@ -54,7 +55,7 @@ class FusedCell:
             active = active and [[*columns, weights.shape[1]] for columns in active]
             weights = paddle.concat([weights, skip_weight], axis=1)
         if edge_weights is not None:
-            weights, edge_weights = weights * edge_weights.unsqueeze(-1), edge_weights.unbind()
+            weights = weights * edge_weights.unsqueeze(-1)
         scales = Scales(weights, s0.shape[1] // partial, self.outgoing)
         states, mixed, kept = [s0, s1], [[] for _ in range(self.steps)], [[] for _ in range(self.steps)]
         for number, (edges, rows, pooling) in enumerate(zip(self.outgoing, self.rows, self.kept_poolings)):
@@ -63,8 +64,8 @@ class FusedCell:
                 c = x.shape[1] // partial
                 x, rest = x.split([c, x.shape[1] - c], axis=1)
                 rest = rest if pooling is None else pooling(rest)
-                for node, row in zip(kept[-len(rows):], rows):
-                    node.append(rest if edge_weights is None else edge_weights[row] * rest)
+                for node in kept[-len(rows):]:
+                    node.append(rest)
             parts = (edges(x, weights, scales) if active is None
                      else edges.some(x, weights, [active[row] for row in rows]))
             for node, terms in zip(mixed[-len(rows):], parts):
@@ -72,7 +73,9 @@ class FusedCell:
             if number > 0:
                 node = paddle.add_n(mixed[number - 1])
                 if partial > 1:
-                    node = F.channel_shuffle(paddle.concat([node, paddle.add_n(kept[number - 1])], axis=1), partial)
+                    first = sum(range(2, 1 + number))  # of the node's edges
+                    node = node_of(node, kept[number - 1],
+                                   None if edge_weights is None else edge_weights[first:first + 1 + number], partial)
                 states.append(node)
         return states[2:]
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import PROGRAMS, ROOT, needs_numba, relative_error
 
 import model_search
-from kernels import convolutions
+from kernels import convolutions, nodes
 from nas import fused
 from nas.acceleration import accelerate
 from nas.methods import DARTS
@@ -48,6 +48,31 @@ def test_the_edges_of_a_state_equal_paddles_operations(stride, size, images):
         results.append([value.numpy() for value in outs + gradients + statistics])
     for a, b in zip(*results):
         assert relative_error(a, b) < 1e-5
+
+@needs_numba
+@pytest.mark.parametrize('partial, weighted', [(4, True), (2, True), (4, False)])
+def test_a_node_of_partial_channels_equals_its_definition(partial, weighted):
+    """Against numpy in double precision: channel c of group g of the concatenation goes to c * partial + g."""
+    paddle.seed(0)
+    n, c, sides, edges = 3, 4, (5, 6), 3
+    mixed = paddle.randn([n, c, *sides])
+    kept = [paddle.randn([n, c * (partial - 1), *sides]) for _ in range(edges)]
+    weights = paddle.randn([edges])
+    upstream = paddle.randn([n, c * partial, *sides])
+    inputs = [mixed, *kept, *[weights] * weighted]
+    for tensor in inputs:
+        tensor.stop_gradient = False
+    out = nodes.node_of(mixed, kept, weights if weighted else None, partial)
+    gradients = paddle.grad((out * upstream).sum(), inputs)
+    one, terms, d = [np.float64(tensor.numpy()) for tensor in (mixed, paddle.stack(kept), upstream)]
+    strength = np.float64(weights.numpy()) if weighted else np.ones(edges)
+    order = [channel % c * partial + channel // c for channel in range(c * partial)]
+    together = np.concatenate([one, np.einsum('e,encij->ncij', strength, terms)], axis=1)
+    assert relative_error(out.numpy()[:, order], together) < 1e-6
+    d = d[:, order]
+    expected = [d[:, :c], *[d[:, c:] * weight for weight in strength], np.einsum('ncij,encij->e', d[:, c:], terms)]
+    for gradient, other in zip(gradients, expected):
+        assert relative_error(gradient.numpy(), other) < 1e-6
 
 
 def compare_convolution(layer, x):
