@@ -1,1 +1,15 @@
-"""Compiled loops for CPUs."""
+"""Loops over images, compiled for the CPU; each file needs only those above it:
+
+    compiled.py      compiles functions with numba and runs them on all cores
+    products.py      matrix products whose factors lie in memory as rows of pixels; the only file with LLVM's own language
+    windows.py       how images lie in memory while they are convolved or pooled: start here to read the loops
+    images.py        loops between tensors and that arrangement, sums over channels, windows of a maximum
+    depthwise.py     the gradients of a depthwise convolution
+    operation.py     how loops become an operation of Paddle with a gradient
+
+    convolutions.py  single depthwise and pointwise convolutions
+    nodes.py         a node of a cell with partial channels
+    blocks.py        chains of ReLU, convolution and batch norm, mixed operations, poolings: blocks.py says what is
+                     computed, stages.py and units.py prepare it, block_loops.py and pool_loops.py are the loops
+    edges.py         all edges that leave a state of a cell: edge_sizes.py, edge_loops.py and edge_pools.py likewise
+"""
