@@ -1,7 +1,7 @@
 """Loops over images, compiled for the CPU; each file needs only those above it:
 
     compiled.py      compiles functions with numba and runs them on all cores
-    products.py      matrix products whose factors lie in memory as rows of pixels; the only file with LLVM's own language
+    products.py      matrix products whose factors lie in memory as rows of pixels, in part in LLVM's own language
     windows.py       how images lie in memory while they are convolved or pooled: start here to read the loops
     images.py        loops between tensors and that arrangement, sums over channels, windows of a maximum
     depthwise.py     the gradients of a depthwise convolution

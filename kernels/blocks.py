@@ -18,11 +18,11 @@ which the way back through the convolution applies while it reads d and f. In ev
 import numpy as np
 import paddle
 
-from kernels.compiled import available, on_all_cores
+from kernels.compiled import available, on_all_cores, view
 from kernels.operation import Operation
 from kernels.pool_loops import Pool, add_up, gradient_sums, pool_backward, pool_forward
 from kernels.stages import Stage, addresses_of, stack
-from kernels.units import Pooling, Unit, view
+from kernels.units import Pooling, Unit
 
 IDENTITY, NOTHING = 'identity', 'nothing'  # operations of a Block
 

@@ -4,7 +4,9 @@ Without numba, on a GPU, in double precision and under to_static Paddle's operat
 """
 import concurrent.futures
 import contextlib
+import ctypes
 import functools
+import math
 import os
 import pathlib
 import sys
@@ -112,6 +114,15 @@ def on_all_cores(function, jobs, *arguments):
         function(*arguments, *bounds[:2])
     for other in others:
         other.result()
+
+
+EMPTY = np.zeros(0, np.float32)
+
+
+def view(tensor):
+    """The memory of a tensor on the CPU as a flat array; the tensor must be contiguous and outlive it."""
+    size = math.prod(tensor.shape)
+    return np.frombuffer((ctypes.c_float * size).from_address(tensor.data_ptr()), np.float32) if size else EMPTY
 
 
 floats = None

@@ -7,9 +7,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from kernels.compiled import addresses, available, floats, jit, on_all_cores
+from kernels.compiled import EMPTY, addresses, available, floats, jit, on_all_cores, view
 from kernels.operation import Operation
-from kernels.units import EMPTY, view
 
 PARTS = 16  # of the images, whose sums are put together afterwards, in the same order on any number of cores
 

@@ -3,10 +3,9 @@ import numpy as np
 import paddle
 
 from kernels.block_loops import Backward, Forward, Wanted, backward_pass, forward_pass
-from kernels.compiled import on_all_cores
+from kernels.compiled import EMPTY, on_all_cores, view
 from kernels.images import NO_FLOOR, ZERO
 from kernels.pool_loops import add_up
-from kernels.units import EMPTY, view
 from kernels.windows import Arrangement, Shape
 from runtime.parallel import cpu_threads
 

@@ -1,21 +1,12 @@
 """What blocks.py knows of its layers before there is an input: convolutions, units and poolings, their geometry and
 their weights as the passes of block_loops.py read them."""
-import ctypes
-import math
 
 import numpy as np
 import paddle.nn as nn
 
+from kernels.compiled import EMPTY, view
 from kernels.windows import Arrangement, Shape, window
 from runtime.parallel import cpu_threads
-
-EMPTY = np.zeros(0, np.float32)
-
-
-def view(tensor):
-    """The memory of a tensor on the CPU as a flat array; the tensor must be contiguous and outlive it."""
-    size = math.prod(tensor.shape)
-    return np.frombuffer((ctypes.c_float * size).from_address(tensor.data_ptr()), np.float32) if size else EMPTY
 
 
 def images_of_a_job(images, channels, pixels):
