@@ -53,7 +53,7 @@ def draw_method(axes, name, runs, quartiles):
                   marker='o' if len(points) == 1 else None)
     axes.set_title(name, loc='left', fontsize=10, weight='bold', color=DARK, parse_math=False)
     axes.set_xlabel('epoch', color=FAINT)
-    axes.tick_params(length=2, labelsize=8, colors=FAINT)
+    axes.tick_params(length=2, labelsize=8, colors=FAINT, labelbottom=True)  # also above an empty place
 
 
 def read_results(path, flag):
