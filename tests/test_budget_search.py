@@ -155,8 +155,8 @@ def test_an_impossible_limit_on_images_of_unknown_classes_is_refused_once_they_a
 def test_every_search_logs_the_size_of_its_cell_and_a_limit_that_is_never_reached_changes_no_bit_of_it(tmp_path):
     runs = {}
     for name, flags in (('free', []), ('limited', ['--max_macs=9G'])):
-        result = run(tmp_path, 'search.py', *SMALL, '--method=GDAS', '--epochs=2', '--use_multiprocess=False',
-                     '--model_save_dir=' + name, *flags)
+        result = run(tmp_path, 'search.py', *SMALL, '--method=GDAS', '--epochs=1', '--layers=1',
+                     '--use_multiprocess=False', '--model_save_dir=' + name, *flags)
         assert result.returncode == 0, result.stderr
         network = NetworkCIFAR(16, 10, 5, False, get_genotype(str(tmp_path / name)))
         assert (f'the network of this cell (16 channels, 5 cells, 10 classes): {count_macs(network, [3, 8, 8]):,} '
