@@ -239,7 +239,9 @@ def derive(args):
     else:
         genotype = budget.genotype(network) if budget else network.genotype()
     if rank() == 0:
-        report(genotype, args, DATA_NAMES, image_shape(args), args.class_num)
+        defaults = parse_arguments([])  # for the training command; which flags the search was given is not kept
+        given = {name for name in DATA_NAMES if getattr(args, name) != getattr(defaults, name)}
+        report(genotype, args, given, image_shape(args), args.class_num)
 
 
 def supernet(args, class_num, method):

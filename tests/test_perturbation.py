@@ -160,7 +160,7 @@ def test_the_command_on_a_searched_folder(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()}
     derived = run(tmp_path, 'search.py', '--derive=run', '--use_multiprocess=False')
     assert derived.returncode == 0, derived.stderr
-    assert derived.stdout.splitlines()[0] == result.stdout.splitlines()[0]
+    assert derived.stdout == result.stdout
     derived = run(tmp_path, 'search.py', '--derive=run', '--by=perturbation', '--tune_epochs=1',
                   '--use_multiprocess=False')
     assert derived.returncode == 0, derived.stderr
