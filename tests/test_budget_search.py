@@ -9,11 +9,14 @@ from conftest import SMALL, check_refusal, run
 from test_budget import small_budget
 from test_image_folders import colour_images
 
-from genotypes import DARTS_V2, Genotype, get_genotype
+from genotypes import DARTS_V2, PRIMITIVES, Genotype, get_genotype
 from model import NetworkCIFAR
 from model_search import Network
 from nas.budget import size_line
 from nas.collapse import EarlyStop
+from nas.cost import COUNTS
+from nas.feasible import smallest
+from nas.latency import latency_costs
 from nas.methods import METHODS
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions
 from nas.searcher import DARTSearch
@@ -134,6 +137,25 @@ def test_ten_short_searches_meet_their_limits(tmp_path, method, macs, params):
     network = NetworkCIFAR(16, 10, 5, False, genotype)
     assert macs is None or count_macs(network, [3, 8, 8]) <= amount(macs)
     assert params is None or count_parameters(network) <= amount(params)
+
+
+def test_a_search_meets_a_limit_in_milliseconds_by_its_table(tmp_path):
+    """A table is given in which a multiply-add takes 10 ns, so that the test does not depend on the machine."""
+    def measure(entries):
+        return {name: 10 * COUNTS['macs'](layer, shape[1:], name) for name, (layer, shape) in entries.items()}
+    costs = latency_costs(lambda genotype: NetworkCIFAR(4, 10, 3, False, genotype), [3, 8, 8], primitives=PRIMITIVES,
+                          steps=4, size='NetworkCIFAR, 4 channels, 3 cells', path=str(tmp_path / 'latency.json'),
+                          measure=measure)
+    limit = int(1.05 * smallest(METHODS['DARTS'](), costs, 4, 4))
+    result = run(tmp_path, 'search.py', *SMALL, '--layers=1', '--epochs=1', '--use_multiprocess=False',
+                 '--model_save_dir=run', '--budget_channels=4', '--budget_layers=3', f'--max_latency_ms={limit / 1e6}')
+    assert result.returncode == 0, result.stderr
+    assert 'measuring' not in result.stderr
+    genotype = get_genotype(str(tmp_path / 'run'))
+    network = NetworkCIFAR(4, 10, 3, False, genotype)
+    line = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text())
+    assert line['latency_ns'] == costs.of(genotype) == 10 * count_macs(network, [3, 8, 8]) <= limit
+    assert line['max_latency_ns'] == limit
 
 
 @pytest.mark.parametrize('flags, low', [
