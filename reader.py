@@ -221,6 +221,11 @@ def image_shape(args):
     return [3, size, size]
 
 
+def usual_class_count(args):
+    """The number of classes of a data set; None where only reading it tells."""
+    return {'cifar10': 10, 'cifar100': 100, 'digits': 10}.get(_dataset(args))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Other data sets
 # ---------------------------------------------------------------------------------------------------------------------

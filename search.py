@@ -128,7 +128,7 @@ def parse_arguments(argv=None):
     if args.dataset == 'imagenet' and 'class_num' not in given:
         args.class_num = 1000  # for --summary, which reads no data
     check_search_flags(parser, args)
-    budget_flags.check_budget_flags(parser, args)
+    budget_flags.check_budget_flags(parser, args, given)
     return args
 
 
@@ -186,26 +186,29 @@ def main():
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
     from nas.budget import make_budget
     from nas.methods import METHODS
-    from reader import class_count, train_search
+    from reader import class_count, image_shape, train_search, usual_class_count
     from training.summary import summary
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
     method = METHODS[args.method](**method_options(args))
     if args.summary:
-        from reader import image_shape
         network = supernet(args, args.class_num, method)
         print(summary(network, image_shape(args), args.batch_size))
         return
+    budget, expected = None, (args.class_num if 'class_num' in given else usual_class_count(args), image_shape(args))
+    if expected[0] is not None:  # impossible limits are refused before data is downloaded and read
+        budget = make_budget(args, method, evaluation_network(args, expected[0]), expected[1])
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
+    shape = list(train_loader.source.image_shape)
     network = supernet(args, class_num, method)
-    image_shape = train_loader.source.image_shape
-    budget = make_budget(args, network, evaluation_network(args, class_num), image_shape)
+    if (class_num, shape) != expected:
+        budget = make_budget(args, method, evaluation_network(args, class_num), shape)
     searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num),
                              budget=budget)
     genotype = searcher.train()
     if rank() == 0:
-        report(genotype, args, given, image_shape)
+        report(genotype, args, given, shape, class_num)
 
 
 def derive(args):
@@ -226,7 +229,9 @@ def derive(args):
     derivation.begin_stage_of(method, result.get('stage', 1))
     network = supernet(args, args.class_num, method)
     derivation.load_supernet(network, args.derive, result['epoch'])
-    budget = make_budget(args, network, evaluation_network(args, args.class_num), image_shape(args))
+    logger.info('%s: the parameters of epoch %d (counted from 0) of a search of %d', args.derive, result['epoch'],
+                args.epochs)
+    budget = make_budget(args, method, evaluation_network(args, args.class_num), image_shape(args))
     if by_perturbation:
         from nas.perturbation import derive_by_perturbation
         loaders = train_search(args.batch_size, args.train_portion, True, args)
@@ -234,7 +239,9 @@ def derive(args):
     else:
         genotype = budget.genotype(network) if budget else network.genotype()
     if rank() == 0:
-        report(genotype, args, DATA_NAMES, image_shape(args))
+        defaults = parse_arguments([])  # for the training command; which flags the search was given is not kept
+        given = {name for name in DATA_NAMES if getattr(args, name) != getattr(defaults, name)}
+        report(genotype, args, given, image_shape(args), args.class_num)
 
 
 def supernet(args, class_num, method):
@@ -292,7 +299,7 @@ def make_searcher(network, train_loader, valid_loader, place, flags, cell_figure
 
 def draw(args, given):
     """Write --samples random genotypes, <number>/genotype.json; the first one is genotype.json too."""
-    from reader import image_shape
+    from reader import image_shape, usual_class_count
     from runtime.files import refuse_to_overwrite, remove_numbered, write_text
     generator = random.Random(args.seed)
     genotypes = [random_genotype(generator) for _ in range(args.samples)]
@@ -306,11 +313,15 @@ def draw(args, given):
                              'sample': sample, 'dataset': args.dataset})
         for folder in [os.path.join(args.model_save_dir, str(sample))] + [args.model_save_dir] * (sample == 0):
             write_text(os.path.join(folder, 'genotype.json'), text)
-    report(genotypes[0], args, given, image_shape(args))
+    report(genotypes[0], args, given, image_shape(args),
+           args.class_num if 'class_num' in given else usual_class_count(args) or args.class_num)
 
 
-def report(genotype, args, given, image_shape):
-    """Print the result, and the command that trains it on images of image_shape [3, H, W], on standard output."""
+def report(genotype, args, given, image_shape, class_num):
+    """Log how large the network of the result is, on images of image_shape [3, H, W], and print the result and the
+    command that trains it on standard output."""
+    from nas.budget import size_line
+    logger.info('%s', size_line(args, genotype, evaluation_network(args, class_num), image_shape))
     genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
     if args.derive is None or args.by != 'strength':
         logger.info('written: %s', genotype_path)

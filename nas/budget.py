@@ -17,12 +17,14 @@ import math
 import numpy as np
 import paddle
 
-from nas.budget_flags import LIMITS, evaluation_of, evaluation_size, limits_of, shown
+from genotypes import connected_states
+from nas.budget_flags import LIMITS, evaluation_of, evaluation_size, limits_of, shown, trained_shape
 from nas.cost import count_costs
 from nas.feasible import smallest, strongest
 from nas.latency import latency_costs
 from runtime.errors import UserError
 from runtime.log import logger
+from training.summary import count_macs, count_parameters
 
 
 class Budget:
@@ -37,17 +39,20 @@ class Budget:
         self.costs, self.limits = costs, limits
         self.last = None  # (strengths as bytes, the cell derived from them)
 
-    def check(self, model):
-        """Raise UserError for limits that no cell of the supernet's method meets; it names the smallest possible."""
+    def check(self, method, steps, multiplier):
+        """Raise UserError for limits that no cell of a method meets; it names the smallest possible.
+
+        steps, multiplier: nodes of a cell, and how many of the last ones its output concatenates.
+        """
         for name, limit in self.limits.items():
             flag, unit, _ = LIMITS[name]
-            low = smallest(model.method, self.costs[name], model._steps, model._multiplier)
+            low = smallest(method, self.costs[name], steps, multiplier)
             if limit < low:
                 raise UserError(f'--{flag}: {shown(name, limit)} is not allowed: the smallest cell of '
-                                f'{model.method.name} gives a network of {shown(name, low, math.ceil)} {unit}; give '
+                                f'{method.name} gives a network of {shown(name, low, math.ceil)} {unit}; give '
                                 f'at least that')
         ones = {kind: np.ones(values.shape) for kind, values in self._any_cost().operation.items()}
-        if self._strongest(model, ones, any_strength=True) is None:
+        if self._strongest(method, multiplier, ones, any_strength=True) is None:
             raise UserError(' and '.join(f'--{LIMITS[name][0]}={shown(name, limit)}'
                                          for name, limit in self.limits.items())
                             + ': no cell meets them together; give a larger limit')
@@ -125,14 +130,14 @@ class Budget:
         return all(costs[name] is None or costs[name] <= limit for name, limit in self.limits.items())
 
     def _within(self, model, strengths):
-        found = self._strongest(model, strengths)
+        found = self._strongest(model.method, model._multiplier, strengths)
         if found is None:  # a threshold of the method leaves none: the strongest edges below it
-            found = self._strongest(model, strengths, any_strength=True)
+            found = self._strongest(model.method, model._multiplier, strengths, any_strength=True)
         return found
 
-    def _strongest(self, model, strengths, any_strength=False):
-        return strongest(model.method, strengths, [self.costs[name] for name in self.limits],
-                         list(self.limits.values()), model._multiplier, any_strength)
+    def _strongest(self, method, multiplier, strengths, any_strength=False):
+        return strongest(method, strengths, [self.costs[name] for name in self.limits],
+                         list(self.limits.values()), multiplier, any_strength)
 
     def _difference(self, own, found):
         """The line of the log where the cell is not the one that the strengths alone give."""
@@ -169,24 +174,42 @@ def _nodes(edges):
     return np.stack(rows)
 
 
-def make_budget(args, supernet, make_network, image_shape):
+def make_budget(args, method, make_network, image_shape, steps=4, multiplier=4):
     """The Budget that the flags describe; None without a limit.
 
-    supernet: of model_search.py. make_network: Genotype -> the network that is trained after the search.
-    image_shape: [3, H, W] of the searched images. Raises UserError for limits that no cell meets.
+    method: an object of nas/methods.py. make_network: Genotype -> the network that is trained after the search.
+    image_shape: [3, H, W] of the searched images. steps, multiplier: those of the supernet. Raises UserError for limits
+    that no cell meets.
     """
     limits = limits_of(args)
     if not limits:
         return None
-    size = evaluation_of(args.dataset)['image_size']
-    shape = image_shape if size is None else [3, size, size]
-    space = dict(primitives=supernet.method.primitives, steps=supernet._steps)
+    shape = trained_shape(args.dataset, image_shape)
+    space = dict(primitives=method.primitives, steps=steps)
+    random_state = paddle.get_rng_state()  # the networks that are counted draw weights; the search must not notice
     costs = count_costs(make_network, shape, **space)
     if 'latency_ns' in limits:
         size = evaluation_size(args)
         costs['latency_ns'] = latency_costs(
             make_network, shape, **space, path=args.latency_table, batch_size=args.latency_batch_size,
             size=f'{evaluation_of(args.dataset)["network"]}, {size["init_channels"]} channels, {size["layers"]} cells')
+    paddle.set_rng_state(random_state)
     budget = Budget(costs, limits)
-    budget.check(supernet)
+    budget.check(method, steps, multiplier)
     return budget
+
+
+def size_line(args, genotype, make_network, image_shape):
+    """A line for the log: how large the network of a genotype is that is trained after the search.
+
+    make_network, image_shape: as for make_budget.
+    """
+    if not all(set(getattr(genotype, kind + '_concat')) & set(connected_states(getattr(genotype, kind)))
+               for kind in ('normal', 'reduce')):
+        return 'a cell without an edge to its output gives no network'
+    network, size = make_network(genotype), evaluation_size(args)
+    shape = trained_shape(args.dataset, image_shape)
+    return (f'the network of this cell ({size["init_channels"]} channels, {size["layers"]} cells, '
+            f'{network.classifier.weight.shape[1]} classes): {count_macs(network, shape):,} multiply-adds for an image '
+            f'of {shape[1]}x{shape[2]}, {count_parameters(network, auxiliary=False):,} parameters without auxiliary '
+            'classifier')

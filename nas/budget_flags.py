@@ -35,6 +35,12 @@ def evaluation_of(dataset):
     return EVALUATION.get(dataset, CIFAR_EVALUATION)
 
 
+def trained_shape(dataset, image_shape):
+    """The shape [3, H, W] of the images that a cell is trained on. image_shape: that of the searched images."""
+    size = evaluation_of(dataset)['image_size']
+    return list(image_shape) if size is None else [3, size, size]
+
+
 def limits_of(args):
     """{name of a cost: limit} of those that are limited."""
     values = {name: (getattr(args, flag), factor) for name, (flag, _, factor) in LIMITS.items()}
@@ -53,11 +59,15 @@ def evaluation_size(args):
     return {size: getattr(args, flag) or row[size] for flag, size in SIZE_FLAGS.items()}
 
 
-def check_budget_flags(parser, args):
-    """Refuse flags that do not go together."""
+def check_budget_flags(parser, args, names):
+    """Refuse flags that do not go together. names: of the flags that were given."""
     given = [LIMITS[name][0] for name in limits_of(args)]
     sizes = [name for name in SIZE_FLAGS if getattr(args, name) is not None]
     if given and args.method == 'random':
         parser.error(f'argument --{given[0]}: --method=random draws any cell; give another --method')
     if sizes and not given:
         parser.error(f'argument --{sizes[0]}: goes with a limit, such as --max_macs=600M')
+    for name in ('latency_table', 'latency_batch_size'):
+        # the flags that --derive takes from a search have them in any case
+        if name in names and args.max_latency_ms is None and args.derive is None:
+            parser.error(f'argument --{name}: goes with --max_latency_ms')

@@ -22,7 +22,7 @@ from nas.cost import count_costs
 from runtime.errors import UserError
 from runtime.files import MAX_JSON_BYTES, UnreadableFile, read_json, write_text
 from runtime.log import logger
-from runtime.parallel import cpu_threads
+from runtime.parallel import broadcast, cpu_threads, first_rank_first, world_size
 
 ROUNDS = 50  # passes of each entry
 PROBES = 4  # random cells whose networks are measured
@@ -63,28 +63,42 @@ def latency_costs(make_network, image_shape, *, primitives, steps, size, path, b
     """The CellCosts of a network's latency in nanoseconds, for a batch [batch_size, 3, H, W].
 
     size: a text that names the network's size, for the table. path: the JSON file with the tables; what it does not
-    have is measured, by measure(entries), and added to it. The other arguments are those of nas.cost.count_costs.
+    have is measured, by measure(entries), and added to it; of several processes, each machine's first one measures, and
+    all of them use what rank 0 found. The other arguments are those of nas.cost.count_costs.
     Raises UserError for a file that holds something else.
     """
-    tables = _read(path)
     name = f'{device_name()}; {size}, images {"x".join(map(str, image_shape))}, batch size {batch_size}'
-    table, missing = tables.setdefault(name, {}), {}
+
+    table, entries = dict(_read(path).get(name, {})), {}
 
     def look_up(layer, shape, entry):
-        if entry not in table:
-            missing.setdefault(entry, (layer, [batch_size, *shape]))
+        entries.setdefault(entry, (layer, [batch_size, *shape]))
         return table.get(entry, 0)
 
     def costs():
         return count_costs(make_network, image_shape, primitives=primitives, steps=steps,
                            measures={'latency_ns': look_up}, probes=PROBES)['latency_ns']
     found = costs()
+    if world_size() == 1 and entries.keys() <= table.keys():
+        return found
+    with first_rank_first():
+        table = _measured(path, name, entries, measure)
+    values = paddle.to_tensor([table[entry] for entry in entries], 'int64')
+    broadcast([values])
+    table.update(zip(entries, values.tolist()))
+    return costs()
+
+
+def _measured(path, name, entries, measure):
+    """{entry: nanoseconds} of a file's table of that name, once it has all entries."""
+    tables = _read(path)
+    table = tables.setdefault(name, {})
+    missing = {entry: value for entry, value in entries.items() if entry not in table}
     if missing:
         logger.info('measuring %d latencies on %s, for %s', len(missing), name, path)
         table.update(measure(missing))
         write_text(path, json.dumps(tables, indent=1) + '\n')
-        found = costs()
-    return found
+    return table
 
 
 def _read(path):

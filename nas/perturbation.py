@@ -22,7 +22,7 @@ from nas.options import CheckpointOptions, MonitorOptions, WeightOptions
 from nas.searcher import DARTSearch
 from runtime.files import refuse_to_overwrite, write_text
 from runtime.log import logger
-from runtime.parallel import rank
+from runtime.parallel import check_agreement, rank
 from training.engine import evaluate, sync_ranks
 
 ORDER = 4  # the stream of random numbers of the order; pipeline/loader.py and nas/searcher.py have the others
@@ -85,6 +85,10 @@ class PerturbationDerivation(DARTSearch):
             refuse_to_overwrite(self.save_dir, ['genotype.json'])
         self.run.start(self.checkpoint.resume)
         self._restore_stage(self.run.results)
+        operations = sum(name != 'none' for name in self.method.primitives)
+        logger.info('%d decisions, after the evaluation of %d removals in all; %d epochs of the weights between them',
+                    len(self.todo), sum(2 + node if edge is None else operations for _, node, edge in self.todo),
+                    self.num_epochs)
         with self.run:
             for epoch in range(self.run.epoch, self.num_epochs):
                 self._epoch(epoch)
@@ -137,6 +141,7 @@ class PerturbationDerivation(DARTSearch):
             decision['without'] = {str(source): self._evaluate((kind, edge_number(node, source), None))
                                    for source in range(2 + node)}
             decision['kept'] = ranked(decision['without'])[:2]
+        check_agreement([paddle.to_tensor(list(decision['without'].values()), 'float64')], 'the removals')
         self._apply(decision)
         self.decisions.append(decision)
         logger.info('decision %d of %d: %s', number + 1, len(self.todo), sentence(decision))

@@ -35,7 +35,7 @@ needs_numba = pytest.mark.skipif(compiled.numba is None, reason='numba is not in
 
 # `make test-fast` leaves out what is marked slow: tests whose names begin like these, tests that run whole scripts
 # unless those end within a second, the full set of parity numbers, and whatever has @pytest.mark.slow.
-SLOW = ('test_budget.py', 'test_perturbation.py', 'test_resume.py', 'test_parallel.py', 'test_stages.py',
+SLOW = ('test_budget', 'test_perturbation.py', 'test_resume.py', 'test_parallel.py', 'test_stages.py',
         'test_train.py', 'test_parity_methods.py', 'test_onnx.py::test_every_cell', 'test_onnx.py::test_an_exported',
         'test_onnx.py::test_a_network', 'test_hostile_inputs.py', 'test_bad_input.py::test_a_wrong_input',
         'test_parity_search.py::test_trajectory', 'test_parity_network.py::test_parameters',
@@ -72,7 +72,7 @@ LONG = ('test_resume.py::test_killed_at_random_moments_it_ends_with_the_same_bit
         'test_methods.py::test_a_search_with_each_method[DARTS--True]',
         'test_methods.py::test_a_search_with_each_method[DrNAS-True]',
         'test_train.py::test_an_exported_model_gives_the_networks_logits_on_real_images[jit]',
-        'test_onnx.py::test_every_cell', 'test_budget.py::test_ten_short_searches',
+        'test_onnx.py::test_every_cell', 'test_budget_search.py::test_ten_short_searches',
         'test_perturbation.py::test_the_command_on_a_searched_folder',
         *(f'test_perturbation.py::test_every_method_derives_a_whole_cell_and_resumes_to_the_same_bits[{method}]'
           for method in ('PC-DARTS', 'DARTS-', 'FairDARTS', 'GDAS', 'DrNAS')),

@@ -58,6 +58,7 @@ WRONG_ARGUMENTS = {
     '--max_params=nan': 'give a whole number above 0',
     '--max_latency_ms=0': 'above 0',
     '--budget_channels=1': 'from 2 to 4096',
+    '--latency_batch_size=2': 'argument --latency_batch_size: goes with --max_latency_ms',
     '--budget_layers=6': 'argument --budget_layers: goes with a limit, such as --max_macs=600M',
     '--epoch=3': 'there is no flag --epoch; did you mean --epochs?',
     '--qqq': 'there is no flag --qqq, see --help',

@@ -40,6 +40,33 @@ def test_two_ranks_begin_the_second_stage_of_drnas_together(tmp_path):
     assert [json.loads(line)['stage'] for line in lines] == [1, 2]
 
 
+@pytest.mark.parametrize('images', ['all', 'split'])
+def test_two_ranks_derive_the_same_cell_by_removals(tmp_path, images):
+    """Where both ranks have all images, they derive to the bit what one process does; batch norm normalises with the
+    images of its own process, so shares of 3 and 5 give other accuracies, but the same ones on both ranks."""
+    status, logs = run_ranks(tmp_path, WORKER, 'two', 'derive', images)
+    assert status == 0, logs
+    ranks = [json.loads((tmp_path / f'two.rank{r}.json').read_text()) for r in (0, 1)]
+    assert ranks[0] == ranks[1] and len(ranks[0]['decisions']) == 12
+    lines = (tmp_path / 'two' / 'removals.jsonl').read_text().splitlines()
+    assert [json.loads(line) for line in lines] == ranks[0]['decisions']
+    if images == 'all':
+        assert run(tmp_path, WORKER, 'one', 'derive', images).returncode == 0
+        assert json.loads((tmp_path / 'one.rank0.json').read_text()) == ranks[0]
+    else:  # 3 batches of 8 images, each counted once
+        accuracies = [accuracy for decision in ranks[0]['decisions'] for accuracy, _ in decision['without'].values()]
+        assert all(abs(24 * accuracy - round(24 * accuracy)) < 1e-4 for accuracy in accuracies)
+
+
+def test_two_ranks_have_the_latencies_that_the_first_one_measured(tmp_path):
+    status, logs = run_ranks(tmp_path, WORKER, 'two', 'latency')
+    assert status == 0, logs
+    ranks = [json.loads((tmp_path / f'two.rank{r}.json').read_text()) for r in (0, 1)]
+    assert [found['measured'] for found in ranks] == [1, 0] and ranks[0]['costs'] == ranks[1]['costs']
+    (table,) = json.loads((tmp_path / 'two.latencies').read_text()).values()
+    assert list(table.values()) == list(range(len(table)))
+
+
 @pytest.mark.parametrize('batch_size', [8, 10])  # 101 images: three ranks' last batches hold 5 or 11 of them
 def test_ranks_read_disjoint_images_and_together_all(monkeypatch, batch_size):
     """Three ranks with batch b read what one rank reads with batch 3 b, in training; the test set exactly once."""

@@ -2,7 +2,11 @@
 
     python parallel_worker.py OUT METHOD UNROLLED          writes OUT.rankN.npz
     python parallel_worker.py OUT disagree                 check_agreement with other alphas on rank 1
+    python parallel_worker.py OUT derive all|split         a cell by removals: OUT.rankN.json; all: images not split
+    python parallel_worker.py OUT latency                  a table whose times differ on the ranks: OUT.rankN.json
 """
+import hashlib
+import json
 import os
 import sys
 
@@ -11,7 +15,11 @@ import paddle
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from genotypes import PRIMITIVES  # noqa: E402
+from model import NetworkCIFAR  # noqa: E402
 from model_search import Network  # noqa: E402
+from nas.latency import latency_costs  # noqa: E402
+from nas.perturbation import PerturbationDerivation  # noqa: E402
 from nas.searcher import DARTSearch  # noqa: E402
 from runtime.log import quiet_warnings, start_logging  # noqa: E402
 from runtime.parallel import check_agreement, rank, select_device, world_size  # noqa: E402
@@ -28,6 +36,32 @@ def share(batch):
     return [part[:3] if rank() == 0 else part[3:] for part in batch]
 
 
+def derive(out, place, images, labels, is_split):
+    """Derive a cell of two nodes and write the decisions and a digest of the weights."""
+    model = Network(4, 3, 1, 'DARTS', steps=2, multiplier=2)
+    batches = [share(batch) if is_split else list(batch) for batch in zip(images, labels)]
+    derivation = PerturbationDerivation(model, lambda: batches, lambda: batches, place, epoch=0, epochs=1,
+                                        tune_epochs=1, save_dir=out, learning_rate=0.05)
+    genotype = derivation.train()
+    weights = hashlib.sha256(b''.join(weight.numpy().tobytes() for weight in derivation.weights)).hexdigest()
+    with open(f'{out}.rank{rank()}.json', 'w') as file:
+        json.dump({'decisions': derivation.decisions, 'genotype': str(genotype), 'weights': weights}, file)
+
+
+def latencies(out):
+    """Write the costs by a table that each rank would measure differently, and how often this rank measured."""
+    measured = []
+
+    def measure(entries):
+        measured.append(len(entries))
+        return {name: 100 * rank() + place for place, name in enumerate(entries)}
+    costs = latency_costs(lambda genotype: NetworkCIFAR(2, 3, 3, False, genotype), [3, 8, 8], primitives=PRIMITIVES,
+                          steps=2, size='', path=out + '.latencies', measure=measure)
+    operation = {kind: values.tolist() for kind, values in costs.operation.items()}
+    with open(f'{out}.rank{rank()}.json', 'w') as file:
+        json.dump({'measured': len(measured), 'costs': [costs.fixed, costs.node, operation]}, file, default=int)
+
+
 def main():
     out, method = sys.argv[1:3]
     start_logging()
@@ -35,6 +69,14 @@ def main():
     place = select_device(False, world_size() > 1)
     paddle.set_default_dtype('float64')
     paddle.seed(0)
+    if method == 'derive':
+        random = np.random.default_rng(0)
+        derive(out, place, random.normal(size=(3, BATCH, 3, 8, 8)), random.integers(0, 3, (3, BATCH)),
+               sys.argv[3] == 'split')
+        return
+    if method == 'latency':
+        latencies(out)
+        return
     model = Network(4, 10, 3, 'DARTS' if method == 'disagree' else method)
     if method == 'disagree':
         if rank() == 1:
