@@ -5,10 +5,11 @@
     python benchmarks/bench_torch.py --torch_python=../torchenv/bin/python --work=train --rounds=9
 
 PyTorch runs torch_networks.py twice: with its default memory layout and with channels-last. Before anything is timed,
-the outputs for a batch are compared, before and after a step (without drop path, which is random): where they differ
-by more than 1e-4 of the largest one, the benchmark stops. Each of the three is a process of its own with as many
-threads as this one has cores; they take steps in turn. Prints medians, and the medians, least and largest values of
-the rounds' ratios. Run it on an idle machine.
+the outputs for a batch are compared: where they differ by more than 1e-4 of the largest one, or by more than 1e-3 after
+a step (without drop path, which is random), the benchmark stops. Each of the three is a process of its own with as many
+threads as this one has cores; they take steps in turn. Prints the medians of seconds, in brackets those of the
+processor, which two busy cores use twice as fast; and the medians, least and largest values of the rounds' ratios of
+seconds. Run it on an idle machine.
 """
 import os
 import statistics
@@ -23,7 +24,7 @@ from benchmarks.turns import Worker  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 from runtime.flags import ArgumentParser, integer, path  # noqa: E402
 
-TOLERANCE = 1e-4
+TOLERANCES = {'before': 1e-4, 'after': 1e-3}  # a step carries rounding on, most of all batch norms of few images
 
 
 def work(title, network, init_channels, layers, batch_size, method='DARTS', arch='DARTS_V2', evaluate=False):
@@ -71,7 +72,7 @@ def start_workers(item, args, folder):
     for name, channels_last in (('PyTorch', False), ('channels-last', True)):
         workers[name] = Worker(args.torch_python, script, dict(common, channels_last=channels_last))
         about = workers[name].about
-        if not max(about['before'], about['after']) <= TOLERANCE:
+        if not all(about[time] <= limit for time, limit in TOLERANCES.items()):
             raise UserError('{}: {} computes other outputs than this project: they differ by {:.1e} before a step and '
                             '{:.1e} after it'.format(item['title'], name, about['before'], about['after']), status=1)
         if about['threads'] != workers['ours'].about['threads']:
@@ -81,27 +82,29 @@ def start_workers(item, args, folder):
 
 
 def measure(item, args):
-    """({name: seconds of each round}, {name: what the worker says of itself})."""
+    """({name: a list of (seconds, seconds of the processor)}, {name: what the worker says of itself})."""
     with tempfile.TemporaryDirectory() as folder:
         workers = start_workers(item, args, folder)
-    seconds = {name: [] for name in workers}
+    steps = {name: [] for name in workers}
     for _ in range(args.rounds):
         for name, worker in workers.items():
-            seconds[name].append(worker.step())
+            steps[name].append(worker.step())
     for worker in workers.values():
         worker.close()
-    return seconds, {name: worker.about for name, worker in workers.items()}
+    return steps, {name: worker.about for name, worker in workers.items()}
 
 
-def row(item, seconds):
-    """A line of the table."""
+def row(item, steps):
+    """A line of the table. steps: {name: a list of (seconds, seconds of the processor)}."""
+    def medians(name):
+        return '{:.3g} s ({:.3g})'.format(*map(statistics.median, zip(*steps[name])))
+
     def ratio(name):
-        ratios = [ours / theirs for ours, theirs in zip(seconds['ours'], seconds[name])]
+        ratios = [ours / theirs for (ours, _), (theirs, _) in zip(steps['ours'], steps[name])]
         return f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
     size = item['size']
-    cells = ['{}, C{} L{} batch {}'.format(item['title'], size['init_channels'], size['layers'], size['batch_size'])]
-    cells += [f'{statistics.median(values):.3g} s' for values in seconds.values()]
-    return '| ' + ' | '.join(cells + [ratio('PyTorch'), ratio('channels-last')]) + ' |'
+    title = '{}, C{} L{} batch {}'.format(item['title'], size['init_channels'], size['layers'], size['batch_size'])
+    return '| ' + ' | '.join([title, *map(medians, steps), ratio('PyTorch'), ratio('channels-last')]) + ' |'
 
 
 def main():
@@ -113,15 +116,16 @@ def main():
         for name in ('init_channels', 'layers', 'batch_size'):
             item['size'][name] = getattr(args, name) or item['size'][name]
         load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
-        seconds, about = measure(item, args)
+        steps, about = measure(item, args)
         if number == 0:
-            print('{}; {}; {} threads each; load average at the start {:.1f}'.format(
-                about['ours']['version'], about['PyTorch']['version'], about['ours']['threads'], load))
-            print('\n| work | ours | PyTorch | channels-last | ours / PyTorch | ours / channels-last |\n'
+            print('{}; {}; {} threads each\n'.format(about['ours']['version'], about['PyTorch']['version'],
+                                                    about['ours']['threads']))
+            print('| work | ours | PyTorch | channels-last | ours / PyTorch | ours / channels-last |\n'
                   '|---|---|---|---|---|---|')
-        print(row(item, seconds), flush=True)
-        errors = [max(about[name]['before'], about[name]['after']) for name in ('PyTorch', 'channels-last')]
-        print(f'{args.work}: outputs agree to {max(errors):.1e}', file=sys.stderr)
+        print(row(item, steps), flush=True)
+        errors = [max(about[name][time] for name in ('PyTorch', 'channels-last')) for time in TOLERANCES]
+        print('{}: load average before it {:.1f}; outputs differ by {:.1e}, after a step by {:.1e}'.format(
+            item['title'], load, *errors), file=sys.stderr)
 
 
 def run():
