@@ -6,8 +6,10 @@ imports Paddle or PyTorch.
 """
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 
 from runtime.errors import UserError
@@ -46,9 +48,16 @@ def serve(prepare):
 
     def answer(value):
         print(json.dumps(value), file=answers, flush=True)
+    requests = queue.Queue()
+
+    def listen():
+        for line in sys.stdin:
+            requests.put(line)
+        os._exit(0)  # the benchmark has ended, or was stopped while this process still prepared
+    threading.Thread(target=listen, daemon=True).start()
     about, step = prepare(json.loads(sys.argv[1]))
     answer(about)
-    for _ in sys.stdin:
+    while requests.get():
         start, processor = time.perf_counter(), time.process_time()
         step()
         answer((time.perf_counter() - start, time.process_time() - processor))
