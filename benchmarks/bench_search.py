@@ -26,10 +26,11 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+DROP_PATH_PROB = 0.2  # as in train.py's last epoch
+
 
 def make_step(args, plain, compiled_loops=True):
     """(the network, a function that takes one step of the search or of training)."""
-    import numpy as np
     import paddle
 
     from kernels import compiled  # before Paddle
@@ -46,10 +47,7 @@ def make_step(args, plain, compiled_loops=True):
     else:
         configure_cpu()
     paddle.seed(0)
-    rng = np.random.default_rng(0)
-    size = 224 if args.network == 'imagenet' else 32
-    batches = [(paddle.to_tensor(rng.normal(size=(args.batch_size, 3, size, size)).astype('float32')),
-                paddle.to_tensor(rng.integers(0, 10, (args.batch_size, 1)))) for _ in range(2)]
+    batches = random_batches(args)
     if args.network in ('cifar', 'imagenet'):
         return make_training_step(args, batches[0], accelerate)
     if args.network == 'nasbench201':
@@ -64,6 +62,16 @@ def make_step(args, plain, compiled_loops=True):
     return model, lambda arch_step=True: search.train_step(*batches[0], *batches[1], arch_step=arch_step)
 
 
+def random_batches(args):
+    """Two batches (images, labels), the same ones in every process."""
+    import numpy as np
+    import paddle
+    rng = np.random.default_rng(0)
+    size = 224 if args.network == 'imagenet' else 32
+    return [(paddle.to_tensor(rng.normal(size=(args.batch_size, 3, size, size)).astype('float32')),
+             paddle.to_tensor(rng.integers(0, 10, (args.batch_size, 1)))) for _ in range(2)]
+
+
 def make_training_step(args, batch, accelerate):
     """A step of train.py or train_imagenet.py, with auxiliary head."""
     import paddle
@@ -73,7 +81,7 @@ def make_training_step(args, batch, accelerate):
     import model as networks
     network = {'cifar': networks.NetworkCIFAR, 'imagenet': networks.NetworkImageNet}[args.network]
     model = network(args.init_channels, 10, args.layers, True, getattr(genotypes, args.arch))
-    model.set_drop_path_prob(0.2)
+    model.set_drop_path_prob(DROP_PATH_PROB)
     accelerate(model)
     if args.evaluate:
         return model, make_scoring(model, batch)

@@ -1,0 +1,29 @@
+"""benchmarks/bench_torch.py: that PyTorch computes what this project does, where PyTorch is installed."""
+import importlib.util
+import os
+import re
+import sys
+
+import pytest
+from conftest import check_refusal
+
+SCRIPT = os.path.join('benchmarks', 'bench_torch.py')
+
+
+def test_a_python_without_torch_is_refused_in_one_line(script, tmp_path):
+    fake = tmp_path / 'python'
+    fake.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'torch'\" >&2\nexit 1\n")
+    fake.chmod(0o755)
+    check_refusal(script(SCRIPT, f'--torch_python={fake}'), "No module named 'torch'")
+    check_refusal(script(SCRIPT, '--torch_python=absent'), 'absent cannot be run')
+
+
+@pytest.mark.skipif(importlib.util.find_spec('torch') is None and 'TORCH_PYTHON' not in os.environ,
+                    reason='needs PyTorch, here or in the Python that the variable TORCH_PYTHON names')
+@pytest.mark.parametrize('work', ['search-16', 'train', 'score'])
+def test_torch_computes_the_same_outputs(script, work):
+    """The script itself compares them before it times anything, and stops where they differ."""
+    run = script(SCRIPT, '--torch_python=' + os.environ.get('TORCH_PYTHON', sys.executable), f'--work={work}',
+                 '--init_channels=4', '--layers=3', '--batch_size=4', '--rounds=1')
+    assert run.returncode == 0, run.stderr
+    assert re.search(r'\| [^|]*C4 L3 batch 4 \| [\d.]+ s \(', run.stdout)
