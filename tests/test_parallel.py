@@ -40,7 +40,7 @@ def test_two_ranks_begin_the_second_stage_of_drnas_together(tmp_path):
     assert [json.loads(line)['stage'] for line in lines] == [1, 2]
 
 
-@pytest.mark.parametrize('images', ['all', 'split'])
+@pytest.mark.parametrize('images', [pytest.param('all', marks=pytest.mark.long), 'split'])
 def test_two_ranks_derive_the_same_cell_by_removals(tmp_path, images):
     """Where both ranks have all images, they derive to the bit what one process does; batch norm normalises with the
     images of its own process, so shares of 3 and 5 give other accuracies, but the same ones on both ranks."""
