@@ -5,7 +5,7 @@
     python benchmarks/bench_torch.py --torch_python=../torchenv/bin/python --work=train --rounds=9
 
 PyTorch runs torch_networks.py twice: with its default memory layout and with channels-last. Before anything is timed,
-the outputs for a batch are compared: where they differ by more than 1e-4 of the largest one, or by more than 1e-3 after
+the outputs for a batch are compared: where they differ by more than 1e-4 of the largest one, or by more than 5e-3 after
 a step (without drop path, which is random), the benchmark stops. Each of the three is a process of its own with as many
 threads as this one has cores; they take steps in turn. Prints the medians of seconds, in brackets those of the
 processor, which two busy cores use twice as fast; and the medians, least and largest values of the rounds' ratios of
@@ -24,7 +24,9 @@ from benchmarks.turns import Worker  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 from runtime.flags import ArgumentParser, integer, path  # noqa: E402
 
-TOLERANCES = {'before': 1e-4, 'after': 1e-3}  # a step carries rounding on, most of all batch norms of few images
+# After a step rounding counts for more: batch norms of few images, and Adam, whose first step has the size of its
+# learning rate even where a gradient is so small that rounding decides its sign.
+TOLERANCES = {'before': 1e-4, 'after': 5e-3}
 
 
 def work(title, network, init_channels, layers, batch_size, method='DARTS', arch='DARTS_V2', evaluate=False):
