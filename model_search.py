@@ -223,8 +223,8 @@ class Network(nn.Layer):
             keep_strongest(alphas, mask, count)
 
     def rebuild_edges(self, partial):
-        """New mixed operations for another share of channels. Returns (name, parameter before, parameter now) for all
-        of theirs."""
+        """New mixed operations for another share of channels. Returns (name, parameter before, parameter now) for every
+        parameter of the edges."""
         self.method.partial = partial
         replaced = []
         for number, cell in enumerate(self.cells):

@@ -57,6 +57,8 @@ def stop_rule(text):
     raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give skip:NUMBER or eigenvalue:RATIO')
 
 
+NODES = 4  # of a cell; the outputs of all of them are concatenated
+
 SEARCH_FLAGS = [
     ('method', METHOD_NAMES + ['random'], 'DARTS',
      'search method, a class of nas/methods.py; random draws --samples cells without training'),
@@ -118,12 +120,12 @@ def parse_arguments(argv=None):
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
     argv = sys.argv[1:] if argv is None else argv
-    given, first = given_flags(argv), parser.parse_args(argv)
-    derivation.check_derive_flags(parser, first, given)
-    if first.derive is not None:
-        argv = [*derivation.flags_of_search(first.derive), *argv]
-        given, first = given_flags(argv), parser.parse_args(argv)
-    parser.set_defaults(**recipe(first.method, first.epochs if 'epochs' in given else None))
+    given, without_recipe = given_flags(argv), parser.parse_args(argv)
+    derivation.check_derive_flags(parser, without_recipe, given)
+    if without_recipe.derive is not None:
+        argv = [*derivation.flags_of_search(without_recipe.derive), *argv]
+        given, without_recipe = given_flags(argv), parser.parse_args(argv)
+    parser.set_defaults(**recipe(without_recipe.method, without_recipe.epochs if 'epochs' in given else None))
     args = parser.parse_data(argv)
     if args.dataset == 'imagenet' and 'class_num' not in given:
         args.class_num = 1000  # for --summary, which reads no data
@@ -197,13 +199,13 @@ def main():
         return
     budget, expected = None, (args.class_num if 'class_num' in given else usual_class_count(args), image_shape(args))
     if expected[0] is not None:  # impossible limits are refused before data is downloaded and read
-        budget = make_budget(args, method, evaluation_network(args, expected[0]), expected[1])
+        budget = make_budget(args, method, evaluation_network(args, expected[0]), expected[1], NODES)
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     shape = list(train_loader.source.image_shape)
     network = supernet(args, class_num, method)
     if (class_num, shape) != expected:
-        budget = make_budget(args, method, evaluation_network(args, class_num), shape)
+        budget = make_budget(args, method, evaluation_network(args, class_num), shape, NODES)
     searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num),
                              budget=budget)
     genotype = searcher.train()
@@ -231,7 +233,7 @@ def derive(args):
     derivation.load_supernet(network, args.derive, result['epoch'])
     logger.info('%s: the parameters of epoch %d (counted from 0) of a search of %d', args.derive, result['epoch'],
                 args.epochs)
-    budget = make_budget(args, method, evaluation_network(args, args.class_num), image_shape(args))
+    budget = make_budget(args, method, evaluation_network(args, args.class_num), image_shape(args), NODES)
     if by_perturbation:
         from nas.perturbation import derive_by_perturbation
         loaders = train_search(args.batch_size, args.train_portion, True, args)
@@ -247,7 +249,7 @@ def derive(args):
 def supernet(args, class_num, method):
     """The supernet that the flags describe; method: an object of nas/methods.py."""
     from model_search import Network
-    return Network(args.init_channels, class_num, args.layers, method,
+    return Network(args.init_channels, class_num, args.layers, method, steps=NODES, multiplier=NODES,
                    stem='imagenet' if args.dataset == 'imagenet' else 'cifar')
 
 
@@ -302,7 +304,7 @@ def draw(args, given):
     from reader import image_shape, usual_class_count
     from runtime.files import refuse_to_overwrite, remove_numbered, write_text
     generator = random.Random(args.seed)
-    genotypes = [random_genotype(generator) for _ in range(args.samples)]
+    genotypes = [random_genotype(generator, NODES) for _ in range(args.samples)]
     if rank():
         return
     refuse_to_overwrite(args.model_save_dir, ['genotype.json', *(os.path.join(str(sample), 'genotype.json')

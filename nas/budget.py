@@ -174,18 +174,18 @@ def _nodes(edges):
     return np.stack(rows)
 
 
-def make_budget(args, method, make_network, image_shape, steps=4, multiplier=4):
+def make_budget(args, method, make_network, image_shape, nodes):
     """The Budget that the flags describe; None without a limit.
 
     method: an object of nas/methods.py. make_network: Genotype -> the network that is trained after the search.
-    image_shape: [3, H, W] of the searched images. steps, multiplier: those of the supernet. Raises UserError for limits
-    that no cell meets.
+    image_shape: [3, H, W] of the searched images. nodes: of the supernet's cell, all of them concatenated. Raises
+    UserError for limits that no cell meets.
     """
     limits = limits_of(args)
     if not limits:
         return None
     shape = trained_shape(args.dataset, image_shape)
-    space = dict(primitives=method.primitives, steps=steps)
+    space = dict(primitives=method.primitives, steps=nodes)
     random_state = paddle.get_rng_state()  # the networks that are counted draw weights; the search must not notice
     costs = count_costs(make_network, shape, **space)
     if 'latency_ns' in limits:
@@ -195,7 +195,7 @@ def make_budget(args, method, make_network, image_shape, steps=4, multiplier=4):
             size=f'{evaluation_of(args.dataset)["network"]}, {size["init_channels"]} channels, {size["layers"]} cells')
     paddle.set_rng_state(random_state)
     budget = Budget(costs, limits)
-    budget.check(method, steps, multiplier)
+    budget.check(method, steps=nodes, multiplier=nodes)
     return budget
 
 

@@ -1,6 +1,6 @@
 """Noticing what a user changes in a network: layers, their settings, their code.
 
-What computes a layer in another way than by its `forward` must know what that does. A Record says whether it is still
+Accelerated code must notice when the layer that it reproduces was changed. A Record says whether it is still
 as it was, is_known_code whether a class's function is the one that is reproduced.
 """
 import hashlib
@@ -14,8 +14,8 @@ import paddle.nn as nn
 from operations import Zero
 
 # The code that nas/fused.py and nas/layers.py reproduce. After a change of one of these functions that keeps the
-# numbers, or that they follow, write the fingerprint that tests/test_acceleration.py prints here; until then the
-# changed code runs as it is written.
+# numbers, or that they follow, write the new fingerprint here: `pytest tests/test_acceleration.py -k edited_definition`
+# fails then and prints it. Until then the changed code runs as it is written.
 FINGERPRINTS = {
     'Cell.forward': '0276371a5382aec7',
     'MixedOp.forward': '80225719fe3e19af',

@@ -4,8 +4,8 @@ The strength of a genotype is the sum of those of its edges. Which edges a node 
 of a node is a set of at most two (operation, state) that `method.derive` gives when only these have a strength. So the
 nodes with one edge or none of FairDARTS are options of that method and of no other.
 
-The search goes through the nodes of both cells and keeps, of all that the nodes so far can be, what still fits within
-the limits with the cheapest options of the other nodes, and what no other choice beats in strength and in every cost.
+Dynamic programming over the nodes of both cells. After each node it keeps the combinations that still fit within the
+limits with the cheapest options of the other nodes, and that no other combination beats in strength and in every cost.
 """
 import itertools
 from collections import namedtuple

@@ -108,6 +108,13 @@ def _work(batches, numbers, slots, connection, main_connection, main_process):
         signal.signal(number, signal.SIG_IGN)
     main_connection.close()
     paddle.set_device('cpu')  # for data sets that make tensors: a GPU can't be used after a fork
+    try:
+        _send_batches(batches, numbers, slots, connection, main_process)
+    except (EOFError, ConnectionError):
+        pass  # the main process is gone
+
+
+def _send_batches(batches, numbers, slots, connection, main_process):
     free = list(range(len(slots)))
     for number in numbers:
         while not free:

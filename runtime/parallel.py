@@ -29,8 +29,8 @@ def select_device(use_gpu, use_data_parallel):
     """
     import paddle
     if use_gpu and not (paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0):
-        reason = 'no GPU was found' if paddle.is_compiled_with_cuda() else 'this Paddle is a CPU build'
-        logger.info('--use_gpu=True: %s, running on the CPU', reason)
+        reason = 'found' if paddle.is_compiled_with_cuda() else 'used: this Paddle is a CPU build'
+        logger.info('no GPU %s; running on the CPU', reason)
         use_gpu = False
     if not use_gpu:
         paddle.set_device('cpu')

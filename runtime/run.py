@@ -6,6 +6,7 @@ states of every rank, and the arguments of the run. Paddle's random state is not
 Paddle gives access to it; it is set before every step from the seed, the epoch and the step. So on a CPU a run that was
 killed and resumed gives bit-identical results.
 """
+import contextlib
 import itertools
 import json
 import os
@@ -269,6 +270,9 @@ class Run:
     def _ask(self, number, frame):
         if self.signal is None:
             self.signal, self.asked = number, time.monotonic()
+            line = f'{signal.Signals(number).name}: stopping after this step; a second signal ends the run at once\n'
+            with contextlib.suppress(OSError):
+                os.write(2, line.encode())  # not by logging: a signal may come while a line is being written
         # paddle.distributed.launch sends a signal three times, 0.2 s apart: among its processes those count as one.
         elif world_size() == 1 or time.monotonic() - self.asked > 2:
             os._exit(128 + number)  # a second one: at once

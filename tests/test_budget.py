@@ -38,22 +38,22 @@ def with_gaps(genotype, generator):
     return Genotype(cells[0], [2, 4, 5], cells[1], [2, 3])
 
 
-@pytest.mark.parametrize('size', list(SIZES))
-def test_the_costs_of_random_cells_are_those_of_their_networks(size):
+@pytest.mark.parametrize('size, nodes', [*((size, 4) for size in SIZES), ('odd sizes', 5)])
+def test_the_costs_of_random_cells_are_those_of_their_networks(size, nodes):
     kind, channels, classes, layers, shape = SIZES[size]
 
     def network(genotype):
         return kind(channels, classes, layers, False, genotype)
-    costs = count_costs(network, shape, primitives=PRIMITIVES, steps=4)
+    costs = count_costs(network, shape, primitives=PRIMITIVES, steps=nodes)
     generator = random.Random(0)
     for number in range(30):
-        genotype = random_genotype(generator)
+        genotype = random_genotype(generator, nodes)
         if number % 3 == 0:
             genotype = with_gaps(genotype, generator)
         built = network(genotype)
         assert costs['macs'].of(genotype) == count_macs(built, shape)
         assert costs['params'].of(genotype) == count_parameters(built)
-    empty = Genotype([('none', 0)] * 8, [], genotype.reduce, range(2, 6))
+    empty = Genotype([('none', 0)] * 2 * nodes, [], genotype.reduce, range(2, 2 + nodes))
     assert costs['macs'].of(empty) is None
 
 

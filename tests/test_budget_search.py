@@ -5,7 +5,7 @@ from argparse import Namespace
 import numpy as np
 import paddle
 import pytest
-from conftest import SMALL, check_refusal, run
+from conftest import ROOT, SMALL, check_refusal, run
 from test_budget import small_budget
 from test_image_folders import colour_images
 
@@ -172,6 +172,17 @@ def test_an_impossible_limit_on_images_of_unknown_classes_is_refused_once_they_a
     result = script('search.py', '--dataset=folder', '--data=images', '--image_size=8', '--max_macs=1K',
                     '--batch_size=2', '--budget_channels=2', '--budget_layers=3')
     check_refusal(result, '--max_macs: 1,000 is not allowed: the smallest cell of DARTS gives a network of ')
+
+
+def test_a_search_for_cells_of_five_nodes_meets_its_limit(tmp_path):
+    """The recipe of the README, with a limit."""
+    result = run(tmp_path, 'search_with_nodes.py', ROOT, '5', *SMALL, '--epochs=1', '--max_macs=1.2M',
+                 '--arch_learning_rate=0.1', '--model_save_dir=run')
+    assert result.returncode == 0, result.stderr
+    genotype = get_genotype(str(tmp_path / 'run'))
+    assert len(genotype.normal) == len(genotype.reduce) == 10 and list(genotype.normal_concat) == [2, 3, 4, 5, 6]
+    macs = count_macs(NetworkCIFAR(16, 10, 5, False, genotype), [3, 8, 8])
+    assert macs <= 1.2e6 and f'{macs:,} multiply-adds' in result.stderr
 
 
 def test_every_search_logs_the_size_of_its_cell_and_a_limit_that_is_never_reached_changes_no_bit_of_it(tmp_path):
