@@ -47,12 +47,12 @@ def forward_pass(arrays, floor, arrangement, begin, end):
     depthwise one with a pointwise one behind it. arrays: a Forward."""
     w, tables, s = arrangement
     inside, outside, separable = w.height * w.width, w.out_height * w.out_width, len(arrays.depthwise) > 0
-    ours, theirs = s.filters // s.groups, s.channels // s.groups
+    filters, inputs = s.filters // s.groups, s.channels // s.groups  # of a group
     planes = np.zeros(w.block * (1 if separable else s.channels), np.float32)
     between = np.empty(w.line * (s.channels if separable else 0), np.float32)
-    lines = np.empty(w.line * (ours + 3), np.float32)
+    lines = np.empty(w.line * (filters + 3), np.float32)
     source, step, taps = (between, w.line, tables.taps[:1] * 0) if separable else (planes, w.block, tables.taps)
-    offsets = offsets_of(taps, theirs, step, 1)
+    offsets = offsets_of(taps, inputs, step, 1)
     for job in range(begin, end):
         first = job * s.group
         count = min(s.group, s.images - first)
@@ -62,10 +62,10 @@ def forward_pass(arrays, floor, arrangement, begin, end):
             if separable:
                 correlate(between[c * w.line:], arrays.depthwise[c * len(tables.taps):], planes, tables.taps, w.length)
         for group in range(s.groups):
-            product(lines, w.line, arrays.weight[group * multiple_of_4(ours) * len(offsets):],
-                    source[group * theirs * step:], offsets, ours, w.length)
-            for filter_ in range(ours):
-                c = group * ours + filter_
+            product(lines, w.line, arrays.weight[group * multiple_of_4(filters) * len(offsets):],
+                    source[group * inputs * step:], offsets, filters, w.length)
+            for filter_ in range(filters):
+                c = group * filters + filter_
                 place = nchw(first, count, s.first + c, s.total, outside)
                 from_line(arrays.out, place, lines[filter_ * w.line:], w, arrays.after[c, 0], arrays.after[c, 1])
                 if len(arrays.moments):
@@ -121,14 +121,14 @@ def backward_pass(arrays, floor, arrangement, wanted, begin, end):
     """
     w, tables, s = arrangement
     outside, separable = w.out_height * w.out_width, len(arrays.depthwise) > 0
-    ours, theirs = s.filters // s.groups, s.channels // s.groups
-    lines = np.zeros(w.line * s.groups * multiple_of_4(ours), np.float32)  # of df, and rows of zeros
+    filters, inputs = s.filters // s.groups, s.channels // s.groups  # of a group
+    lines = np.zeros(w.line * s.groups * multiple_of_4(filters), np.float32)  # of df, and rows of zeros
     planes = np.zeros(w.block * (1 if separable else s.channels), np.float32)
-    gradient = np.empty(w.block * (1 if separable else theirs + 3), np.float32)
+    gradient = np.empty(w.block * (1 if separable else inputs + 3), np.float32)
     between = np.zeros(w.line * (s.channels if separable else 0), np.float32)  # what the depthwise convolution gives
     upstream = np.zeros(w.line * (s.channels + 3 if separable else 0), np.float32)  # and its gradient
     source, step = (between, w.line) if separable else (planes, w.block)
-    offsets = offsets_of(tables.taps[:1] * 0 if separable else tables.taps, theirs, step, 3)
+    offsets = offsets_of(tables.taps[:1] * 0 if separable else tables.taps, inputs, step, 3)
     jobs, parts = -(-s.images // s.group), len(wanted.sums)
     for part in range(begin, end):
         for job in range(jobs * part // parts, jobs * (part + 1) // parts):
@@ -137,7 +137,7 @@ def backward_pass(arrays, floor, arrangement, wanted, begin, end):
             if count < s.group:
                 fill(lines, ZERO)
             for c in range(s.filters):
-                row = c // ours * multiple_of_4(ours) + c % ours
+                row = c // filters * multiple_of_4(filters) + c % filters
                 to_line(lines[row * w.line + w.front:], arrays.d, arrays.f,
                         nchw(first, count, s.first + c, s.total, outside), w, arrays.coefficients[c])
             if separable:
@@ -146,9 +146,9 @@ def backward_pass(arrays, floor, arrangement, wanted, begin, end):
             else:
                 dense_backward(arrays, floor, arrangement, wanted, job, part, (planes, gradient, lines))
             for group in range(s.groups if wanted.weights else 0):
-                product_of_rows(wanted.weight[part, group * multiple_of_4(ours) * len(offsets):],
-                                lines[group * multiple_of_4(ours) * w.line + w.front:], w.line,
-                                source[group * theirs * step:], offsets, ours, w.length)
+                product_of_rows(wanted.weight[part, group * multiple_of_4(filters) * len(offsets):],
+                                lines[group * multiple_of_4(filters) * w.line + w.front:], w.line,
+                                source[group * inputs * step:], offsets, filters, w.length)
 
 
 @inner
@@ -178,21 +178,22 @@ def dense_backward(arrays, floor, arrangement, wanted, job, part, memory):
     w, tables, s = arrangement
     planes, gradient, lines = memory
     inside, taps = w.height * w.width, len(tables.taps)
-    ours, theirs = s.filters // s.groups, s.channels // s.groups
+    filters, inputs = s.filters // s.groups, s.channels // s.groups  # of a group
     first = job * s.group
     count = min(s.group, s.images - first)
     for c in range(s.channels):
         spread(planes[c * w.block:], arrays.x, nchw(first, count, c, s.channels, inside), w, tables.places,
                arrays.before[c, 0], arrays.before[c, 1], floor)
     for group in range(s.groups if wanted.x else 0):
-        at = group * multiple_of_4(theirs) * ours * taps
+        at = group * multiple_of_4(inputs) * filters * taps
         for k in range(len(tables.planes)):
             some = tables.backwards[tables.starts[k]:tables.starts[k + 1]]
             product(gradient[tables.planes[k]:], w.block, arrays.backwards[at:],
-                    lines[group * multiple_of_4(ours) * w.line:], offsets_of(some, ours, w.line, 1), theirs, w.span)
-            at += multiple_of_4(theirs) * ours * len(some)
-        for k in range(theirs):
-            c = group * theirs + k
+                    lines[group * multiple_of_4(filters) * w.line:], offsets_of(some, filters, w.line, 1), inputs,
+                    w.span)
+            at += multiple_of_4(inputs) * filters * len(some)
+        for k in range(inputs):
+            c = group * inputs + k
             give_to_input(arrays, floor, arrangement, wanted, part, nchw(first, count, c, s.channels, inside),
                           (c, gradient[k * w.block:], planes[c * w.block:]))
 

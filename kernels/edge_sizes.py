@@ -1,4 +1,6 @@
-"""What the passes of edges.py need to know of a state's shape before they see a state."""
+"""Which layers and images the passes of edges.py go through: known before they see a state."""
+from typing import NamedTuple
+
 import numpy as np
 import paddle.nn as nn
 
@@ -6,6 +8,23 @@ from kernels.compiled import group_size
 from kernels.edge_loops import Images
 from kernels.edge_pools import AVERAGE, IDENTITY, LARGEST, Pools
 from kernels.windows import output_size, pack, square
+
+# Where the depthwise convolution, the pointwise one and the batch norm are in `op` of a SepConv; a DilConv has only the
+# first three.
+FIRST, SECOND = slice(1, 4), slice(5, 8)
+
+
+def is_repeated(layers):
+    """Whether the layers of an operation have the second three."""
+    return len(layers) > SECOND.start
+
+
+class Ends(NamedTuple):
+    """One more than the last number of the convolutions of passes 1 and 2 and of the poolings, see edges.Edges."""
+
+    first: int
+    second: int
+    pools: int
 
 
 class Sizes:

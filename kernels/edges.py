@@ -42,7 +42,7 @@ from kernels.edge_loops import (
     update_statistics,
 )
 from kernels.edge_pools import PoolBackward, pool_backward, pool_forward
-from kernels.edge_sizes import Sizes, window_of
+from kernels.edge_sizes import FIRST, SECOND, Ends, Sizes, is_repeated, window_of
 from kernels.operation import Operation
 
 POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
@@ -63,15 +63,15 @@ class Edges:
     def __init__(self, operations, rows, columns):
         self.place = np.array(rows)[:, None], np.array(columns)
         convolutions = [op.op for ops in operations for op in ops if hasattr(op, 'op')]
-        again = [layers for layers in convolutions if len(layers) > 4]
-        self.convolutions = [[(layers[1], layers[2]) for layers in convolutions],
-                             [(layers[5], layers[6]) for layers in again]]
+        again = [layers for layers in convolutions if is_repeated(layers)]
+        triples = [[list(layers)[FIRST] for layers in convolutions], [list(layers)[SECOND] for layers in again]]
+        self.convolutions = [[(depthwise, pointwise) for depthwise, pointwise, _ in of_pass] for of_pass in triples]
         self._place_weights([pair for pairs in self.convolutions for pair in pairs])
         self.taps = np.array([depthwise.weight.shape[2] ** 2 for pairs in self.convolutions for depthwise, _ in pairs],
                              np.int64)
-        self.norms = [layers[3] for layers in convolutions] + [layers[7] for layers in again]
+        self.norms = [norm for of_pass in triples for _, _, norm in of_pass]
         # what pass 2 goes on with
-        self.twice = np.array([j for j, layers in enumerate(convolutions) if len(layers) > 4], np.int64)
+        self.twice = np.array([j for j, layers in enumerate(convolutions) if is_repeated(layers)], np.int64)
 
         self.final = np.zeros((len(operations), len(operations[0])), np.int64)  # the number of what an edge's sum takes
         second = {id(layers): len(convolutions) + i for i, layers in enumerate(again)}
@@ -89,7 +89,7 @@ class Edges:
                     self.final[t, k] = pools[key][0]
                     pool_norms += [] if pool is op else [(t, k, op[1])]
         self.pools = [pool for _, pool in pools.values()]
-        self.ends = np.cumsum([len(convolutions), len(again), len(pools)])
+        self.ends = Ends(*np.cumsum([len(convolutions), len(again), len(pools)]).tolist())
         self.edge_of = {int(number): t for t, numbers in enumerate(self.final) for number in numbers}
         # The numbers that are no convolutions, the identity last, and which of them an edge takes: [edges, k, others].
         self.others = np.array([number for number, _ in pools.values()] + [-1] * int((self.final < 0).any()), np.int64)
@@ -167,9 +167,9 @@ class _Edges(Operation):
         edges, sizes = self.edges, self.sizes
         self.x, self.weights, self.matrix_shape = x.contiguous(), [w.contiguous() for w in weights], matrix.shape
         # What is kept for the way back: a row for each number but the identity's.
-        self.kept = paddle.empty([int(edges.ends[2]), sizes.images.images * sizes.images.channels * sizes.pixels],
+        self.kept = paddle.empty([int(edges.ends.pools), sizes.images.images * sizes.images.channels * sizes.pixels],
                                  'float32')
-        biases = np.zeros((edges.ends[1], sizes.images.channels), np.float32)
+        biases = np.zeros((edges.ends.second, sizes.images.channels), np.float32)
         if edges.biases:
             biases[edges.biased] = self.weights.pop().numpy().reshape([-1, sizes.images.channels])
         self.passes = Passes(edges, sizes, _rows(self.kept, self.x), edges.weight_addresses(self.weights),

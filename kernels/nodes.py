@@ -65,18 +65,18 @@ class _Node(Operation):
 @jit
 def _forward(mixed, kept, weights, out, sides, begin, end):
     """kept [edges]: addresses."""
-    images, ours, channels, pixels = sides
-    theirs, partial = channels - ours, channels // ours
+    images, mixed_channels, channels, pixels = sides
+    kept_channels, partial = channels - mixed_channels, channels // mixed_channels
     for image in range(begin, end):
         for c in range(channels):
-            to = out[(image * channels + c % ours * partial + c // ours) * pixels:][:pixels]
-            if c < ours:
-                some = mixed[(image * ours + c) * pixels:][:pixels]
+            to = out[(image * channels + c % mixed_channels * partial + c // mixed_channels) * pixels:][:pixels]
+            if c < mixed_channels:
+                some = mixed[(image * mixed_channels + c) * pixels:][:pixels]
                 for p in range(pixels):
                     to[p] = some[p]
-            for edge in range(len(kept) if c >= ours else 0):
-                term = floats(kept[edge], images * theirs * pixels)
-                some, weight = term[(image * theirs + c - ours) * pixels:][:pixels], weights[edge]
+            for edge in range(len(kept) if c >= mixed_channels else 0):
+                term = floats(kept[edge], images * kept_channels * pixels)
+                some, weight = term[(image * kept_channels + c - mixed_channels) * pixels:][:pixels], weights[edge]
                 if edge == 0:
                     for p in range(pixels):
                         to[p] = weight * some[p]
@@ -89,24 +89,24 @@ def _forward(mixed, kept, weights, out, sides, begin, end):
 def _backward(d, dmixed, kept, weights, sides, sums, begin, end):
     """kept: the addresses of the terms and of their gradients, or none. sums [parts, edges] of d * term, or [parts, 0].
     A job is a part of the images."""
-    images, ours, channels, pixels = sides
-    theirs, partial = channels - ours, channels // ours
+    images, mixed_channels, channels, pixels = sides
+    kept_channels, partial = channels - mixed_channels, channels // mixed_channels
     terms, gradients = kept
     for part in range(begin, end):
         for image in range(images * part // len(sums), images * (part + 1) // len(sums)):
             for c in range(channels):
-                some = d[(image * channels + c % ours * partial + c // ours) * pixels:][:pixels]
-                if c < ours and len(dmixed):
-                    to = dmixed[(image * ours + c) * pixels:][:pixels]
+                some = d[(image * channels + c % mixed_channels * partial + c // mixed_channels) * pixels:][:pixels]
+                if c < mixed_channels and len(dmixed):
+                    to = dmixed[(image * mixed_channels + c) * pixels:][:pixels]
                     for p in range(pixels):
                         to[p] = some[p]
-                at, size = (image * theirs + c - ours) * pixels, images * theirs * pixels
-                for edge in range(sums.shape[1] if c >= ours else 0):
+                at, size = (image * kept_channels + c - mixed_channels) * pixels, images * kept_channels * pixels
+                for edge in range(sums.shape[1] if c >= mixed_channels else 0):
                     term, total = floats(terms[edge], size)[at:][:pixels], np.float32(0)
                     for p in range(pixels):
                         total += some[p] * term[p]
                     sums[part, edge] += total
-                for edge in range(len(gradients) if c >= ours else 0):
+                for edge in range(len(gradients) if c >= mixed_channels else 0):
                     to, weight = floats(gradients[edge], size)[at:][:pixels], weights[edge]
                     for p in range(pixels):
                         to[p] = weight * some[p]

@@ -112,10 +112,10 @@ if numba is not None:
                 starts = [builder.load(builder.gep(offsets, [INTEGER(k)])) for k in range(columns)]
 
                 def body(p, sums):
-                    theirs, results = [_vector(builder, source, builder.add(p, start)) for start in starts], []
+                    values, results = [_vector(builder, source, builder.add(p, start)) for start in starts], []
                     for r in range(rows):  # one after the other: there are registers for one of them only
-                        ours = _vector(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_step)))
-                        results += [_multiply_add(builder, ours, theirs[k], sums[r * columns + k])
+                        gradient = _vector(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_step)))
+                        results += [_multiply_add(builder, gradient, values[k], sums[r * columns + k])
                                     for k in range(columns)]
                     return results
                 name = f'llvm.vector.reduce.fadd.v{LANES}f32'

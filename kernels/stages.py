@@ -114,10 +114,10 @@ class Stage:
             weights_wanted = any([next(wanted) for _ in tensors])
             is_last = convolution is self.unit.convolutions[-1]
             parts = min(cpu_threads(), -(-shape.images // shape.group))
-            ours, theirs = shape.filters // shape.groups, shape.channels // shape.groups
+            filters, inputs = shape.filters // shape.groups, shape.channels // shape.groups
             taps = len(tables.taps)
-            k = theirs if convolution.separable else theirs * taps
-            rows, columns = -(-ours // 4) * 4, -(-k // 3) * 3
+            k = inputs if convolution.separable else inputs * taps
+            rows, columns = -(-filters // 4) * 4, -(-k // 3) * 3
             per_channel = -(-taps // 3) * 3
             depthwise = np.zeros((parts, shape.channels * per_channel if convolution.separable else 0), np.float32)
             weight = np.zeros((parts, shape.groups * rows * columns if weights_wanted else 0), np.float32)
@@ -132,7 +132,7 @@ class Stage:
                 weights.append(paddle.to_tensor(depthwise.sum(0).reshape(shape.channels, -1)[:, :taps].reshape(
                     tensors[0].shape)) if weights_wanted else None)
             weights.append(paddle.to_tensor(np.ascontiguousarray(
-                weight.sum(0).reshape(shape.groups, rows, columns)[:, :ours, :k]).reshape(tensors[-1].shape))
+                weight.sum(0).reshape(shape.groups, rows, columns)[:, :filters, :k]).reshape(tensors[-1].shape))
                 if weights_wanted else None)
         return weights, sums.sum(0, dtype=np.float64).T
 

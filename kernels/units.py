@@ -54,13 +54,13 @@ class Convolution:
 
     def weights_backwards(self, tensors, tables):
         """The weights as the way back to the pixels reads them."""
-        ours, theirs = self.filters // self.groups, self.channels // self.groups
-        weight = view(tensors[-1]).reshape(self.groups, ours, theirs, -1)
+        filters, inputs = self.filters // self.groups, self.channels // self.groups
+        weight = view(tensors[-1]).reshape(self.groups, filters, inputs, -1)
         if self.separable:
             by_order = view(tensors[0]).reshape(self.channels, -1)[:, tables.order]
             return by_order.ravel(), _filled_up(weight[..., 0].transpose(0, 2, 1)).ravel()
         weight = weight[..., tables.order].transpose(0, 2, 1, 3)
-        planes = [_filled_up(weight[..., begin:end].reshape(self.groups, theirs, -1)).reshape(self.groups, -1)
+        planes = [_filled_up(weight[..., begin:end].reshape(self.groups, inputs, -1)).reshape(self.groups, -1)
                   for begin, end in zip(tables.starts, tables.starts[1:])]
         return EMPTY, np.concatenate(planes, axis=1).ravel()
 

@@ -115,12 +115,15 @@ def output_size(size, kernel, stride, padding, dilation):
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+FIELDS = len(Window._fields)
+
+
 def pack(arrangements):
     """A matrix [jobs, ...] with a (Window, Tables) in each row, for `unpack`: a tuple of them would be another type,
     and compiled anew, for each number of jobs."""
     rows = [np.concatenate([window, [len(tables.places), len(tables.taps), len(tables.planes)], *tables])
             for window, tables in arrangements]
-    packed = np.zeros((len(rows), max(map(len, rows), default=len(Window._fields) + 3)), np.int64)
+    packed = np.zeros((len(rows), max(map(len, rows), default=FIELDS + 3)), np.int64)
     for line, row in zip(packed, rows):
         line[:len(row)] = row
     return packed
@@ -129,10 +132,13 @@ def pack(arrangements):
 @inner
 def unpack(row):
     """The (Window, Tables) of a row of pack."""
-    places, taps, planes = row[13], row[14], row[15]
-    end = 16 + places + taps + planes
-    tables = Tables(row[16:16 + places], row[16 + places:16 + places + taps], row[16 + places + taps:end],
+    places, taps, planes = row[FIELDS], row[FIELDS + 1], row[FIELDS + 2]
+    begin = FIELDS + 3
+    end = begin + places + taps + planes
+    tables = Tables(row[begin:begin + places], row[begin + places:begin + places + taps],
+                    row[begin + places + taps:end],
                     row[end:end + planes + 1], row[end + planes + 1:end + planes + 1 + taps],
                     row[end + planes + 1 + taps:end + planes + 1 + 2 * taps])
+    # numba builds no tuple from an array whose length it does not know
     return Window(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11],
                   row[12]), tables

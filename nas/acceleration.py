@@ -138,7 +138,7 @@ class CellAcceleration:
                 unknown[id(op)] = why
             return not why
         self.edges = fused.FusedCell(list(cell._ops), cell._steps, is_known)
-        if not any(edges.norm_places[kind] for edges in self.edges.outgoing for kind in range(4)):
+        if not any(any(edges.norm_places) for edges in self.edges.outgoing):
             self.edges = None  # nothing that is computed faster together
             return
         self.norms = [norm for op in _operations(cell) if id(op) not in unknown for norm in op.sublayers()

@@ -14,7 +14,7 @@ Where a method draws the operations' weights (GDAS, DrNAS), passes that are comp
 ones: the loss is that of one draw, and only w or a differ.
 
 Gradients are computed by `paddle.grad` for the tensors concerned only. No gradient of the validation batch is written
-to `.grad` of a weight, so none can reach the weight step (GDAS writes zeros, see _gradient_and_reach).
+to `.grad` of a weight, so none can reach the weight step (GDAS writes zeros, see _gradient_marking_used_weights).
 """
 import contextlib
 
@@ -46,7 +46,7 @@ class Architect:
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.unrolled = unrolled
-        self.marks_reached = method_of(model).weights_first and method_of(model).undrawn_weights_move
+        self.marks_used_weights = method_of(model).weights_first and method_of(model).undrawn_weights_move
         self.last_gradient = None  # of the last step, a tensor for each architecture parameter
         self.arch_parameters = list(model.arch_parameters())
         self.weights = weight_parameters(model)
@@ -66,8 +66,8 @@ class Architect:
         """Move the architecture parameters by one step of Adam. Only second order looks at the training batch."""
         if self.unrolled:
             gradients = self.unrolled_gradient(input_train, target_train, input_valid, target_valid)
-        elif self.marks_reached:
-            gradients = self._gradient_and_reach(input_valid, target_valid)
+        elif self.marks_used_weights:
+            gradients = self._gradient_marking_used_weights(input_valid, target_valid)
         else:
             gradients = self.gradient(input_valid, target_valid, self.arch_parameters)
         gradients = self._with_penalty(gradients)
@@ -85,7 +85,7 @@ class Architect:
         more = paddle.grad(penalty, self.arch_parameters, allow_unused=True)
         return [gradient if extra is None else gradient + extra for gradient, extra in zip(gradients, more)]
 
-    def _gradient_and_reach(self, image, label):
+    def _gradient_marking_used_weights(self, image, label):
         """The first-order gradient. The weights that this pass has reached get a gradient of zeros, so that they move
         by momentum and weight decay in the steps that do not draw their operation, as in the authors' code of GDAS.
         Gradients are computed of weights only that have none yet: once reached, a weight keeps its zeros."""

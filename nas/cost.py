@@ -27,7 +27,7 @@ COUNTS = {'macs': lambda layer, shape, name: count_macs(nn.Sequential(layer), sh
           'params': lambda layer, shape, name: count_parameters(layer)}
 
 # A cell of a network: 'normal' or 'reduce'; the shape [C, H, W] of its states 0 and 1 and that of its nodes.
-Place = namedtuple('Place', 'kind inputs nodes')
+CellShape = namedtuple('CellShape', 'kind inputs nodes')
 
 
 class CellCosts:
@@ -107,14 +107,14 @@ def _probe(primitives, steps, seed, normal_nodes, reduce_nodes):
 
 
 def cell_places(network, image_shape):
-    """The Place of each cell of a network of model.py, in order."""
+    """The CellShape of each cell of a network of model.py, in order."""
     calls = trace(network, image_shape)
     places, count = [], len(network.cells)
     for number in range(count):
         kind = 'reduce' if number in (count // 3, 2 * count // 3) else 'normal'
         inputs = [call.shape[1:] for call in calls if call.name.startswith(f'cells.{number}.preprocess1.')][-1]
         output = next(call.shape[1:] for call in calls if call.name == f'cells.{number}')
-        places.append(Place(kind, inputs, [inputs[0], *output[1:]]))
+        places.append(CellShape(kind, inputs, [inputs[0], *output[1:]]))
     return places
 
 

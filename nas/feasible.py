@@ -119,44 +119,44 @@ def _search(nodes, room, steps, concat):
             for is_empty in (False, True):
                 usable = [option.is_empty == is_empty and option.needs <= connected for option in options]
                 now = connected if is_empty else connected | {2 + number % steps}
-                found.setdefault(now, []).append(_combined(choices, _undominated(_taken(own, np.array(usable)))))
+                found.setdefault(now, []).append(_all_pairs(choices, _undominated(_select(own, np.array(usable)))))
         groups = {}
         for connected, parts in found.items():
-            choices = _joined(parts)
-            groups[connected] = _undominated(_taken(choices, (choices.costs + lowest[number + 1] <= room).all(1)))
+            choices = _concatenate(parts)
+            groups[connected] = _undominated(_select(choices, (choices.costs + lowest[number + 1] <= room).all(1)))
         if number % steps == steps - 1:  # a cell is complete; without a concatenated node it would be none
-            groups = {frozenset(): _undominated(_joined([choices for connected, choices in groups.items()
-                                                         if connected & set(concat)]))}
+            groups = {frozenset(): _undominated(_concatenate([choices for connected, choices in groups.items()
+                                                              if connected & set(concat)]))}
     strength, _, picks = groups[frozenset()]
     return picks[strength.argmax()].tolist() if len(strength) else None
 
 
-def _combined(choices, own):
-    """Each of the choices with each option of the next node."""
+def _all_pairs(choices, own):
+    """Each of the choices with each option of the next node, as Choices."""
     count, options = len(choices.strength), len(own.strength)
     return Choices((choices.strength[:, None] + own.strength).ravel(),
                    (choices.costs[:, None] + own.costs).reshape(count * options, own.costs.shape[1]),
                    np.concatenate([np.repeat(choices.picks, options, 0), np.tile(own.picks, (count, 1))], 1))
 
 
-def _joined(parts):
+def _concatenate(parts):
     return Choices(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
-def _taken(choices, which):
+def _select(choices, which):
     return Choices(choices.strength[which], choices.costs[which], choices.picks[which])
 
 
 def _undominated(choices):
     """Without the choices that another one equals or beats in strength and in every cost."""
-    choices = _taken(choices, np.lexsort([*choices.costs.T[::-1], -choices.strength]))
+    choices = _select(choices, np.lexsort([*choices.costs.T[::-1], -choices.strength]))
     if choices.costs.shape[1] == 1:
         before = np.minimum.accumulate(np.concatenate([[np.inf], choices.costs[:-1, 0]]))
-        return _taken(choices, choices.costs[:, 0] < before)
+        return _select(choices, choices.costs[:, 0] < before)
     kept = np.zeros(len(choices.strength), bool)
     while not kept.all():
         place = kept.argmin()  # the strongest one that is not yet known to stay
         kept[place] = True
         stays = kept | (choices.costs < choices.costs[place]).any(1)
-        choices, kept = _taken(choices, stays), kept[stays]
+        choices, kept = _select(choices, stays), kept[stays]
     return choices

@@ -17,12 +17,15 @@ The edges that leave a state share much of their work, and none of them needs mo
 On a CPU and in single precision kernels/edges.py computes the stacked part in compiled passes; everywhere else Paddle's
 operations do, fewer and larger ones. An operation that is none of these is computed by calling it, beside the others.
 """
+from typing import NamedTuple
+
 import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
 
 from kernels.compiled import available
 from kernels.convolutions import is_pointwise, is_square, square_geometry
+from kernels.edge_sizes import FIRST, SECOND
 from kernels.edges import POOLINGS, Edges
 from kernels.nodes import node_of
 from nas.stacked import SeparableUnits, StackedNorms, join, reduce_together, split
@@ -67,7 +70,7 @@ class FusedCell:
                 for node in kept[-len(rows):]:
                     node.append(rest)
             parts = (edges(x, weights, scales) if active is None
-                     else edges.some(x, weights, [active[row] for row in rows]))
+                     else edges.drawn(x, weights, [active[row] for row in rows]))
             for node, terms in zip(mixed[-len(rows):], parts):
                 node += terms
             if number > 0:
@@ -78,6 +81,16 @@ class FusedCell:
                                    None if edge_weights is None else edge_weights[first:first + 1 + number], partial)
                 states.append(node)
         return states[2:]
+
+
+class OfNorms(NamedTuple):
+    """What belongs to the batch norms of each kind: the first and the second ones of the separable convolutions, those
+    of FactorizedReduce, those of poolings."""
+
+    first: list
+    second: list
+    reductions: list
+    poolings: list
 
 
 class OutgoingEdges:
@@ -92,21 +105,21 @@ class OutgoingEdges:
         def columns(kind):
             return [column for column, found in enumerate(kinds) if found == kind]
 
-        def units(columns, layer):
-            return SeparableUnits([[ops[column].op[layer:layer + 3] for ops in operations] for column in columns])
+        def units(columns, triple):
+            return SeparableUnits([[ops[column].op[triple] for ops in operations] for column in columns])
 
         def places(columns):  # of their weights in the flattened weights of the cell, which a 1 precedes
             return [1 + row * len(kinds) + column for column in columns for row in rows]
-        self.operations, self.rows, self.kinds, self.some_edges = operations, rows, kinds, {}
+        self.operations, self.rows, self.kinds, self.edges_of_draw = operations, rows, kinds, {}
         separable, dilated, poolings = columns(SepConv), columns(DilConv), columns('pooling')
         self.bare_poolings = columns('bare pooling')
         identities, reductions = columns(Identity), columns(FactorizedReduce)
         self.edges, self.separable, self.dilated = len(rows), len(separable), len(dilated)
-        self.first, self.second = units(separable + dilated, 1), units(separable, 5)
+        self.first, self.second = units(separable + dilated, FIRST), units(separable, SECOND)
         # The scales of the stacked batch norms: 1 for the first one of a SepConv, else the weight of the operation on
         # the edge.
-        self.norm_places = [[0] * len(places(separable)) + places(dilated), places(separable), places(reductions),
-                            places(poolings)]
+        self.norm_places = OfNorms([0] * len(places(separable)) + places(dilated), places(separable),
+                                   places(reductions), places(poolings))
         self.identity_places = places(identities)
         self.poolings = [operations[0][column][0] for column in poolings]
         self.pooling_norms = StackedNorms([ops[column][1] for column in poolings for ops in operations])
@@ -130,21 +143,21 @@ class OutgoingEdges:
             parts += [weights[row, column] * ops[column](x) for column in self.bare_poolings
                       for row, ops in zip(self.rows, self.operations)]
         if self.reductions:
-            scale, bias = scales.of(self)[0][2]
+            scale, bias = scales.of(self)[0].reductions
             parts += split(self.reduction_norms(reduce_together(self.reductions, F.relu(x)), scale, bias),
                            len(self.reductions))
         parts += [weights[row, column] * op(x) for row, column, op in self._others_by_edge()]
         return [parts[edge::self.edges] for edge in range(self.edges)]
 
-    def some(self, x, weights, active):
+    def drawn(self, x, weights, active):
         """As a call, but of each edge only the operations in the columns active [edge][…] are computed, as GDAS draws
         them: in compiled passes if there is one for each edge that these cover, or else as they are written."""
         key = tuple(map(tuple, active)) if available(x) else None
-        if key is not None and key not in self.some_edges:
-            if len(self.some_edges) > 100:  # not for every draw of a whole search
-                self.some_edges.clear()
-            self.some_edges[key] = self._compile_some(active)
-        covered, edges = self.some_edges.get(key, ([], None))
+        if key is not None and key not in self.edges_of_draw:
+            if len(self.edges_of_draw) > 100:  # not for every draw of a whole search
+                self.edges_of_draw.clear()
+            self.edges_of_draw[key] = self._compile_draw(active)
+        covered, edges = self.edges_of_draw.get(key, ([], None))
         terms = [[] for _ in active]
         if edges is not None and edges.applies(x, weights):
             for edge, out in zip(covered, edges(x, weights)):
@@ -156,7 +169,7 @@ class OutgoingEdges:
                 terms[edge] += [weights[row, column] * self.operations[edge][column](x) for column in columns]
         return terms
 
-    def _compile_some(self, active):
+    def _compile_draw(self, active):
         """(the edges whose only active operation the compiled passes cover, Edges of them or None)."""
         covered = [edge for edge, columns in enumerate(active) if len(columns) == 1
                    and self.kinds[columns[0]] in (SepConv, DilConv, Identity, 'pooling', 'bare pooling')]
@@ -234,8 +247,7 @@ class Scales:
         self.weights, self.channels, self.outgoing, self.pieces = weights, channels, outgoing, None
 
     def of(self, edges):
-        """([(scale, bias) for each of edges.norm_places], the weights [identities, edges] of the identities or
-        None)."""
+        """(OfNorms of a (scale, bias) each, the weights [identities, edges] of the identities or None)."""
         if self.pieces is None:
             flat = paddle.concat([paddle.ones([1], self.weights.dtype), self.weights.flatten()])
             groups = [places for each in self.outgoing for places in each.norm_places]
@@ -246,9 +258,9 @@ class Scales:
             # that of the scale.
             norms = list(zip(_cut(scale, groups, self.channels),
                              _cut(scale if scale is None else scale * 0, groups, self.channels)))
-            groups = [each.identity_places for each in self.outgoing]
+            groups, kinds = [each.identity_places for each in self.outgoing], len(OfNorms._fields)
             identities = _cut(_take(flat, groups) if any(groups) else None, groups, 1)
-            self.pieces = {id(each): (norms[4 * state:4 * state + 4], None if piece is None
+            self.pieces = {id(each): (OfNorms(*norms[kinds * state:kinds * (state + 1)]), None if piece is None
                                       else piece.reshape([-1, each.edges]))
                            for state, (each, piece) in enumerate(zip(self.outgoing, identities))}
         return self.pieces[id(edges)]

@@ -35,7 +35,7 @@ def attach(layer):
         forward = _convolution_forward
     elif type(layer) is FactorizedReduce:
         forward = _reduction_forward
-    elif compiled.numba is not None and any(isinstance(step, Block) for step in steps_of(layer)):
+    elif compiled.numba is not None and any(isinstance(step, Block) for step in parts_of(layer)):
         forward = _forward
     if forward is None:
         return False
@@ -81,7 +81,7 @@ class CompiledLayer:
         if not compiled.available(x):
             return None
         if self.record is None or not self.record.is_current():
-            self.steps = steps_of(layer)
+            self.steps = parts_of(layer)
             self.record = Record([layer, *layer.sublayers()])
         if type(layer) is nn.Sequential and not weights:
             for step in self.steps:
@@ -99,12 +99,12 @@ def _one_by_one(layers, x):
     return x
 
 
-def steps_of(layer):
+def parts_of(layer):
     """Of a Sequential its parts in order, of which each is a Block, whose `layers` it stands for, or a layer. Of a
     WeightedSum a Block and the numbers of the operations that it leaves out. Of other layers a Block. A Block is None
     where nothing is known."""
     if type(layer) is nn.Sequential:
-        return _steps_of_sequential(list(layer))
+        return _parts_of_sequential(list(layer))
     if type(layer) is WeightedSum and is_known_code(WeightedSum, 'forward'):
         operations = [_operation(op) for op in layer]
         block = _block([NOTHING if op is None else op for op in operations])
@@ -124,7 +124,7 @@ def _block(operations):
     return Block(operations, SMALLEST if single else 0)
 
 
-def _steps_of_sequential(layers):
+def _parts_of_sequential(layers):
     steps = []
     while layers:
         units, count = _chain(layers)

@@ -23,7 +23,7 @@ from nas.figures import named_strengths
 from nas.methods import method_of, softmax_by_node
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
 from nas.readers import PairedLoader, as_loader, classes_of, endless
-from nas.stages import begin_stage, give_momentum
+from nas.stages import begin_stage, copy_momentum
 from pipeline.loader import VALID
 from runtime.errors import UserError
 from runtime.files import refuse_to_overwrite, remove_numbered, save_params, write_text
@@ -119,7 +119,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.weights = [weight if new is None else new.parameter for weight, new in zip(self.weights, widened)]
         self.optimizer = self._new_optimizer()
         if velocities:
-            give_momentum(self.optimizer, self.weights, velocities)
+            copy_momentum(self.optimizer, self.weights, velocities)
         self.architect.replace_weights(self.optimizer)
         self.run.replace_optimizer(0, self.optimizer, self.weights)
         accelerate(self.model)

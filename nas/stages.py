@@ -42,11 +42,12 @@ def begin_stage(model, partial, kept, choose):
 
 
 @paddle.no_grad()
-def give_momentum(optimizer, weights, velocities):
+def copy_momentum(optimizer, weights, velocities):
     """Set the momentum of a new optimizer, among whose weights are some of an earlier optimizer.
 
-    velocities: as runtime.states.optimizer_state gives them. Paddle would count up the names of their buffers, which a
-    checkpoint goes by; a first step with gradients of zeros, taken back afterwards, creates them under the usual names.
+    velocities: as runtime.states.optimizer_state gives them. A checkpoint goes by the names of the optimizer's buffers,
+    such as conv2d_3.w_0_velocity_0; those of a second optimizer would end with _velocity_1. A first step with gradients
+    of zeros, taken back afterwards, creates them under the usual names.
     """
     values = [weight.clone() for weight in weights]
     set_optimizer_state(optimizer, weights, velocities)

@@ -61,11 +61,11 @@ class _Worker:
             raise UserError(f'--num_workers: cannot reserve {BATCHES_AHEAD * batch_bytes / 2**20:.1f} MB for a worker '
                             'process '
                             f'({error.strerror}); give a smaller number, or 0 to read in the main process', status=1)
-        self.connection, theirs = multiprocessing.Pipe()
+        self.connection, worker_end = multiprocessing.Pipe()
         process = multiprocessing.get_context('fork').Process(
-            target=_work, args=(batches, numbers, self.slots, theirs, self.connection, os.getpid()), daemon=True)
+            target=_work, args=(batches, numbers, self.slots, worker_end, self.connection, os.getpid()), daemon=True)
         process.start()
-        theirs.close()  # so that the connection ends with the worker
+        worker_end.close()  # so that the connection ends with the worker
         # Also at the exit of the interpreter, where multiprocessing would send SIGTERM, which workers ignore.
         ends.callback(util.Finalize(None, _end, (process, self.connection), exitpriority=100))
 
