@@ -74,15 +74,11 @@ def main():
                  batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
-    import paddle
-
     from model import NetworkCIFAR
     from nas import accelerate
-    from pictures.vdl import visual_log
-    from reader import class_count, image_shape, predict_loader, train_valid
+    from reader import class_count, image_shape, train_valid
     from training import evaluation, prediction
     from training.export import export
-    from training.recipes import with_warmup
     from training.summary import summary
 
     def described(class_num):
@@ -103,21 +99,15 @@ def main():
         export(model, args.export, evaluation.image_shape_of(description, default=image_shape(args)), args.format)
         if not args.eval_only:
             return
-    precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
     if args.predict:
-        shape = image_shape(args)
-        if 'image_size' not in given:
-            shape = evaluation.image_shape_of(description, default=shape)
-        loader = predict_loader(args.batch_size, args.dataset, prediction.square_side(description, shape), args)
-        prediction.predict(accelerate(model), loader, prediction.class_names(description),
-                           precision_options=precision_options, as_json=args.json)
+        predict(accelerate(model), description, args, given)
         return
     test_loader = train_valid(args.batch_size, False, False, args)
     images = test_loader.source.image_shape
     if args.eval_only:
         test_loader.source.check_labels(description['class_num'])
         evaluation.log_size(model, images)
-        evaluation.score(accelerate(model), test_loader, precision_options)
+        evaluation.score(accelerate(model), test_loader, precision_options(args))
         return
     train_loader = train_valid(args.batch_size, True, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
@@ -131,8 +121,36 @@ def main():
     description = prediction.with_images(description, train_loader.source,
                                          data={name: getattr(args, name) for name in DATA_OF_NETWORK})
     evaluation.log_size(model, images)
+    train(accelerate(model), description, train_loader, test_loader, args)
+
+
+def predict(model, description, args, given):
+    """Print the classes of the images of --predict. given: names of the flags on the command line."""
+    from reader import image_shape, predict_loader
+    from training import evaluation, prediction
+
+    shape = image_shape(args)
+    if 'image_size' not in given:
+        shape = evaluation.image_shape_of(description, default=shape)
+    loader = predict_loader(args.batch_size, args.dataset, prediction.square_side(description, shape), args)
+    prediction.predict(model, loader, prediction.class_names(description), precision_options=precision_options(args),
+                       as_json=args.json)
+
+
+def precision_options(args):
+    return dict(level=args.amp_level, dtype=args.amp_dtype)
+
+
+def train(model, description, train_loader, test_loader, args):
+    """Train a network by the flags. description: of best_model.json."""
+    import paddle
+
+    from pictures.vdl import visual_log
+    from training import evaluation
+    from training.recipes import with_warmup
+
     evaluation.train(
-        accelerate(model), description, train_loader, test_loader,
+        model, description, train_loader, test_loader,
         schedule=with_warmup(paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate,
                                                                       args.epochs - args.warmup_epochs),
                              args.warmup_epochs),
@@ -145,7 +163,7 @@ def main():
                          on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
         recipe_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
-        precision_options=precision_options,
+        precision_options=precision_options(args),
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,
         log_epoch=log_epoch)

@@ -72,16 +72,12 @@ def main():
                  batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
-    import paddle
-
     from model import NetworkImageNet
     from nas import accelerate
-    from pictures.vdl import visual_log
     from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
-    from reader import class_count, first_images, imagenet_reader, predict_loader
+    from reader import first_images, predict_loader
     from training import evaluation, prediction
     from training.export import export
-    from training.recipes import with_warmup
     from training.summary import summary
 
     def described(class_num):
@@ -116,13 +112,7 @@ def main():
         return
     loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0,
                           max_bad_images=args.max_bad_images)
-    valid_images = imagenet_reader(args.data_dir, 'val', images[1])
-    if not args.eval_only:
-        train_images = imagenet_reader(args.data_dir, 'train', images[1], args.augment)
-        if class_num is not None:
-            train_images.check_labels(class_num)  # names the line of the list
-        class_num = class_count(train_images, class_num)
-    valid_images.check_labels(class_num)
+    train_images, valid_images, class_num = read_images(args, images[1], class_num)
     valid_loader = BatchLoader(valid_images, args.batch_size, shuffle=False, stream=VALID, train=False,
                                **loader_options)
     if description is None:
@@ -141,8 +131,36 @@ def main():
     train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, shuffle=True, stream=TRAIN,
                                **loader_options)
     logger.info('%d training images, %d validation images', len(chosen), len(valid_images))
+    train(accelerate(model), description, train_loader, valid_loader, args)
+
+
+def read_images(args, size, class_num):
+    """(training images or, with --eval_only, None; validation images; number of classes), of `size` pixels a side.
+
+    class_num: None for the number that the training images have. Raises UserError for labels beyond it.
+    """
+    from reader import class_count, imagenet_reader
+
+    train_images, valid_images = None, imagenet_reader(args.data_dir, 'val', size)
+    if not args.eval_only:
+        train_images = imagenet_reader(args.data_dir, 'train', size, args.augment)
+        if class_num is not None:
+            train_images.check_labels(class_num)  # names the line of the list
+        class_num = class_count(train_images, class_num)
+    valid_images.check_labels(class_num)
+    return train_images, valid_images, class_num
+
+
+def train(model, description, train_loader, valid_loader, args):
+    """Train a network by the flags. description: of best_model.json."""
+    import paddle
+
+    from pictures.vdl import visual_log
+    from training import evaluation
+    from training.recipes import with_warmup
+
     evaluation.train(
-        accelerate(model), description, train_loader, valid_loader,
+        model, description, train_loader, valid_loader,
         schedule=with_warmup(paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate),
                              args.warmup_epochs),
         epochs=args.epochs,
@@ -154,7 +172,7 @@ def main():
                          on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
         recipe_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
-        precision_options=precision_options,
+        precision_options=dict(level=args.amp_level, dtype=args.amp_dtype),
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,
         log_epoch=log_epoch)
