@@ -322,13 +322,14 @@ def draw(args, given):
 def report(genotype, args, given, image_shape, class_num):
     """Log how large the network of the result is, on images of image_shape [3, H, W], and print the result and the
     command that trains it on standard output."""
-    from nas.budget import size_line
+    from nas.budget import has_network, size_line
     logger.info('%s', size_line(args, genotype, evaluation_network(args, class_num), image_shape))
     genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
     if args.derive is None or args.by != 'strength':
         logger.info('written: %s', genotype_path)
     print(f'genotype = {genotype}')
-    print(f'To train it: {train_command(genotype_path, args, image_shape, given)}')
+    if has_network(genotype):
+        print(f'To train it: {train_command(genotype_path, args, image_shape, given)}')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,8 @@
     python examples/train_nasbench201.py --arch='|nor_conv_3x3~0|+…'                   trains a cell
 
 The result is the architecture string of the benchmark, |op~0|+|op~0|op~1|+|op~0|op~1|op~2|: for each node the operation
-on each edge and the node that the edge comes from. All methods and flags of search.py apply but those of sizes.
+on each edge and the node that the edge comes from. All methods but random apply,
+and all flags but those of sizes, ImageNet, limits and --derive.
 """
 import os
 import sys

@@ -1,9 +1,9 @@
 """The compiled passes of edges.py, over images in groups.
 
-Each is called by compiled.on_all_cores with a part of its jobs, range(begin, end): a job is a group of images, or a
-group for one of the convolutions. Tensors are given by their addresses. They lie as [N, C, pixels], NCHW, or, what
-only these passes read, GROUPED: group after group as [C, images of the group, pixels], so that a channel of a group is
-one row.
+Those with the arguments begin and end are called by compiled.on_all_cores with a part of their jobs, range(begin, end):
+a job is a group of images, mostly for one convolution or one edge. Tensors are given by their addresses. They lie as
+[N, C, pixels], NCHW, or, what only these passes read, GROUPED: group after group as [C, images of the group, pixels],
+so that a channel of a group is one row.
 `tables` holds a (Window, Tables) for each convolution, see windows.pack.
 """
 from typing import NamedTuple

@@ -10,10 +10,11 @@ as model_search.MixedOp does, but in a few passes over the images, each of which
     2   of the SepConvs: batch norm (a mean and a scale by then) and ReLU, depthwise, pointwise; mean and variance
     3   the sum, with batch norm and w_tk as one scale of f - mean
 
-Between the passes lies only what the batch norms need to be known for. A pass goes through the images in groups, that
-stay in a core's own cache; what lies between ReLU and pointwise convolution is never written to memory, the backward
-pass computes it again where the weights' gradient needs it. Batch norm is linear in the gradient d of its output f_hat
-= (f - mean) / std, of M values a channel (Ioffe, Szegedy 2015, section 3):
+The passes are separate because a batch norm needs the mean and variance of all images before the next one can begin. A
+pass goes through the images in groups, that stay in a core's own cache; what lies between ReLU and pointwise
+convolution is never written to memory, the backward pass computes it again where the weights' gradient needs it. Batch
+norm is linear in the gradient d of its output f_hat = (f - mean) / std, of M values a channel (Ioffe, Szegedy 2015,
+section 3):
 
     df = w / std * (d - sum(d) / M - f_hat * sum(d * f_hat) / M),    dw = sum(d * f_hat)
 
@@ -56,8 +57,8 @@ class Edges:
     rows, columns: where their weights lie in the matrix of a cell, that of operations[t][k] in [rows[t],
     columns[t][k]].
 
-    What passes 1 and 2 make has a number each, by which all else goes: first the convolutions of pass 1, then those of
-    pass 2, then the poolings. The identity has the last one, -1.
+    Every tensor that the passes compute has a number, its index in all arrays below: first the convolutions of pass 1,
+    then those of pass 2, then the poolings. The identity has the last one, -1.
     """
 
     def __init__(self, operations, rows, columns):

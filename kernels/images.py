@@ -1,5 +1,5 @@
 """Loops between images [N, C, H, W] and the planes and lines that windows.py describes, for one channel of a group of
-images; sums over a channel; windows of a maximum.
+images; sums over a channel; loops of max pooling.
 
 place: a Place, w: a Window, places: those of its Tables. Arrays are flattened.
 """

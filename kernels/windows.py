@@ -52,7 +52,8 @@ class Tables(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Of a convolution; `first`: the place of its filters among those of the tensor [N, total, H, W] they go to."""
+    """Of a convolution or pooling; `first`: the place of its filters among those of the tensor [N, total, H, W] they
+    go to."""
 
     images: int
     group: int  # images of a job

@@ -43,7 +43,8 @@ def accelerate(network, quiet=False):
         else:
             layers += attach(layer)
     if (cells or layers) and not quiet:
-        logger.info('acceleration: %d cells by source state, %d layers by themselves; %s', cells, layers,
+        logger.info('acceleration: %s%d single layers; %s',
+                    f'{cells} cells with all edges of a state at once, ' if cells else '', layers,
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
         if compiled.numba is not None:

@@ -199,14 +199,20 @@ def make_budget(args, method, make_network, image_shape, nodes):
     return budget
 
 
+def has_network(genotype):
+    """Whether an edge leads to the output of each cell. FairDARTS may not have one yet."""
+    return all(set(getattr(genotype, kind + '_concat')) & set(connected_states(getattr(genotype, kind)))
+               for kind in ('normal', 'reduce'))
+
+
 def size_line(args, genotype, make_network, image_shape):
     """A line for the log: how large the network of a genotype is that is trained after the search.
 
     make_network, image_shape: as for make_budget.
     """
-    if not all(set(getattr(genotype, kind + '_concat')) & set(connected_states(getattr(genotype, kind)))
-               for kind in ('normal', 'reduce')):
-        return 'a cell without an edge to its output gives no network'
+    if not has_network(genotype):
+        return ('a cell without an edge to its output gives no network: search for more epochs or with a larger '
+                '--arch_learning_rate')
     network, size = make_network(genotype), evaluation_size(args)
     shape = trained_shape(args.dataset, image_shape)
     return (f'the network of this cell ({size["init_channels"]} channels, {size["layers"]} cells, '

@@ -50,7 +50,9 @@ def limits_of(args):
 def shown(name, cost, rounding=round):
     """A cost as a text in the unit of its flag; of nanoseconds the milliseconds with three digits."""
     factor = LIMITS[name][2]
-    return f'{cost:,}' if factor == 1 else f'{rounding(cost * 1000 / factor) / 1000:,}'
+    if factor == 1:
+        return f'{cost:,}'
+    return f'{rounding(cost * 1000 / factor) / 1000:,}' if cost * 1000 >= factor else f'{cost / factor:g}'
 
 
 def evaluation_size(args):

@@ -27,7 +27,8 @@ def check_derive_flags(parser, args, given):
     """Refuse flags that do not go together."""
     other = sorted(given - WITH_DERIVE)
     if args.derive is not None and other:
-        parser.error(f'argument --{other[0]}: --derive takes it from the search')
+        why = 'has no meaning with --derive' if other[0] in OF_THE_RUN else '--derive takes it from the search'
+        parser.error(f'argument --{other[0]}: {why}')
     if args.derive is None:
         for name in ('by', 'tune_epochs'):
             if name in given:
@@ -45,7 +46,7 @@ def flags_of_search(folder):
     info = Checkpoints(os.path.join(folder, 'checkpoints'), 1).newest()[2] if os.path.isdir(folder) else None
     if info is None:
         raise UserError(f'--derive: {folder} holds no checkpoint of a search, which the flags are read from')
-    if info['arguments'].get('method') == 'random' or 'arch_learning_rate' not in info['arguments']:
+    if info['arguments'].get('method') == 'random' or not {'arch_learning_rate', 'layers'} <= info['arguments'].keys():
         raise UserError(f'--derive: {folder} is not the output directory of a search by search.py')
     of_other_data = (NOT_FOR_IMAGENET if info['arguments'].get('dataset') == 'imagenet'
                      else [row[0] for row in IMAGENET_FLAGS])

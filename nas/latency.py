@@ -112,7 +112,8 @@ def _read(path):
             raise UnreadableFile('it is not a table of latencies')
         return tables
     except UnreadableFile as error:
-        raise UserError(f'--latency_table: {path} cannot be read: {error}')
+        raise UserError(f'--latency_table: {path} cannot be read: {error}; give another name, or delete the file to '
+                        'measure again')
 
 
 def device_name():

@@ -250,7 +250,8 @@ def derive_by_perturbation(network, train_loader, valid_loader, place, flags, re
         monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(),
                                search_info=dict(search_info, epoch=result['epoch'])))
     genotype = derivation.train()
-    logger.info('%s', table(derivation.decisions, network.method.primitives))
+    for line in table(derivation.decisions, network.method.primitives).splitlines():
+        logger.info('%s', line)
     if budget is not None and not budget.is_within(genotype):
         logger.warning('the cell exceeds the limits of the search: removals do not look at costs')
     return genotype

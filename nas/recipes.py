@@ -44,7 +44,10 @@ def recipe_line(method, given, arguments):
     """The line of the log that says which values come from the method's recipe and which were given."""
     own = [name for name in RECIPES.get(method, {}) if name not in given]
     instead = [name for name in RECIPES.get(method, {}) if name in given]
-    text = f'--method={method}: ' + \
-        (', '.join(f'{name} {arguments[name]:g}' for name in own) or 'nothing') + ' from its recipe'
-    return text + ('; given instead: ' + \
-                   ', '.join(f'{name} {arguments[name]:g}' for name in instead) if instead else '')
+    if not own and not instead:
+        return f'--method={method}: its recipe is the defaults'
+
+    def listed(names):
+        return ', '.join(f'{name} {arguments[name]:g}' for name in names) or 'nothing'
+    return (f'--method={method}: {listed(own)} from its recipe'
+            + (f'; given instead: {listed(instead)}' if instead else ''))

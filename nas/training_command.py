@@ -6,7 +6,8 @@ import sys
 from nas import budget_flags
 
 # Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
-DIGITS_TRAINING = ['--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0']
+DIGITS_TRAINING = ['--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0',
+                   '--model_save_dir=eval_digits']
 # Height and width in pixels of the smallest images that the auxiliary classifiers of model.py take.
 AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE = 32, 193
 

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 from paddle.io import Dataset
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.transforms import load_photo
 from runtime.errors import UserError
@@ -155,6 +155,8 @@ class ImageFiles(Source, Dataset):
                     kept.append(position)
                 except Exception as error:  # a damaged file can raise nearly anything
                     reason = getattr(error, 'strerror', None) or error
+                    if isinstance(error, UnidentifiedImageError):  # its own text names the file object
+                        reason = 'it is no image of a known format'
                     errors.append(f'{self.origins[i]}{self.paths[i]} cannot be read as an image: {reason}')
         images = np.stack(images) if images else np.zeros((0, 3, self.crop.size, self.crop.size), 'uint8')
         return self.transform(images, uniform[kept, self.crop.draws:]), self.labels[places[kept]], errors

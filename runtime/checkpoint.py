@@ -171,7 +171,8 @@ def load_model(path, flag='--pretrained'):
         if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
             raise ValueError('it must hold a dictionary of arrays')
     except (OSError, ValueError) as error:  # UnreadableFile is a ValueError
-        raise UserError(f'{flag}: {path} cannot be loaded: {reason(error)}')
+        raise UserError(f'{flag}: {path} cannot be loaded: {reason(error)}; give a .pdparams file that a training or a '
+                        'search wrote')
     description_path = _description_path(path)
     if not os.path.lexists(description_path):
         return state, None

@@ -18,15 +18,9 @@ def run_script(main):
     SIGTERM and SIGINT end the script at once with one line; while a runtime.run.Run is active, they write a checkpoint
     first. A result that standard output does not take is an error.
     """
-    def stop(number, frame):  # an exception could be caught by whatever code is running, such as an import
-        with contextlib.suppress(OSError, ValueError):
-            print(f'{_program()}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
-        os._exit(128 + number)
-
     with standard_streams():
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, stop)
+            _end_on_signals()
             try:
                 main()
             except SystemExit as end:
@@ -38,6 +32,15 @@ def run_script(main):
             sys.exit(error.status)
         finally:
             release_all()
+
+
+def _end_on_signals():
+    def stop(number, frame):  # an exception could be caught by whatever code is running, such as an import
+        with contextlib.suppress(OSError, ValueError):
+            print(f'{_program()}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
+        os._exit(128 + number)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def _report(error):
@@ -74,6 +77,7 @@ def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, batch
     with contextlib.suppress(ImportError):
         import numba  # noqa: F401  must be imported before Paddle 2, see kernels/compiled.py
     place = select_device(use_gpu, use_data_parallel)
+    _end_on_signals()  # Paddle's import put its own handler there, which prints a traceback
     if world_size() > 1 and default_learning_rate is not None:
         logger.info('%d processes read %d images per step: consider --learning_rate=%g, %d times the default, which is '
                     'for '

@@ -185,6 +185,14 @@ def test_a_search_for_cells_of_five_nodes_meets_its_limit(tmp_path):
     assert macs <= 1.2e6 and f'{macs:,} multiply-adds' in result.stderr
 
 
+def test_a_cell_without_edges_has_no_training_command(tmp_path):
+    """FairDARTS with alphas that no step has moved far enough."""
+    result = run(tmp_path, 'search.py', *SMALL, '--method=FairDARTS', '--epochs=1', '--model_save_dir=run')
+    assert result.returncode == 0, result.stderr
+    assert 'genotype = Genotype(' in result.stdout and 'To train it' not in result.stdout
+    assert 'a cell without an edge to its output gives no network: search for more epochs' in result.stderr
+
+
 def test_every_search_logs_the_size_of_its_cell_and_a_limit_that_is_never_reached_changes_no_bit_of_it(tmp_path):
     runs = {}
     for name, flags in (('free', []), ('limited', ['--max_macs=9G'])):

@@ -167,6 +167,7 @@ def test_the_command_on_a_searched_folder(tmp_path):
     assert f'genotype = {get_genotype(str(tmp_path / "run" / "perturbation"))}' in derived.stdout
     assert '--arch=run/perturbation/genotype.json --dataset=digits' in derived.stdout
     assert '34 decisions, after the evaluation of 220 removals in all; 33 epochs of' in derived.stderr
+    assert derived.stderr.count('normal node 0 from 0 ') >= 1 and '\\n' not in derived.stderr  # the table, line by line
     assert 'accuracy lost without it' in derived.stderr and 'decision 34 of 34' in derived.stderr
     after = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()
              and 'perturbation' not in path.parts}
@@ -176,6 +177,7 @@ def test_the_command_on_a_searched_folder(tmp_path):
 @pytest.mark.parametrize('flags, message', [
     (['--derive=absent'], '--derive: absent holds no checkpoint of a search, which the flags are read from'),
     (['--derive=absent', '--epochs=3'], 'argument --epochs: --derive takes it from the search'),
+    (['--derive=absent', '--summary'], 'argument --summary: has no meaning with --derive'),
     (['--by=perturbation'], 'argument --by: goes with --derive=DIR'),
     (['--derive=absent', '--tune_epochs=2'], 'argument --tune_epochs: goes with --by=perturbation'),
     (['--derive=absent', '--by=guess'], 'give one of strength, perturbation')])

@@ -186,6 +186,18 @@ def test_a_second_signal_ends_it_at_once_and_one_before_the_first_step_too(tmp_p
     assert 'Traceback' not in errors and 'stopped by SIGINT' in errors.splitlines()[-1]
 
 
+def test_a_signal_while_nothing_is_saved_ends_a_script_with_one_line(tmp_path):
+    process = start(tmp_path, 'train.py', '--summary', '--arch=PC_DARTS', '--batch_size=64')
+    try:
+        wait_for(has_line(tmp_path / 'log', 'one forward and one backward pass'), process)
+        process.terminate()
+        assert process.wait(WAIT) == 143
+    finally:
+        process.kill()
+    lines = (tmp_path / 'log').read_text().splitlines()
+    assert lines[-1] == 'train.py: error: stopped by SIGTERM' and 'Traceback' not in ' '.join(lines)
+
+
 def damage(path, how):
     with open(path, 'rb') as f:
         content = bytearray(f.read())

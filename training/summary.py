@@ -5,7 +5,7 @@ import re
 import paddle
 import paddle.nn as nn
 
-from runtime.log import peak_memory_mb
+from runtime.log import logger, peak_memory_mb
 
 
 def count_parameters(network, auxiliary=True):
@@ -85,6 +85,8 @@ def summary(network, image_shape, batch_size):
                      _megabytes(batch_size * sum(call.size for call in calls))))
     lines.append('parameters: {}{}'.format(_megabytes(parameters),
                                            f', and {architecture} of the architecture' if architecture else ''))
+    logger.info('one forward and one backward pass of a batch of %d, for the memory; a smaller --batch_size is faster',
+                batch_size)
     output = network(paddle.zeros([batch_size] + list(image_shape)))
     (output[0] if isinstance(output, tuple) else output).sum().backward()
     lines.append(f'memory of this process at most, a batch of {batch_size} forward and backward: '
