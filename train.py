@@ -15,10 +15,10 @@ import sys
 
 from runtime.errors import UserError
 from runtime.flags import (
+    ADDITION_FLAGS,
     DATA_FLAGS,
     DEVICE_FLAGS,
     PRECISION_FLAGS,
-    RECIPE_FLAGS,
     USE_FLAGS,
     ArgumentParser,
     boolean,
@@ -57,12 +57,12 @@ DATA_OF_NETWORK = ('dataset', 'image_size', 'seed')
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('network', network_flags(init_channels=36, layers=20, class_num=10, drop_path_prob=0.2)),
-                         ('training', TRAIN_FLAGS + RECIPE_FLAGS),
+                         ('training', TRAIN_FLAGS + ADDITION_FLAGS),
                          ('data', DATA_FLAGS + CIFAR_FLAGS + reader_flags(num_workers=1)),
                          ('use of a trained network', USE_FLAGS), ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='eval_cifar'))):
         parser.add_flags(title, table)
-    return parser.check_recipe(parser.check_use(parser.parse_data(argv)))
+    return parser.check_additions(parser.check_use(parser.parse_data(argv)))
 
 
 def main():
@@ -147,7 +147,7 @@ def train(model, description, train_loader, test_loader, args):
 
     from pictures.vdl import visual_log
     from training import evaluation
-    from training.recipes import with_warmup
+    from training.additions import with_warmup
 
     evaluation.train(
         model, description, train_loader, test_loader,
@@ -162,7 +162,7 @@ def train(model, description, train_loader, test_loader, args):
                                         genotype=description['genotype']),
                          on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
-        recipe_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
+        addition_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
         precision_options=precision_options(args),
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,

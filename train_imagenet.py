@@ -13,9 +13,9 @@ Output files in --model_save_dir: best_model.pdparams with best_model.json, trai
 import sys
 
 from runtime.flags import (
+    ADDITION_FLAGS,
     DEVICE_FLAGS,
     PRECISION_FLAGS,
-    RECIPE_FLAGS,
     USE_FLAGS,
     ArgumentParser,
     genotype_of,
@@ -55,12 +55,12 @@ DATA_FLAGS = [
 def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     network = network_flags(init_channels=48, layers=14, class_num=1000, drop_path_prob=0.0)
-    for title, table in (('network', network + DROPOUT_FLAGS), ('training', TRAIN_FLAGS + RECIPE_FLAGS),
+    for title, table in (('network', network + DROPOUT_FLAGS), ('training', TRAIN_FLAGS + ADDITION_FLAGS),
                          ('data', DATA_FLAGS + reader_flags(num_workers=4)), ('use of a trained network', USE_FLAGS),
                          ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=100, model_save_dir='eval_imagenet'))):
         parser.add_flags(title, table)
-    return parser.check_recipe(parser.check_use(parser.parse_args(argv)))
+    return parser.check_additions(parser.check_use(parser.parse_args(argv)))
 
 
 def main():
@@ -157,7 +157,7 @@ def train(model, description, train_loader, valid_loader, args):
 
     from pictures.vdl import visual_log
     from training import evaluation
-    from training.recipes import with_warmup
+    from training.additions import with_warmup
 
     evaluation.train(
         model, description, train_loader, valid_loader,
@@ -171,7 +171,7 @@ def train(model, description, train_loader, valid_loader, args):
                                         genotype=description['genotype']),
                          on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         drop_path_prob=args.drop_path_prob,
-        recipe_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
+        addition_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
         precision_options=dict(level=args.amp_level, dtype=args.amp_dtype),
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,

@@ -164,8 +164,8 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f'argument --arch: {error}')
         return args
 
-    def check_recipe(self, args):
-        """Check RECIPE_FLAGS against other flags."""
+    def check_additions(self, args):
+        """Check ADDITION_FLAGS against other flags."""
         if args.warmup_epochs >= args.epochs:
             self.error(f'argument --warmup_epochs: {args.warmup_epochs} is not allowed: it must be less than the '
                        f'{args.epochs} --epochs')
@@ -265,7 +265,7 @@ USE_FLAGS = [
                            '--format=onnx, PATH.onnx, and exit'),
     ('format', ['paddle', 'onnx'], 'paddle', 'format of --export; onnx needs the package paddle2onnx'),
 ]
-RECIPE_FLAGS = [
+ADDITION_FLAGS = [
     ('ema', positive(0, 1), None, 'decay per step of an exponential moving average of the weights, such as 0.9999; the '
                                   'average is evaluated and saved (default: off)'),
     ('mixup', positive(), None, 'alpha of mixup, such as 0.2: mix each image with another one of its batch, the shares '

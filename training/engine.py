@@ -13,7 +13,7 @@ from pipeline.loader import MIX
 from runtime.errors import UserError
 from runtime.log import AverageMeter, Progress, logger, peak_memory_mb
 from runtime.parallel import average_over_ranks, check_agreement, sum_over_ranks
-from training.recipes import Groups, Recipe
+from training.additions import Additions, Groups
 
 
 def run_epoch(loader, train_step, *, run, epoch, log_freq, optimizer):
@@ -92,23 +92,23 @@ class Precision:
 
 
 def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, report, precision, run, loss_options,
-        drop_path_prob=0.0, log_freq=50, recipe=None):
+        drop_path_prob=0.0, log_freq=50, additions=None):
     """Train a network for a number of epochs and evaluate it after each.
 
     schedule: the learning rate scheduler of the optimizer, stepped once an epoch. report: called after each epoch with
     its figures, a dict; it returns the line for metrics.jsonl. loss_options: keywords of `classification_loss`.
     drop_path_prob: the probability in the last epoch; it increases linearly from 0 (DARTS, section 3.2, after NASNet).
-    recipe: a recipes.Recipe (default: nothing added).
+    additions: an additions.Additions (default: nothing added).
     """
     parameters = [p for p in model.parameters() if p.trainable]
-    recipe = recipe or Recipe()
+    additions = additions or Additions()
 
     def train_step(group):
         batches = [to_batch(batch) for batch in group]
         count = sum(image.shape[0] for image, _ in batches)
         loss, outputs = 0.0, []
         for number, (image, label) in enumerate(batches):
-            image, targets = recipe.mix(image, label, [run.seed[0], MIX, run.seed[1], run.epoch, run.step, number])
+            image, targets = additions.mix(image, label, [run.seed[0], MIX, run.seed[1], run.epoch, run.step, number])
             with precision.autocast():
                 logits, logits_aux = model(image)
                 part = weighted_sum((classification_loss(logits, logits_aux, target, **loss_options), share)
@@ -120,15 +120,15 @@ def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, repor
                 precision.backward(part)
         if math.isfinite(loss):
             precision.step(optimizer, parameters, count)
-            if recipe.average:
-                recipe.average.update()
+            if additions.average:
+                additions.average.update()
         return loss, joined(outputs), joined([label for _, label in batches])
 
     def check():
-        if not recipe.average:
+        if not additions.average:
             run.check()
         elif run.signal is not None:
-            with recipe.average.exchanged():  # a checkpoint holds the trained weights as such
+            with additions.average.exchanged():  # a checkpoint holds the trained weights as such
                 run.check()
 
     with run:
@@ -136,12 +136,12 @@ def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, repor
             logger.info('Epoch %d, lr %.6f', epoch, optimizer.get_lr())
             model.train()
             model.set_drop_path_prob(drop_path_prob * epoch / epochs)
-            metrics = run_epoch(Groups(train_loader, recipe.accumulate), train_step, run=run, epoch=epoch,
+            metrics = run_epoch(Groups(train_loader, additions.accumulate), train_step, run=run, epoch=epoch,
                                 log_freq=log_freq, optimizer=optimizer)
             sync_ranks(model)
-            if recipe.average:
-                recipe.average.sync_ranks()
-            with recipe.average.exchanged() if recipe.average else contextlib.nullcontext():
+            if additions.average:
+                additions.average.sync_ranks()
+            with additions.average.exchanged() if additions.average else contextlib.nullcontext():
                 valid_loss, top1, top5 = evaluate(model, valid_loader, precision=precision, after_batch=check)
                 schedule.step()
                 line = report(dict(metrics, valid_loss=valid_loss, valid_acc=top1, valid_acc5=top5,

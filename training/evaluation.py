@@ -17,8 +17,8 @@ from runtime.files import refuse_to_overwrite
 from runtime.log import logger
 from runtime.parallel import broadcast, rank
 from runtime.run import Run
+from training.additions import Additions
 from training.engine import Precision, evaluate, fit
-from training.recipes import Recipe
 from training.summary import count_macs, count_parameters
 
 # The values that decide the shape of a network, as flags and best_model.json name them.
@@ -135,16 +135,16 @@ def log_size(model, image_shape):
 
 
 def train(model, description, train_loader, valid_loader, *, schedule, epochs, optimizer_options, loss_options,
-          run_options, drop_path_prob, precision_options, save_dir, log_freq, log_epoch, recipe_options=None):
+          run_options, drop_path_prob, precision_options, save_dir, log_freq, log_epoch, addition_options=None):
     """Train a network and keep the best one in save_dir as best_model.pdparams. Returns the best top-1 accuracy.
 
     schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. optimizer_options: momentum, weight_decay,
     grad_clip, nesterov (default: False). loss_options: of engine.classification_loss. precision_options: level and
     dtype of engine.Precision. run_options: resume, and keywords of runtime.run.Run. log_epoch: called with the figures
-    of each epoch and the best top-1 so far, to log them. recipe_options: of recipes.Recipe.
+    of each epoch and the best top-1 so far, to log them. addition_options: of additions.Additions.
     """
     broadcast(model.parameters())
-    recipe = Recipe(model, **(recipe_options or {}))
+    additions = Additions(model, **(addition_options or {}))
     parameters = [p for p in model.parameters() if p.trainable]
     optimizer = paddle.optimizer.Momentum(schedule, optimizer_options['momentum'], parameters=parameters,
                                           weight_decay=optimizer_options['weight_decay'],
@@ -153,7 +153,7 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
     precision = Precision(model=model, optimizer=optimizer, **precision_options)
     run_keywords = {name: value for name, value in run_options.items() if name != 'resume'}
     run = Run(save_dir, model=model, optimizers=[(optimizer, parameters)], schedule=schedule, loaders=[train_loader],
-              scaler=precision.scaler, tensors=recipe.tensors,
+              scaler=precision.scaler, tensors=additions.tensors,
               same_on_all_ranks=False,  # each rank drops paths of its own images
               **run_keywords)
     if rank() == 0:
@@ -172,7 +172,7 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
 
     fit(model, train_loader, valid_loader, optimizer=optimizer, schedule=schedule, epochs=epochs, report=report,
         precision=precision, run=run, loss_options=loss_options, drop_path_prob=drop_path_prob, log_freq=log_freq,
-        recipe=recipe)
+        additions=additions)
     return run.results['best']
 
 

@@ -119,7 +119,7 @@ def cutmix_box(height, width, share, random):
     return box
 
 
-class Recipe:
+class Additions:
     """What a training run adds. ema: decay of a WeightAverage; mixup, cutmix: of Mixing; accumulate: batches a step.
 
     model: the network that is trained. The randomness follows from the run's seed, the epoch and the step.
@@ -132,5 +132,5 @@ class Recipe:
 
     @property
     def tensors(self):
-        """The state of the recipe, which a checkpoint must hold."""
+        """The state of the additions, which a checkpoint must hold."""
         return self.average.tensors if self.average else []

@@ -15,8 +15,8 @@ from pipeline import transforms
 from pipeline.loader import TRAIN, BatchLoader
 from runtime.checkpoint import Checkpoints, load_model
 from runtime.errors import UserError
+from training.additions import Additions, Mixing, with_warmup
 from training.engine import Precision, fit
-from training.recipes import Mixing, Recipe, with_warmup
 
 
 def some_batches(sizes, seed=0):
@@ -24,20 +24,20 @@ def some_batches(sizes, seed=0):
     return Batches([(rng.normal(size=(n, 3, 2, 2)), rng.integers(0, 3, n)) for n in sizes])
 
 
-def fitted(folder, batches, valid=None, epochs=1, report=lambda metrics: metrics, loss_options=None, **recipe):
-    """Train a Probe in double precision with SGD of momentum -> (network, its Recipe, the Run)."""
+def fitted(folder, batches, valid=None, epochs=1, report=lambda metrics: metrics, loss_options=None, **additions):
+    """Train a Probe in double precision with SGD of momentum -> (network, its Additions, the Run)."""
     paddle.seed(0)
     model = Probe()
     schedule = paddle.optimizer.lr.ExponentialDecay(0.3, 0.5)
     optimizer = paddle.optimizer.Momentum(schedule, 0.9, parameters=model.parameters(), weight_decay=1e-3,
                                           grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0))
-    recipe = Recipe(model, **recipe)
+    additions = Additions(model, **additions)
     progress = a_run(folder, model, optimizer, schedule, batches)
-    progress.tensors = recipe.tensors
+    progress.tensors = additions.tensors
     progress.statistics = progress._values_of_rank()
     fit(model, batches, valid or batches[:1], optimizer=optimizer, schedule=schedule, epochs=epochs, report=report,
-        precision=Precision(), run=progress, loss_options=loss_options or {}, recipe=recipe)
-    return model, recipe, progress
+        precision=Precision(), run=progress, loss_options=loss_options or {}, additions=additions)
+    return model, additions, progress
 
 
 def weights(model):
@@ -90,7 +90,7 @@ def test_the_average_of_the_weights_is_evaluated_and_handed_on(float64, tmp_path
     batches, decay, found = some_batches([4, 4, 4]), 0.7, []
     steps = []
 
-    class Recorded(Recipe):
+    class Recorded(Additions):
         """Records the weights after every step, before the average follows."""
 
         def __init__(self, model, **options):
@@ -112,8 +112,8 @@ def test_the_average_of_the_weights_is_evaluated_and_handed_on(float64, tmp_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Probe, '__init__', record)
-        patch.setattr('test_recipes_training.Recipe', Recorded)
-        model, recipe, _ = fitted(tmp_path, batches, epochs=2, report=report, ema=decay)
+        patch.setattr('test_additions.Additions', Recorded)
+        model, additions, _ = fitted(tmp_path, batches, epochs=2, report=report, ema=decay)
     assert len(steps) == 7
     average = steps[0]
     for number, step in enumerate(steps[1:], 1):
@@ -128,7 +128,7 @@ def test_the_average_of_the_weights_is_evaluated_and_handed_on(float64, tmp_path
         assert metrics['valid_loss'] == pytest.approx(cross_entropy(logits, label, 0), rel=1e-6)
     for name, value in weights(model).items():
         assert value.tobytes() == steps[-1][name].tobytes()  # the trained ones are back in their place
-    assert all(np.allclose(tensor.numpy(), average[name]) for tensor, name in zip(recipe.tensors, average))
+    assert all(np.allclose(tensor.numpy(), average[name]) for tensor, name in zip(additions.tensors, average))
 
 
 def test_a_signal_during_evaluation_saves_the_trained_weights(float64, tmp_path):
@@ -145,8 +145,8 @@ def test_a_signal_during_evaluation_saves_the_trained_weights(float64, tmp_path)
     for valid in (None, Evaluated(some_batches([2, 2, 2]))):
         folder = tmp_path / str(len(trained))
         try:
-            model, recipe, _ = fitted(folder, some_batches([4, 4]), valid=valid, ema=0.5)
-            trained, averages = weights(model), [tensor.numpy() for tensor in recipe.tensors]
+            model, additions, _ = fitted(folder, some_batches([4, 4]), valid=valid, ema=0.5)
+            trained, averages = weights(model), [tensor.numpy() for tensor in additions.tensors]
         except UserError as error:
             assert error.status == 143
             _, arrays, info = Checkpoints(str(folder / 'checkpoints'), 2).newest()
