@@ -212,4 +212,6 @@ def test_a_cell_without_edges_has_no_size():
     none = [('none', 0)] * 8
     args = Namespace(dataset='digits', budget_channels=None, budget_layers=None)
     line = size_line(args, Genotype(none, [], DARTS_V2.reduce, range(2, 6)), None, [3, 8, 8])
-    assert line == 'a cell without an edge to its output gives no network'
+    assert line == (
+        'a cell without an edge to its output gives no network: search for more epochs or with a larger '
+        '--arch_learning_rate')
