@@ -37,14 +37,19 @@ def prepare(work):
         step = make_search_step(model, *batches)
     else:
         step = make_training_step(model, batches[0])
-    before = difference(outputs(model, batches[0][0]), arrays['outputs_before'])
+    found = {'before': outputs(model, batches[0][0])}
     step()
-    after = difference(outputs(model, batches[0][0]), arrays['outputs_after'])
+    found['after'] = outputs(model, batches[0][0])
+    about = {time: difference(values, arrays['outputs_' + time]) for time, values in found.items()}
+    layouts = work['check'] + '.layouts.npz'  # the default layout leaves its outputs there for channels-last
+    if work['channels_last']:
+        about['layouts'] = {time: difference(found[time], values) for time, values in np.load(layouts).items()}
+    else:
+        np.savez(layouts, **found)
     model.drop_path_prob = DROP_PATH_PROB
     for _ in range(work['warmup']):
         step()
-    return {'version': f'PyTorch {torch.__version__}', 'threads': torch.get_num_threads(), 'before': before,
-            'after': after}, step
+    return {'version': f'PyTorch {torch.__version__}', 'threads': torch.get_num_threads(), **about}, step
 
 
 def make_network(size):

@@ -3,7 +3,7 @@
     compiled.py      compiles functions with numba and runs them on all cores
     products.py      matrix products whose factors lie in memory as rows of pixels, in part in LLVM's own language
     windows.py       how images lie in memory while they are convolved or pooled: start here to read the loops
-    images.py        loops between tensors and that arrangement, sums over channels, loops of max pooling
+    images.py        copies between tensors and that arrangement, sums over channels, max pooling
     depthwise.py     the gradients of a depthwise convolution
     operation.py     how loops become an operation of Paddle with a gradient
 

@@ -70,7 +70,7 @@ def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS
     pairs = [(steps, steps), (1, steps), (steps, 1)] * probes  # so that a measured cost is interpolated
     genotypes = [_probe(primitives, steps, number // 3, *pair) for number, pair in enumerate(pairs)]
     networks = [make_network(genotype) for genotype in genotypes]
-    places = cell_places(networks[0], image_shape)
+    cells = cell_shapes(networks[0], image_shape)
     layers = {}
 
     def operation_cost(measure, name, shape, stride):
@@ -81,15 +81,15 @@ def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS
 
     costs = {}
     for label, measure in measures.items():
-        operation = {kind: np.array([[sum(operation_cost(measure, name, *_edge_place(place, source))
-                                          for place in places if place.kind == kind) for name in primitives]
+        operation = {kind: np.array([[sum(operation_cost(measure, name, *_edge_shape(cell, source))
+                                          for cell in cells if cell.kind == kind) for name in primitives]
                                      for node in range(steps) for source in range(2 + node)])
                      for kind in ('normal', 'reduce')}
         parts = CellCosts(0, {'normal': 0, 'reduce': 0}, operation, primitives)
         rest = [measure(network, image_shape, f'network {number // 3}, {pair[0]} and {pair[1]} nodes concatenated')
                 - parts.of(genotype)
                 for number, (network, genotype, pair) in enumerate(zip(networks, genotypes, pairs))]
-        rest = [sum(rest[place::3]) // probes for place in range(3)]
+        rest = [sum(rest[pair::3]) // probes for pair in range(3)]
         node = {kind: (rest[0] - with_one) // max(1, steps - 1)
                 for kind, with_one in zip(('normal', 'reduce'), rest[1:])}
         costs[label] = CellCosts(rest[0] - steps * sum(node.values()), node, operation, primitives)
@@ -106,18 +106,18 @@ def _probe(primitives, steps, seed, normal_nodes, reduce_nodes):
     return Genotype(cells[0], last[-normal_nodes:], cells[1], last[-reduce_nodes:])
 
 
-def cell_places(network, image_shape):
+def cell_shapes(network, image_shape):
     """The CellShape of each cell of a network of model.py, in order."""
     calls = trace(network, image_shape)
-    places, count = [], len(network.cells)
+    shapes, count = [], len(network.cells)
     for number in range(count):
         kind = 'reduce' if number in (count // 3, 2 * count // 3) else 'normal'
         inputs = [call.shape[1:] for call in calls if call.name.startswith(f'cells.{number}.preprocess1.')][-1]
         output = next(call.shape[1:] for call in calls if call.name == f'cells.{number}')
-        places.append(CellShape(kind, inputs, [inputs[0], *output[1:]]))
-    return places
+        shapes.append(CellShape(kind, inputs, [inputs[0], *output[1:]]))
+    return shapes
 
 
-def _edge_place(place, source):
+def _edge_shape(cell, source):
     """(shape of the input, stride) of an edge that leaves a state of a cell."""
-    return (place.inputs, 2 if place.kind == 'reduce' else 1) if source < 2 else (place.nodes, 1)
+    return (cell.inputs, 2 if cell.kind == 'reduce' else 1) if source < 2 else (cell.nodes, 1)

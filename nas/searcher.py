@@ -209,9 +209,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             image, label = to_batch(next(endless(self.valid_loader)))
             indicators['eigenvalue'] = self.architect.dominant_eigenvalue(image, label)
         if indicators:
-            logger.info('Epoch %d, %s', epoch, ', '.join(
-                f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.6g}'
-                for name, value in indicators.items()))
+            logger.info('Epoch %d, %s', epoch, ', '.join(f'{name} {value:{"," if isinstance(value, int) else ".6g"}}'
+                                                         for name, value in indicators.items()))
         return indicators
 
     def _check_early_stop(self, epoch, metrics):
