@@ -1,15 +1,17 @@
 """Loops over images, compiled for the CPU; each file needs only those above it:
 
-    compiled.py      compiles functions with numba and runs them on all cores
+    compiled.py      compiles functions with numba
+    threads.py       runs compiled functions on all cores
     products.py      matrix products whose factors lie in memory as rows of pixels, in part in LLVM's own language
     windows.py       how images lie in memory while they are convolved or pooled: start here to read the loops
     images.py        copies between tensors and that arrangement, sums over channels, max pooling
     depthwise.py     the gradients of a depthwise convolution
+    batch_norm.py    what a batch norm does between two loops over images
     operation.py     how loops become an operation of Paddle with a gradient
 
     convolutions.py  single depthwise and pointwise convolutions
     nodes.py         a node of a cell with partial channels
     blocks.py        chains of ReLU, convolution and batch norm, mixed operations, poolings: blocks.py says what is
-                     computed, stages.py and units.py prepare it, block_loops.py and pool_loops.py are the loops
+                     computed, units.py and unit_pass.py prepare it, block_loops.py and pool_loops.py are the loops
     edges.py         all edges that leave a state of a cell: edge_sizes.py, edge_loops.py and edge_pools.py likewise
 """

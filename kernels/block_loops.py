@@ -29,8 +29,8 @@ def offsets_of(taps, channels, block, multiple):
 
 class Forward(NamedTuple):
     """Flattened arrays: x, the depthwise weight [C, taps] or nothing, the weight [groups, filters of a group filled up
-    to a multiple of 4, k] with k = channels of a group (* taps), the output; scale and shift of x, [C, 2], and of the
-    output, [filters, 2]; the moments [jobs, filters, 2] of the output, or [0, 0, 0]."""
+    to a multiple of 4, k] with k = channels of a group (* taps), the output [N, total, H, W]; scale and shift of x,
+    [C, 2], and of the output, [total, 2]; the moments [jobs, filters, 2] of the output, or [0, 0, 0]."""
 
     x: np.ndarray
     depthwise: np.ndarray
@@ -67,7 +67,8 @@ def forward_pass(arrays, floor, arrangement, begin, end):
             for filter_ in range(filters):
                 c = group * filters + filter_
                 place = nchw(first, count, s.first + c, s.total, outside)
-                from_line(arrays.out, place, lines[filter_ * w.line:], w, arrays.after[c, 0], arrays.after[c, 1])
+                from_line(arrays.out, place, lines[filter_ * w.line:], w, arrays.after[s.first + c, 0],
+                          arrays.after[s.first + c, 1])
                 if len(arrays.moments):
                     moments_of(arrays.moments[job, c], arrays.out, place, outside)
 
@@ -79,7 +80,7 @@ def multiple_of_4(count):
 
 class Backward(NamedTuple):
     """Flattened arrays: x, the depthwise weight, f, the gradient d behind it and that of x; [C, 2] scale and shift of
-    x, [filters, 3] coefficients of df, [C] means of x.
+    x, [total, 3] coefficients of df, [C] means of x.
 
     backwards: the weight as the way back to the pixels needs it: for each group, for each plane, [channels of the group
     filled up to a multiple of 4, filters of the group * taps of the plane]; the depthwise one as [C, taps] in the order
@@ -100,8 +101,8 @@ class Backward(NamedTuple):
 
 class Wanted(NamedTuple):
     """x: whether dx is wanted; add: to what is there. moments: whether sums [parts, C, 2] of dx and of dx * (x - mean)
-    are. weights: whether partial sums of the weights' gradients are, [parts, C * taps] with the taps rounded up to a
-    multiple of 3, [parts, groups * filters of a group * k], both rounded up to multiples of 4 and 3."""
+    are. weights: whether partial sums of the weights' gradients are, `depthwise` and `weight`, [parts, size of the Rows
+    of each]."""
 
     x: bool
     add: bool
@@ -131,6 +132,8 @@ def backward_pass(arrays, floor, arrangement, wanted, begin, end):
     offsets = offsets_of(tables.taps[:1] * 0 if separable else tables.taps, inputs, step, 3)
     jobs, parts = -(-s.images // s.group), len(wanted.sums)
     for part in range(begin, end):
+        fill(wanted.depthwise[part], ZERO)
+        fill(wanted.weight[part], ZERO)
         for job in range(jobs * part // parts, jobs * (part + 1) // parts):
             first = job * s.group
             count = min(s.group, s.images - first)
@@ -139,7 +142,7 @@ def backward_pass(arrays, floor, arrangement, wanted, begin, end):
             for c in range(s.filters):
                 row = c // filters * multiple_of_4(filters) + c % filters
                 to_line(lines[row * w.line + w.front:], arrays.d, arrays.f,
-                        nchw(first, count, s.first + c, s.total, outside), w, arrays.coefficients[c])
+                        nchw(first, count, s.first + c, s.total, outside), w, arrays.coefficients[s.first + c])
             if separable:
                 depthwise_backward(arrays, floor, arrangement, wanted, job, part, (planes, gradient, between, upstream,
                                                                                   lines))
@@ -206,3 +209,35 @@ def give_to_input(arrays, floor, arrangement, wanted, part, place, channel):
     collect(arrays.dx, place, w, tables.places, gradient, planes, floor == 0, wanted.add)
     if wanted.moments:
         two_sums(wanted.sums[part, c], arrays.dx, arrays.x, place, w.height * w.width, arrays.mean[c])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients of weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """Where the rows of a weight's gradient lie in a partial sum, whose rows and columns are filled up."""
+
+    groups: int
+    count: int  # rows of a group
+    columns: int
+    filled_rows: int  # of a group
+    filled_columns: int
+
+    @property
+    def size(self):
+        """Elements of a partial sum."""
+        return self.groups * self.filled_rows * self.filled_columns
+
+
+@jit
+def add_parts(parts, rows, out, begin, end):
+    """out [groups * rows, columns] = the sum of the parts [parts, size]; a job is a row, rows a Rows."""
+    for row in range(begin, end):
+        at = (row // rows.count * rows.filled_rows + row % rows.count) * rows.filled_columns
+        to = out[row * rows.columns:][:rows.columns]
+        for part in range(len(parts)):
+            some = parts[part, at:][:rows.columns]
+            for k in range(rows.columns):
+                to[k] = some[k] if part == 0 else to[k] + some[k]

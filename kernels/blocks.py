@@ -18,10 +18,11 @@ which the way back through the convolution applies while it reads d and f. In ev
 import numpy as np
 import paddle
 
-from kernels.compiled import available, on_all_cores, view
+from kernels.compiled import available, view
 from kernels.operation import Operation
 from kernels.pool_loops import Pool, add_up, gradient_sums, pool_backward, pool_forward
-from kernels.stages import Stage, addresses_of, stack
+from kernels.threads import on_all_cores
+from kernels.unit_pass import UnitPass, addresses_of, unchanged
 from kernels.units import Pooling, Unit
 
 IDENTITY, NOTHING = 'identity', 'nothing'  # operations of a Block
@@ -109,23 +110,21 @@ class Pass:
         if self.strength is None and isinstance(block.operations[0], Pooling):
             self._pool(block.operations[0], source, flat, 1, False)
             return out
-        terms, shifts = [], []
+        terms = []  # (array, scale and shift of it)
         for k, operation in enumerate(block.operations):
             strength = np.float32(1 if self.strength is None else self.strength[k])
             if operation == IDENTITY:
-                terms.append((source, np.full(self.shape[1], strength)))
+                terms.append((source, strength * unchanged(self.shape[1])))
             elif isinstance(operation, list):
                 direct = flat if self.strength is None and (not keep or operation[-1].norm is None) else None
-                stages = self.chains[k] = self._chain(operation, source, direct)
+                units = self.chains[k] = self._chain(operation, source, direct)
                 if direct is not None:
                     return out
-                terms.append((stages[-1].f, strength * stages[-1].scale))
-                shifts.append(strength * stages[-1].shift)
+                terms.append((units[-1].f, strength * units[-1].affine))
         started = bool(terms)
         if started:
-            shift = np.asarray(sum(shifts, np.zeros(out.shape[1])), np.float32)
-            on_all_cores(add_up, self.shape[0], addresses_of(terms), stack(scale for _, scale in terms), shift, flat,
-                         False, self.shape[0])
+            arrays, affine = zip(*terms)
+            on_all_cores(add_up, self.shape[0], addresses_of(arrays), np.array(affine), flat, False, self.shape[0])
         for k, operation in enumerate(block.operations):
             if isinstance(operation, Pooling):
                 self._pool(operation, source, flat, self.strength[k], started)
@@ -138,15 +137,13 @@ class Pass:
                      Pool(pooling.average, divisors, np.float32(weight), add), arrangement)
 
     def _chain(self, units, source, direct):
-        """A Stage for each unit; direct: where the output of the last one goes, batch norm included, or None."""
-        stages, shape = [], self.shape
-        before = np.tile(np.float32([1, 0]), (shape[1], 1))
+        """A UnitPass for each unit; direct: where the output of the last one goes, batch norm included, or None."""
+        passes, shape, before = [], self.shape, unchanged(self.shape[1])
         for unit in units:
-            stage = Stage(unit, self.parameters[id(unit)], shape, source, before)
-            stage.forward(direct if unit is units[-1] else None)
-            stages.append(stage)
-            source, before, shape = stage.f, np.stack([stage.scale, stage.shift], 1), stage.shape
-        return stages
+            passes.append(UnitPass(unit, self.parameters[id(unit)], shape, source, before))
+            passes[-1].forward(direct if unit is units[-1] else None)
+            source, before, shape = passes[-1].f, passes[-1].affine, passes[-1].shape
+        return passes
 
     def backward(self, d, x_wanted, weights_wanted, parameters_wanted):
         """The gradients of x, of the weights and of the parameters, each or None."""
@@ -162,37 +159,36 @@ class Pass:
                 written = True
         terms = [(k, self.chains.get(k, [None])[-1]) for k, operation in enumerate(block.operations)
                  if operation == IDENTITY or isinstance(operation, list)]
-        sums = self._sums(flat, terms, weights_wanted)
         wanted, gradients = iter(parameters_wanted), []
-        for (k, stage), (total, product) in zip(terms, sums):
-            if stage is None:
-                dstrength[k] = product.sum()
+        for (k, last), sums in zip(terms, self._sums(flat, terms, weights_wanted)):
+            if last is None:
+                dstrength[k] = sums[:, 1].sum()
                 if x_wanted:
-                    on_all_cores(add_up, self.shape[0], addresses_of([(flat, None)]),
-                                 np.full((1, self.shape[1]), strength[k], np.float32),
-                                 np.zeros(self.shape[1], np.float32), target, written, self.shape[0])
+                    scale = strength[k] * unchanged(self.shape[1])[None]
+                    on_all_cores(add_up, self.shape[0], addresses_of([flat]), scale, target, written, self.shape[0])
                     written = True
                 continue
-            dstrength[k] = stage.strength_gradient(total, product)
+            dstrength[k] = last.strength_gradient(sums)
             wanted_here = [[next(wanted) for _ in self.parameters[id(unit)]] for unit in block.operations[k]]
-            gradients += self._chain_backward(self.chains[k], flat, strength[k] * total, strength[k] * product,
-                                              strength[k], target if x_wanted else None, written, wanted_here)
+            gradients += self._chain_backward(self.chains[k], flat, strength[k] * sums, strength[k],
+                                              target if x_wanted else None, written, wanted_here)
             written = written or x_wanted
         return (dx if x_wanted else None, paddle.to_tensor(dstrength) if weights_wanted else None, gradients)
 
     def _sums(self, d, terms, weights_wanted):
-        """For each term the sums over a channel of d and of d * (f - mean), [C] each; zeros where nobody needs them."""
+        """For each term the sums over a channel of d and of d * (f - mean), [C, 2] each; zeros where nobody needs
+        them."""
         c = self.block.shapes[self.shape][1]
-        needed = [weights_wanted or stage is not None and stage.unit.norm is not None for _, stage in terms]
-        some = [stage for (_, stage), use in zip(terms, needed) if use]
+        needed = [weights_wanted or last is not None and last.unit.norm is not None for _, last in terms]
+        some = [last for (_, last), use in zip(terms, needed) if use]
         parts = min(self.shape[0], 16)
         sums = np.zeros((parts, len(some), c, 2))
         if some:
-            means = stack(np.zeros(c, np.float32) if stage is None else stage.mean for stage in some)
-            addresses = addresses_of([(view(self.x) if stage is None else stage.f, None) for stage in some])
+            means = np.array([np.zeros(c, np.float32) if last is None else last.mean for last in some])
+            addresses = addresses_of([view(self.x) if last is None else last.f for last in some])
             on_all_cores(gradient_sums, parts, addresses, means, d, self.shape[0], sums)
-        found = iter(sums.sum(0).transpose(0, 2, 1))
-        return [next(found) if use else np.zeros((2, c)) for use in needed]
+        found = iter(sums.sum(0))
+        return [next(found) if use else np.zeros((c, 2)) for use in needed]
 
     def _pool_backward(self, pooling, d, dx, weight, add):
         arrangement, divisors, _ = pooling.arrangement(self.shape)
@@ -202,26 +198,26 @@ class Pass:
         return products.sum(dtype=np.float64)
 
     @staticmethod
-    def _chain_backward(stages, d, total, product, strength, dx, add, wanted):
-        """The gradients of a chain's parameters; add what reaches x to dx. total, product: sums of the gradient of the
-        chain's output, of which d is the strength-th part."""
+    def _chain_backward(units, d, sums, strength, dx, add, wanted):
+        """The gradients of a chain's parameters; add what reaches x to dx. The gradient of the chain's output is
+        strength * d; sums [C, 2]: of this gradient and of its products with f - mean."""
         gradients = []
-        for position in range(len(stages) - 1, -1, -1):
-            stage = stages[position]
-            coefficients = stage.coefficients(total, product, strength)
-            found = stage.norm_gradients(total, product)
-            previous = stages[position - 1] if position else None
+        for position in range(len(units) - 1, -1, -1):
+            unit = units[position]
+            coefficients = unit.coefficients(sums, strength)
+            found = unit.norm_gradients(sums)
+            previous = units[position - 1] if position else None
             target = dx if previous is None else np.empty(len(previous.f), np.float32)
             if target is None and not any(any(some) for some in wanted[:position + 1]):
-                weights, sums = [None] * (len(wanted[position]) - len(found)), None
+                weights = [None] * (len(wanted[position]) - len(found))
             else:
-                mean = np.zeros(stage.x_shape[1], np.float32) if previous is None else previous.mean
-                weights, sums = stage.backward(d, coefficients, target, previous is None and add, mean,
-                                               previous is not None, wanted[position])
+                mean = np.zeros(unit.x_shape[1], np.float32) if previous is None else previous.mean
+                weights, sums = unit.backward(d, coefficients, target, previous is None and add, mean,
+                                              previous is not None, wanted[position])
             gradients = [gradient if want else None
                          for gradient, want in zip(weights + found, wanted[position])] + gradients
             if previous is not None:
-                d, strength, (total, product) = target, np.float32(1), sums
+                d, strength = target, np.float32(1)
         return gradients
 
 

@@ -1,13 +1,11 @@
-"""How the loops of this folder are compiled, by numba, an optional package, and run on all cores of a CPU.
+"""How the loops of this folder are compiled, by numba, an optional package, and what they call tensors by.
 
 Without numba, on a GPU, in double precision and under to_static Paddle's operations run instead.
 """
-import concurrent.futures
 import contextlib
 import ctypes
 import functools
 import math
-import os
 import pathlib
 import sys
 import zlib
@@ -93,27 +91,6 @@ def on_first_compilation(say):
             pass
     said = []
     event.register('numba:compile', Listener())
-
-
-@functools.lru_cache(None)
-def _pool():
-    return concurrent.futures.ThreadPoolExecutor(max(1, cpu_threads() - 1))
-
-
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
-
-
-def on_all_cores(function, jobs, *arguments):
-    """Call function(*arguments, begin, end) on all cores, each with its part of range(jobs). Python's threads will do:
-    numba's own take twice as long to compile, and another OpenMP beside Paddle's makes both slow."""
-    parts = min(cpu_threads(), jobs)
-    bounds = [jobs * part // max(parts, 1) for part in range(parts + 1)]
-    others = [_pool().submit(function, *arguments, *bounds[part:part + 2]) for part in range(1, parts)]
-    if parts:
-        function(*arguments, *bounds[:2])
-    for other in others:
-        other.result()
 
 
 EMPTY = np.zeros(0, np.float32)

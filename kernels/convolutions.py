@@ -7,11 +7,12 @@ import numpy as np
 import paddle
 
 from kernels import compiled
-from kernels.compiled import EMPTY, addresses, floats, jit, on_all_cores, view
+from kernels.compiled import EMPTY, addresses, floats, jit, view
 from kernels.depthwise import add_correlations, in_order, spread_gradient, up_to_multiple
 from kernels.images import LOWEST, NO, ONE, ZERO, collect, copy_to_line, from_line, nchw, spread
 from kernels.operation import Operation
 from kernels.products import correlate, multiply, multiply_weight, transposed
+from kernels.threads import on_all_cores
 from kernels.windows import Arrangement, Shape, output_size, square
 
 

@@ -1,6 +1,6 @@
 """The compiled passes of edges.py, over images in groups.
 
-Those with the arguments begin and end are called by compiled.on_all_cores with a part of their jobs, range(begin, end):
+Those with the arguments begin and end are called by threads.on_all_cores with a part of their jobs, range(begin, end):
 a job is a group of images, mostly for one convolution or one edge. Tensors are given by their addresses. They lie as
 [N, C, pixels], NCHW, or, what only these passes read, GROUPED: group after group as [C, images of the group, pixels],
 so that a channel of a group is one row.
@@ -61,32 +61,6 @@ def gather(row, source, place, pixels, scale, add):
         else:
             for p in range(pixels):
                 to[p] = scale * some[p]
-
-
-@jit
-def update_statistics(moments, s, pixels, norm, running, biases, mean, inverse):
-    """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the
-    running statistics, whose addresses are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for
-    putting groups together). norm: epsilon and momentum. biases [rows, C] are added to the running means only. Without
-    groups mean and variance are the running ones."""
-    rows, groups, channels, _ = moments.shape
-    epsilon, momentum = norm
-    for r in range(rows):
-        old_mean, old_variance = floats(running[r, 0], channels), floats(running[r, 1], channels)
-        for c in range(channels):
-            n, m, squares = 0.0, 0.0, 0.0
-            for k in range(groups):
-                more = float(min(s.group, s.images - k * s.group) * pixels)
-                delta = moments[r, k, c, 0] - m
-                squares += moments[r, k, c, 1] + delta * delta * n * more / (n + more)
-                n += more
-                m += delta * more / n
-            if groups:
-                mean[r, c], inverse[r, c] = m, 1 / np.sqrt(squares / n + epsilon)
-                old_mean[c] = old_mean[c] * momentum + (m + biases[r, c]) * (1 - momentum)
-                old_variance[c] = old_variance[c] * momentum + squares / n * (1 - momentum)
-            else:
-                mean[r, c], inverse[r, c] = old_mean[c] - biases[r, c], 1 / np.sqrt(old_variance[c] + epsilon)
 
 
 class Forward(NamedTuple):

@@ -27,7 +27,8 @@ import numpy as np
 import paddle
 import paddle.nn as nn
 
-from kernels.compiled import addresses, available, on_all_cores
+from kernels.batch_norm import update_statistics
+from kernels.compiled import addresses, available
 from kernels.edge_loops import (
     GROUPED,
     NCHW,
@@ -40,11 +41,11 @@ from kernels.edge_loops import (
     forward_pass,
     gradient_sums,
     sum_groups,
-    update_statistics,
 )
 from kernels.edge_pools import PoolBackward, pool_backward, pool_forward
 from kernels.edge_sizes import FIRST, SECOND, Ends, Sizes, is_repeated, window_of
 from kernels.operation import Operation
+from kernels.threads import on_all_cores
 
 POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
 

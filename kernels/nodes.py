@@ -7,8 +7,9 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from kernels.compiled import EMPTY, addresses, available, floats, jit, on_all_cores, view
+from kernels.compiled import EMPTY, addresses, available, floats, jit, view
 from kernels.operation import Operation
+from kernels.threads import on_all_cores
 
 PARTS = 16  # of the images, whose sums are put together afterwards, in the same order on any number of cores
 

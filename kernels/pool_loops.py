@@ -97,18 +97,21 @@ def pool_backward(x, d, dx, pool, arrangement, products, begin, end):
 
 
 @jit
-def add_up(addresses, scale, shift, out, add, images, begin, end):
-    """out (+)= sum_t scale_t * term_t + shift; addresses of the terms, scale [terms, C], shift [C]."""
-    channels = len(shift)
+def add_up(addresses, affine, out, add, images, begin, end):
+    """out (+)= sum_t affine_t0 * term_t + affine_t1; addresses of the terms, affine [terms, C, 2]."""
+    channels = affine.shape[1]
     pixels = len(out) // (images * channels)
     for row in range(begin * channels, end * channels):
         to, c = out[row * pixels:][:pixels], row % channels
-        if not add:
-            fill(to, shift[c])
         for t in range(len(addresses)):
-            some, factor = floats(addresses[t], len(out))[row * pixels:][:pixels], scale[t, c]
-            for p in range(pixels):
-                to[p] += factor * some[p]
+            some = floats(addresses[t], len(out))[row * pixels:][:pixels]
+            scale, shift = affine[t, c, 0], affine[t, c, 1]
+            if add or t > 0:
+                for p in range(pixels):
+                    to[p] += scale * some[p] + shift
+            else:
+                for p in range(pixels):
+                    to[p] = scale * some[p] + shift
 
 
 @jit

@@ -4,7 +4,8 @@ their weights as the passes of block_loops.py read them."""
 import numpy as np
 import paddle.nn as nn
 
-from kernels.compiled import EMPTY, view
+from kernels.block_loops import Rows
+from kernels.compiled import EMPTY
 from kernels.windows import Arrangement, Shape, window
 from runtime.parallel import cpu_threads
 
@@ -47,22 +48,29 @@ class Convolution:
                                     tuple(out)) if min(out) > 0 else None
         return self.shapes[x_shape]
 
-    def weights(self, tensors):
-        """The weights as the forward pass reads them."""
-        depthwise = view(tensors[0]) if self.separable else EMPTY
-        return depthwise, _filled_up(view(tensors[-1]).reshape(self.groups, self.filters // self.groups, -1)).ravel()
+    def weights(self, arrays):
+        """The weights, given as flat arrays, as the forward pass reads them."""
+        depthwise = arrays[0] if self.separable else EMPTY
+        return depthwise, _filled_up(arrays[-1].reshape(self.groups, self.filters // self.groups, -1)).ravel()
 
-    def weights_backwards(self, tensors, tables):
+    def weights_backwards(self, arrays, tables):
         """The weights as the way back to the pixels reads them."""
         filters, inputs = self.filters // self.groups, self.channels // self.groups
-        weight = view(tensors[-1]).reshape(self.groups, filters, inputs, -1)
+        weight = arrays[-1].reshape(self.groups, filters, inputs, -1)
         if self.separable:
-            by_order = view(tensors[0]).reshape(self.channels, -1)[:, tables.order]
+            by_order = arrays[0].reshape(self.channels, -1)[:, tables.order]
             return by_order.ravel(), _filled_up(weight[..., 0].transpose(0, 2, 1)).ravel()
         weight = weight[..., tables.order].transpose(0, 2, 1, 3)
         planes = [_filled_up(weight[..., begin:end].reshape(self.groups, inputs, -1)).reshape(self.groups, -1)
                   for begin, end in zip(tables.starts, tables.starts[1:])]
         return EMPTY, np.concatenate(planes, axis=1).ravel()
+
+    def gradient_rows(self, tables):
+        """For each of the layers the Rows of its weight's gradient."""
+        filters, inputs, taps = self.filters // self.groups, self.channels // self.groups, len(tables.taps)
+        k = inputs if self.separable else inputs * taps
+        dense = Rows(self.groups, filters, k, -(-filters // 4) * 4, -(-k // 3) * 3)
+        return [Rows(1, self.channels, taps, self.channels, -(-taps // 3) * 3), dense] if self.separable else [dense]
 
 
 def _filled_up(weight):
@@ -80,6 +88,7 @@ class Unit:
         self.filters = sum(convolution.filters for convolution in convolutions)
         layers = [layer for convolution in convolutions for layer in convolution.layers]
         self.layers = layers + ([norm] if norm is not None and norm.weight is not None else [])
+        self.shapes = {}
 
     def statistics(self):
         return [] if self.norm is None else [self.norm._mean, self.norm._variance]
@@ -93,6 +102,18 @@ class Unit:
         n, _, height, width = self.output_shape(x_shape)
         return n * height * width * sum(layer.weight.size for convolution in self.convolutions
                                         for layer in convolution.layers)
+
+    def arrangements(self, x_shape):
+        """The Arrangement of each convolution, for an input where the unit applies."""
+        if x_shape not in self.shapes:
+            self.shapes[x_shape], first = [], 0
+            for convolution in self.convolutions:
+                window_, tables, group, _ = convolution.arrangement(x_shape)
+                shape = Shape(x_shape[0], group, convolution.channels, convolution.filters, convolution.groups, first,
+                              self.filters)
+                self.shapes[x_shape].append(Arrangement(window_, tables, shape))
+                first += convolution.filters
+        return self.shapes[x_shape]
 
     def output_shape(self, x_shape):
         """[N, C, H, W] of the output, or None where the unit does not apply."""

@@ -1,6 +1,7 @@
 """Devices, random seeds, and collective operations over the processes that paddle.distributed.launch started."""
 import contextlib
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -70,6 +71,7 @@ def configure_cpu():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+@functools.lru_cache(None)
 def cpu_threads():
     """The number of cores available to this process: its CPU affinity, divided among the ranks on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()

@@ -1,0 +1,106 @@
+"""kernels/threads.py: every job is done exactly once, whoever calls, and exceptions reach the caller."""
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from kernels.compiled import numba
+
+if numba is None:
+    pytest.skip('needs numba', allow_module_level=True)
+
+from kernels import threads  # noqa: E402
+from kernels.compiled import jit  # noqa: E402
+
+
+@jit
+def _count(done, work, begin, end):
+    for job in range(begin, end):
+        total = np.float32(0)
+        for k in range(work):
+            total += np.float32(k)
+        done[job] += 1 if total >= 0 else 2
+
+
+@pytest.fixture
+def three_cores(monkeypatch):
+    """Helpers for three cores, whatever the machine has."""
+    monkeypatch.setattr(threads, 'cpu_threads', lambda: 3)
+    threads._helpers.cache_clear()
+    yield
+    threads._helpers.cache_clear()
+
+
+@pytest.mark.parametrize('jobs', [0, 1, 2, 3, 4, 1000])
+@pytest.mark.parametrize('work', [0, 1000000])
+def test_every_job_is_done_once(three_cores, jobs, work):
+    done = np.zeros(jobs, np.int64)
+    for _ in range(3):
+        threads.on_all_cores(_count, jobs, done, work if jobs < 10 else 0)
+    assert done.tolist() == [3] * jobs
+
+
+def test_helpers_that_have_gone_to_sleep_wake_up(three_cores, monkeypatch):
+    monkeypatch.setattr(threads, 'LOOKS', 1)
+    for _ in range(100):
+        done = np.zeros(30, np.int64)
+        threads.on_all_cores(_count, 30, done, 10)
+        assert done.tolist() == [1] * 30
+
+
+def test_several_callers_at_once(three_cores):
+    failures = []
+
+    def call():
+        for _ in range(300):
+            done = np.zeros(7, np.int64)
+            threads.on_all_cores(_count, 7, done, 100)
+            if done.tolist() != [1] * 7:
+                failures.append(done)
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not failures
+
+
+@pytest.mark.parametrize('failing', [0, 1, 2])
+def test_an_exception_reaches_the_caller_after_all_have_ended(three_cores, failing):
+    ended = []
+
+    def function(begin, end):
+        ended.append(begin)
+        if begin == failing:
+            raise ValueError(begin)
+    with pytest.raises(ValueError, match=str(failing)):
+        threads.on_all_cores(function, 3)
+    assert sorted(ended) == [0, 1, 2]
+    done = np.zeros(3, np.int64)
+    threads.on_all_cores(_count, 3, done, 1)
+    assert done.tolist() == [1] * 3
+
+
+def test_an_interruption_waits_for_the_helpers(three_cores):
+    ended = []
+
+    def function(begin, end):
+        if begin == 0:
+            raise KeyboardInterrupt
+        threading.Event().wait(0.2)
+        ended.append(begin)
+    with pytest.raises(KeyboardInterrupt):
+        threads.on_all_cores(function, 3)
+    assert sorted(ended) == [1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
+def test_a_child_process_has_helpers_of_its_own(three_cores):
+    done = np.zeros(6, np.int64)
+    threads.on_all_cores(_count, 6, done, 1)
+    child = os.fork()
+    if child == 0:
+        threads.on_all_cores(_count, 6, done, 1)
+        os._exit(0 if done.tolist() == [2] * 6 else 1)
+    assert os.waitpid(child, 0)[1] == 0
