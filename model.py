@@ -17,7 +17,7 @@ def drop_path(x, prob):
     """Set x [N, C, H, W] to zero for a sample with probability `prob` and divide the others by 1 - prob, which keeps
     the mean (Larsson et al. 2017)."""
     keep = paddle.full([x.shape[0], 1, 1, 1], 1 - prob, dtype=x.dtype)
-    return x * paddle.bernoulli(keep) / (1 - prob)
+    return x * (paddle.bernoulli(keep) / (1 - prob))
 
 
 class Cell(nn.Layer):

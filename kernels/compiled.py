@@ -34,9 +34,16 @@ def addresses(tensors):
     return np.array([tensor.data_ptr() for tensor in tensors], np.int64)
 
 
-def group_size(images, pixels):
-    """How many images share a row: rows of about 1,000 pixels, and work for every core."""
-    return max(1, min(1024 // pixels, -(-images // cpu_threads())))
+ROW = 1024  # pixels of the rows that loops run along, about
+
+
+def group_size(images, most):
+    """How many images make a job: at most `most`, and few enough that all cores have about as much to do."""
+    def of_a_core(size):
+        return size * -(-images // (size * cpu_threads()))
+    sizes = range(1, max(1, most) + 1)
+    fewest = min(map(of_a_core, sizes))
+    return max(size for size in sizes if of_a_core(size) <= 1.05 * fewest)
 
 
 REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which vector registers need; NaN stays NaN

@@ -68,7 +68,7 @@ class _Depthwise(Operation):
     def forward(self, x, weight):
         self.x, self.weight = x, weight = x.contiguous(), weight.contiguous()
         n, c, h, w = x.shape
-        shape = Shape(n, compiled.group_size(n, h * w), c, c, c, 0, c)
+        shape = Shape(n, compiled.group_size(n, compiled.ROW // (h * w)), c, c, c, 0, c)
         self.arrangement = Arrangement(*square(h, w, *self.geometry, shape.group), shape)
         out = paddle.empty([n, c, *[output_size(side, *self.geometry) for side in (h, w)]], 'float32')
         on_all_cores(_forward, c * -(-n // self.arrangement.shape.group), view(x), view(weight), view(out),

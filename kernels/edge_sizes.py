@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 import paddle.nn as nn
 
-from kernels.compiled import group_size
+from kernels.compiled import ROW, group_size
 from kernels.edge_loops import Images
 from kernels.edge_pools import AVERAGE, IDENTITY, LARGEST, Pools
 from kernels.windows import output_size, pack, square
@@ -41,7 +41,7 @@ class Sizes:
                     and all(_output_size(*min(outs), depthwise) in outs for depthwise, _ in edges.convolutions[1]))
         if not self.fit:
             return
-        self.images = Images(n, c, group_size(n, height * width))
+        self.images = Images(n, c, group_size(n, ROW // (height * width)))
         self.groups = -(-n // self.images.group)
         self.out = list(outs.pop())
         self.pixels = self.out[0] * self.out[1]

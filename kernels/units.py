@@ -5,15 +5,14 @@ import numpy as np
 import paddle.nn as nn
 
 from kernels.block_loops import Rows
-from kernels.compiled import EMPTY
+from kernels.compiled import EMPTY, ROW, group_size
 from kernels.windows import Arrangement, Shape, window
-from runtime.parallel import cpu_threads
 
 
 def images_of_a_job(images, channels, pixels):
     """How many images a pass takes at a time: rows of about 1,000 pixels, as many as half of a core's own cache can
-    hold, and work for every core."""
-    return max(1, min(min(1024, 2 ** 15 // channels) // pixels, -(-images // cpu_threads())))
+    hold."""
+    return group_size(images, min(ROW, 2 ** 15 // channels) // pixels)
 
 
 class Convolution:

@@ -28,7 +28,7 @@ from kernels.convolutions import is_pointwise, is_square, square_geometry
 from kernels.edge_sizes import FIRST, SECOND
 from kernels.edges import POOLINGS, Edges
 from kernels.nodes import node_of
-from nas.stacked import SeparableUnits, StackedNorms, join, reduce_together, split
+from nas.stacked import SeparableUnits, StackedNorms, StackedReductions, join, split
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
 
 
@@ -124,7 +124,7 @@ class OutgoingEdges:
         self.poolings = [operations[0][column][0] for column in poolings]
         self.pooling_norms = StackedNorms([ops[column][1] for column in poolings for ops in operations])
         self.reductions = [ops[column] for column in reductions for ops in operations]
-        self.reduction_norms = StackedNorms([op.bn for op in self.reductions])
+        self.stacked_reductions = StackedReductions(self.reductions)
         self.others = [(row, column, edge[column]) for row, edge in zip(rows, operations) for column in columns(None)]
         compiled = sorted(separable + dilated + poolings + self.bare_poolings + identities)
         self.compiled = None
@@ -143,9 +143,7 @@ class OutgoingEdges:
             parts += [weights[row, column] * ops[column](x) for column in self.bare_poolings
                       for row, ops in zip(self.rows, self.operations)]
         if self.reductions:
-            scale, bias = scales.of(self)[0].reductions
-            parts += split(self.reduction_norms(reduce_together(self.reductions, F.relu(x)), scale, bias),
-                           len(self.reductions))
+            parts += self.stacked_reductions(x, *scales.of(self)[0].reductions)
         parts += [weights[row, column] * op(x) for row, column, op in self._others_by_edge()]
         return [parts[edge::self.edges] for edge in range(self.edges)]
 
