@@ -26,7 +26,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-DROP_PATH_PROB = 0.2  # as in train.py's last epoch
+DROP_PATH_PROB = {'cifar': 0.2, 'imagenet': 0.0}  # as in the last epoch of train.py and of train_imagenet.py
 
 
 def make_step(args, plain, compiled_loops=True):
@@ -81,7 +81,7 @@ def make_training_step(args, batch, accelerate):
     import model as networks
     network = {'cifar': networks.NetworkCIFAR, 'imagenet': networks.NetworkImageNet}[args.network]
     model = network(args.init_channels, 10, args.layers, True, getattr(genotypes, args.arch))
-    model.set_drop_path_prob(DROP_PATH_PROB)
+    model.set_drop_path_prob(DROP_PATH_PROB[args.network])
     accelerate(model)
     if args.evaluate:
         return model, make_scoring(model, batch)

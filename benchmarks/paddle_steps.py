@@ -29,7 +29,7 @@ def prepare(work):
     arrays['outputs_before'] = outputs(model, batches[0][0])
     step()
     arrays['outputs_after'] = outputs(model, batches[0][0])
-    set_drop_path(model, DROP_PATH_PROB)
+    set_drop_path(model, DROP_PATH_PROB.get(args.network))
     np.savez(work['check'], **arrays)
     for _ in range(work['warmup']):
         step()

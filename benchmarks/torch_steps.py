@@ -13,11 +13,11 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 import genotypes  # noqa: E402
+from benchmarks.bench_search import DROP_PATH_PROB  # noqa: E402
 from benchmarks.torch_networks import SearchNetwork, TrainedNetwork  # noqa: E402
 from benchmarks.turns import serve  # noqa: E402
 from runtime.parallel import cpu_threads  # noqa: E402
 
-DROP_PATH_PROB = 0.2
 PARTIAL = {'DARTS': 1, 'PC-DARTS': 4}
 
 
@@ -46,7 +46,7 @@ def prepare(work):
         about['layouts'] = {time: difference(found[time], values) for time, values in np.load(layouts).items()}
     else:
         np.savez(layouts, **found)
-    model.drop_path_prob = DROP_PATH_PROB
+    model.drop_path_prob = DROP_PATH_PROB.get(size['network'])
     for _ in range(work['warmup']):
         step()
     return {'version': f'PyTorch {torch.__version__}', 'threads': torch.get_num_threads(), **about}, step
