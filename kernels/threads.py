@@ -1,13 +1,14 @@
 """Compiled functions on all cores of a CPU.
 
 A step of a search calls hundreds of them, many of which take a tenth of a millisecond, and waking a sleeping thread
-takes half as long. Therefore a thread that has nothing to do looks for a new task for about a millisecond before it
-goes to sleep, as the threads of OpenMP do. It offers its core to other programs each time it looks.
+takes half as long. Therefore a thread that has nothing to do looks for a new task for a while before it goes to sleep,
+as the threads of OpenMP do. Not for long: other programs need the cores too.
 
 numba's own threads take twice as long to compile, and another OpenMP beside Paddle's makes both slow.
 """
 import functools
 import os
+import platform
 import queue
 import threading
 
@@ -16,24 +17,20 @@ import numpy as np
 from kernels.compiled import jit, numba
 from runtime.parallel import cpu_threads
 
-LOOKS = 1000  # for a new task, about a microsecond each
+LOOKS = 5000  # of some hundredths of a microsecond each, before a thread goes to sleep
 TASK, DONE = 0, 8  # elements of Helper.counts: in different lines of the cache
 
 if numba is not None:
     from llvmlite import ir
     from numba.core import types
 
-    if hasattr(os, 'sched_yield'):
-        _offer_core = types.ExternalFunction('sched_yield', types.int32())
-    else:
-        @numba.njit
-        def _offer_core():
-            return 0
-
     @numba.extending.intrinsic
     def _load(context, address):
         """The integer at an address, as another thread may have changed it."""
         def generate(context, builder, signature, arguments):
+            if platform.machine() in ('x86_64', 'AMD64'):  # the instruction for loops that wait
+                kind, name = ir.FunctionType(ir.VoidType(), []), 'llvm.x86.sse2.pause'
+                builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), [])
             pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
             return builder.load_atomic(pointer, 'acquire', 8)
         return types.int64(types.int64), generate
@@ -54,7 +51,6 @@ def _reaches(address, count, looks):
     for _ in range(looks):
         if _load(address) >= count:
             return True
-        _offer_core()
     return False
 
 
@@ -64,15 +60,20 @@ def _set(address, count):
 
 
 class Helper(threading.Thread):
-    """A thread that does one task after the other: start(task) gives it one, finish() waits for its end."""
+    """A thread that does one task after the other: start_task gives it one, finish waits for its end.
+
+    The queues are what both sides sleep at; the counts say how far the other one is.
+    """
 
     def __init__(self):
         super().__init__(daemon=True)
         self.counts = np.zeros(16, np.int64)  # of the tasks given, [TASK], and of those done, [DONE]
         self.address = self.counts.ctypes.data
-        self.tasks, self.given, self.error = queue.SimpleQueue(), 0, None
+        self.tasks, self.ends, self.given, self.error = queue.SimpleQueue(), queue.SimpleQueue(), 0, None
 
     def start_task(self, function, *arguments):
+        while not self.ends.empty():
+            self.ends.get()
         self.given += 1
         self.tasks.put((function, arguments))
         _set(self.address + 8 * TASK, self.given)
@@ -87,13 +88,14 @@ class Helper(threading.Thread):
         return self.error
 
     def _wait(self):
-        while not _reaches(self.address + 8 * DONE, self.given, LOOKS):
-            pass
+        if not _reaches(self.address + 8 * DONE, self.given, LOOKS):
+            while self.counts[DONE] < self.given:
+                self.ends.get()  # perhaps that of the task before
 
     def run(self):
         done = 0
         while True:
-            _reaches(self.address + 8 * TASK, done + 1, LOOKS)  # if it does not, sleep until there is a task
+            _reaches(self.address + 8 * TASK, done + 1, LOOKS)
             function, arguments = self.tasks.get()
             self.error = None
             try:
@@ -103,6 +105,7 @@ class Helper(threading.Thread):
             done += 1
             function = arguments = None
             _set(self.address + 8 * DONE, done)
+            self.ends.put(done)
 
 
 @functools.lru_cache(None)
