@@ -210,7 +210,7 @@ def main():
                              budget=budget)
     genotype = searcher.train()
     if rank() == 0:
-        report(genotype, args, given, shape, class_num)
+        report(genotype, args, given, shape, class_num, budget)
 
 
 def derive(args):
@@ -243,7 +243,7 @@ def derive(args):
     if rank() == 0:
         defaults = parse_arguments([])  # for the training command; which flags the search was given is not kept
         given = {name for name in DATA_NAMES if getattr(args, name) != getattr(defaults, name)}
-        report(genotype, args, given, image_shape(args), args.class_num)
+        report(genotype, args, given, image_shape(args), args.class_num, budget)
 
 
 def supernet(args, class_num, method):
@@ -319,11 +319,11 @@ def draw(args, given):
            args.class_num if 'class_num' in given else usual_class_count(args) or args.class_num)
 
 
-def report(genotype, args, given, image_shape, class_num):
+def report(genotype, args, given, image_shape, class_num, budget=None):
     """Log how large the network of the result is, on images of image_shape [3, H, W], and print the result and the
     command that trains it on standard output."""
     from nas.budget import has_network, size_line
-    logger.info('%s', size_line(args, genotype, evaluation_network(args, class_num), image_shape))
+    logger.info('%s', size_line(args, genotype, evaluation_network(args, class_num), image_shape, budget))
     genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
     if args.derive is None or args.by != 'strength':
         logger.info('written: %s', genotype_path)

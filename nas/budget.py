@@ -2,7 +2,7 @@
 
 Two things keep to the limits. During the search the loss of the architecture step has a further term for each limit,
 
-    multiplier * expected cost / limit,
+    Lagrange multiplier * expected cost / limit,
 
 where the expected cost is that of a cell whose edges and operations are drawn in proportion to the method's strengths.
 The multiplier begins with 0 and rises in each step by RATE * learning rate of the architecture * (cost of the present
@@ -39,20 +39,20 @@ class Budget:
         self.costs, self.limits = costs, limits
         self.last = None  # (strengths as bytes, the cell derived from them)
 
-    def check(self, method, steps, multiplier):
+    def check(self, method, steps, concatenated):
         """Raise UserError for limits that no cell of a method meets; it names the smallest possible.
 
-        steps, multiplier: nodes of a cell, and how many of the last ones its output concatenates.
+        steps, concatenated: nodes of a cell, and how many of the last ones its output concatenates.
         """
         for name, limit in self.limits.items():
             flag, unit, _ = LIMITS[name]
-            low = smallest(method, self.costs[name], steps, multiplier)
+            low = smallest(method, self.costs[name], steps, concatenated)
             if limit < low:
                 raise UserError(f'--{flag}: {shown(name, limit)} is not allowed: the smallest cell of '
                                 f'{method.name} gives a network of {shown(name, low, math.ceil)} {unit}; give '
                                 f'at least that')
         ones = {kind: np.ones(values.shape) for kind, values in self._any_cost().operation.items()}
-        if self._strongest(method, multiplier, ones, any_strength=True) is None:
+        if self._strongest(method, concatenated, ones, any_strength=True) is None:
             raise UserError(' and '.join(f'--{LIMITS[name][0]}={shown(name, limit)}'
                                          for name, limit in self.limits.items())
                             + ': no cell meets them together; give a larger limit')
@@ -135,9 +135,9 @@ class Budget:
             found = self._strongest(model.method, model._multiplier, strengths, any_strength=True)
         return found
 
-    def _strongest(self, method, multiplier, strengths, any_strength=False):
+    def _strongest(self, method, concatenated, strengths, any_strength=False):
         return strongest(method, strengths, [self.costs[name] for name in self.limits],
-                         list(self.limits.values()), multiplier, any_strength)
+                         list(self.limits.values()), concatenated, any_strength)
 
     def _difference(self, own, found):
         """The line of the log where the cell is not the one that the strengths alone give."""
@@ -195,7 +195,7 @@ def make_budget(args, method, make_network, image_shape, nodes):
             size=f'{evaluation_of(args.dataset)["network"]}, {size["init_channels"]} channels, {size["layers"]} cells')
     paddle.set_rng_state(random_state)
     budget = Budget(costs, limits)
-    budget.check(method, steps=nodes, multiplier=nodes)
+    budget.check(method, steps=nodes, concatenated=nodes)
     return budget
 
 
@@ -205,17 +205,21 @@ def has_network(genotype):
                for kind in ('normal', 'reduce'))
 
 
-def size_line(args, genotype, make_network, image_shape):
+def size_line(args, genotype, make_network, image_shape, budget=None):
     """A line for the log: how large the network of a genotype is that is trained after the search.
 
-    make_network, image_shape: as for make_budget.
+    make_network, image_shape: as for make_budget. budget: the Budget of the search or None.
     """
     if not has_network(genotype):
         return ('a cell without an edge to its output gives no network: search for more epochs or with a larger '
                 '--arch_learning_rate')
     network, size = make_network(genotype), evaluation_size(args)
     shape = trained_shape(args.dataset, image_shape)
+    latency = ''
+    if budget is not None and 'latency_ns' in budget.limits:
+        predicted = shown('latency_ns', budget.costs['latency_ns'].of(genotype))
+        latency = f', {predicted} ms for a batch of {args.latency_batch_size} by {args.latency_table}'
     return (f'the network of this cell ({size["init_channels"]} channels, {size["layers"]} cells, '
             f'{network.classifier.weight.shape[1]} classes): {count_macs(network, shape):,} multiply-adds for an image '
             f'of {shape[1]}x{shape[2]}, {count_parameters(network, auxiliary=False):,} parameters without auxiliary '
-            'classifier')
+            f'classifier{latency}')

@@ -60,14 +60,14 @@ def _steps(edges):
     return steps
 
 
-def strongest(method, strengths, costs, limits, multiplier, any_strength=False):
+def strongest(method, strengths, costs, limits, concatenated, any_strength=False):
     """The strongest Genotype within limits; None where there is none.
 
     strengths: {kind of cell: array [edges, operations]}. costs: a list of CellCosts. limits: a number for each of them.
-    multiplier: how many of a cell's last nodes its output concatenates.
+    concatenated: how many of a cell's last nodes its output concatenates.
     """
     steps = _steps(len(strengths['normal']))
-    concat = range(2 + steps - multiplier, 2 + steps)
+    concat = range(2 + steps - concatenated, 2 + steps)
     nodes = [node_options(method, strengths[kind], costs, kind=kind, node=node, concat=concat,
                           any_strength=any_strength)
              for kind in ('normal', 'reduce') for node in range(steps)]
@@ -83,10 +83,10 @@ def strongest(method, strengths, costs, limits, multiplier, any_strength=False):
     return Genotype(cells[0], concats[0], cells[1], concats[1])
 
 
-def smallest(method, cost, steps, multiplier):
+def smallest(method, cost, steps, concatenated):
     """The lowest cost of any genotype that the method can give."""
     shape = cost.operation['normal'].shape
-    concat, total = range(2 + steps - multiplier, 2 + steps), cost.fixed
+    concat, total = range(2 + steps - concatenated, 2 + steps), cost.fixed
     for kind in ('normal', 'reduce'):
         reached = {frozenset(): 0}  # {states that have a value: the lowest cost with these}
         for node in range(steps):

@@ -35,7 +35,7 @@ def attach(layer):
         forward = _convolution_forward
     elif type(layer) is FactorizedReduce:
         forward = _reduction_forward
-    elif compiled.numba is not None and any(isinstance(step, Block) for step in parts_of(layer)):
+    elif compiled.numba is not None and any(isinstance(part, Block) for part in parts_of(layer)):
         forward = _forward
     if forward is None:
         return False
@@ -81,13 +81,13 @@ class CompiledLayer:
         if not compiled.available(x):
             return None
         if self.record is None or not self.record.is_current():
-            self.steps = parts_of(layer)
+            self.parts = parts_of(layer)
             self.record = Record([layer, *layer.sublayers()])
         if type(layer) is nn.Sequential and not weights:
-            for step in self.steps:
-                x = step(x) if not isinstance(step, Block) or step.applies(x) else _one_by_one(step.layers, x)
+            for part in self.parts:
+                x = part(x) if not isinstance(part, Block) or part.applies(x) else _one_by_one(part.layers, x)
             return x
-        block, *others = self.steps
+        block, *others = self.parts
         if not isinstance(block, Block) or not block.applies(x, *weights):
             return None
         return sum([weights[0][k] * layer[k](x) for k in others], block(x, *weights))
@@ -125,16 +125,16 @@ def _block(operations):
 
 
 def _parts_of_sequential(layers):
-    steps = []
+    parts = []
     while layers:
         units, count = _chain(layers)
         if units:
-            steps.append(_block([units]))
-            steps[-1].layers = layers[:count]
+            parts.append(_block([units]))
+            parts[-1].layers = layers[:count]
         else:
-            steps.append(layers[0])
+            parts.append(layers[0])
         layers = layers[count or 1:]
-    return steps
+    return parts
 
 
 def _chain(layers):

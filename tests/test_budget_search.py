@@ -215,3 +215,21 @@ def test_a_cell_without_edges_has_no_size():
     assert line == (
         'a cell without an edge to its output gives no network: search for more epochs or with a larger '
         '--arch_learning_rate')
+
+
+def test_the_last_lines_name_the_latency_where_it_is_limited():
+    args = Namespace(dataset='digits', budget_channels=4, budget_layers=3, latency_batch_size=2,
+                     latency_table='latency.json')
+
+    class Cost:
+
+        @staticmethod
+        def of(genotype):
+            return 12345678
+    budget = Namespace(limits={'latency_ns': 20e6}, costs={'latency_ns': Cost})
+
+    def network(genotype):
+        return NetworkCIFAR(4, 10, 3, False, genotype)
+    line, without = [size_line(args, DARTS_V2, network, [3, 8, 8], some) for some in (budget, None)]
+    assert line == without + ', 12.346 ms for a batch of 2 by latency.json'
+    assert without.endswith(' parameters without auxiliary classifier')
