@@ -10,8 +10,8 @@ from kernels.compiled import floats, jit
 def update_statistics(moments, s, pixels, norm, running, biases, mean, inverse):
     """From the moments [rows, groups, C, 2] of the groups: mean and 1 / sqrt(variance + epsilon), [rows, C]; the
     running statistics, whose addresses are running [rows, 2], follow as Paddle's do (Chan, Golub, LeVeque 1979 for
-    putting groups together). norm: epsilon and momentum. biases [rows, C] are added to the running means only. Without
-    groups mean and variance are the running ones."""
+    putting groups together). s: a Shape or Images. norm: epsilon and momentum. biases [rows, C], of convolutions before
+    the batch norm, are part of the running means only. Without groups mean and variance are the running ones."""
     rows, groups, channels, _ = moments.shape
     epsilon, momentum = norm
     for r in range(rows):

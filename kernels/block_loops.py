@@ -1,5 +1,5 @@
-"""The compiled passes of blocks.py over images [N, C, H, W], which windows.py arranges in memory. A job is a group of
-images; its memory stays in a core's own cache.
+"""The compiled passes of blocks.py over images [N, C, H, W], which windows.py arranges in memory, group of images by
+group: what they need of a group stays in a core's own cache.
 """
 from typing import NamedTuple
 
@@ -117,7 +117,7 @@ class Wanted(NamedTuple):
 def backward_pass(arrays, floor, arrangement, wanted, begin, end):
     """The way back through forward_pass, from df = c0 * d + c1 * f + c2. arrays: a Backward.
 
-    The gradient dx is that of before_0 * x + before_1. A job is a part of the groups of images, as many as there are
+    The gradient dx is that of before_0 * x + before_1. A job is a part of the groups of images; there are as many as
     partial sums.
     """
     w, tables, s = arrangement
@@ -130,12 +130,12 @@ def backward_pass(arrays, floor, arrangement, wanted, begin, end):
     upstream = np.zeros(w.line * (s.channels + 3 if separable else 0), np.float32)  # and its gradient
     source, step = (between, w.line) if separable else (planes, w.block)
     offsets = offsets_of(tables.taps[:1] * 0 if separable else tables.taps, inputs, step, 3)
-    jobs, parts = -(-s.images // s.group), len(wanted.sums)
+    image_groups, parts = -(-s.images // s.group), len(wanted.sums)
     for part in range(begin, end):
         fill(wanted.depthwise[part], ZERO)
         fill(wanted.weight[part], ZERO)
-        for job in range(jobs * part // parts, jobs * (part + 1) // parts):
-            first = job * s.group
+        for number in range(image_groups * part // parts, image_groups * (part + 1) // parts):
+            first = number * s.group
             count = min(s.group, s.images - first)
             if count < s.group:
                 fill(lines, ZERO)
@@ -144,10 +144,10 @@ def backward_pass(arrays, floor, arrangement, wanted, begin, end):
                 to_line(lines[row * w.line + w.front:], arrays.d, arrays.f,
                         nchw(first, count, s.first + c, s.total, outside), w, arrays.coefficients[s.first + c])
             if separable:
-                depthwise_backward(arrays, floor, arrangement, wanted, job, part, (planes, gradient, between, upstream,
-                                                                                  lines))
+                depthwise_backward(arrays, floor, arrangement, wanted, first, part, (planes, gradient, between,
+                                                                                    upstream, lines))
             else:
-                dense_backward(arrays, floor, arrangement, wanted, job, part, (planes, gradient, lines))
+                dense_backward(arrays, floor, arrangement, wanted, first, part, (planes, gradient, lines))
             for group in range(s.groups if wanted.weights else 0):
                 product_of_rows(wanted.weight[part, group * multiple_of_4(filters) * len(offsets):],
                                 lines[group * multiple_of_4(filters) * w.line + w.front:], w.line,
@@ -155,12 +155,12 @@ def backward_pass(arrays, floor, arrangement, wanted, begin, end):
 
 
 @inner
-def depthwise_backward(arrays, floor, arrangement, wanted, job, part, memory):
-    """From the gradient of the pointwise convolution behind it; fills `between`, its input."""
+def depthwise_backward(arrays, floor, arrangement, wanted, first, part, memory):
+    """For a group of images, the first one's number: from the gradient of the pointwise convolution behind it; fills
+    `between`, its input."""
     w, tables, s = arrangement
     planes, gradient, between, upstream, lines = memory
     inside, taps, filled_up = w.height * w.width, len(tables.taps), up_to_multiple(tables.taps)
-    first = job * s.group
     product(upstream[w.front:], w.line, arrays.backwards, lines[w.front:],
             offsets_of(tables.taps[:1] * 0, s.filters, w.line, 1), s.channels, w.length)
     for c in range(s.channels):
@@ -176,13 +176,12 @@ def depthwise_backward(arrays, floor, arrangement, wanted, job, part, memory):
 
 
 @inner
-def dense_backward(arrays, floor, arrangement, wanted, job, part, memory):
-    """Fills `planes`, the input of the convolution."""
+def dense_backward(arrays, floor, arrangement, wanted, first, part, memory):
+    """For a group of images, the first one's number; fills `planes`, the input of the convolution."""
     w, tables, s = arrangement
     planes, gradient, lines = memory
     inside, taps = w.height * w.width, len(tables.taps)
     filters, inputs = s.filters // s.groups, s.channels // s.groups  # of a group
-    first = job * s.group
     count = min(s.group, s.images - first)
     for c in range(s.channels):
         spread(planes[c * w.block:], arrays.x, nchw(first, count, c, s.channels, inside), w, tables.places,

@@ -31,8 +31,9 @@ IDENTITY, NOTHING = 'identity', 'nothing'  # operations of a Block
 class Block:
     """sum_k w_k * operation_k(x), or one operation without a weight.
 
-    operations: for each k a list of Unit (a chain), a Pooling, IDENTITY or NOTHING: zeros. smallest: the multiply-adds
-    of the units for which the block applies at least.
+    operations: for each k a list of Unit (a chain), a Pooling, IDENTITY or NOTHING: zeros. smallest: the block applies
+    only if its units take at least so many multiply-adds. Parameters must not be changed in place between the way there
+    and the way back, which reads them again.
     """
 
     def __init__(self, operations, smallest=0):
@@ -49,7 +50,8 @@ class Block:
             self.shapes[shape] = self._output_shape(shape)
         return (self.shapes[shape] is not None
                 and (weights is None or available(weights) and weights.shape == [len(self.operations)])
-                and all(available(tensor) for unit in self.units for tensor in unit.parameters() + unit.statistics()))
+                and all(available(tensor) for unit in self.units for tensor in unit.parameters() + unit.statistics())
+                and all(tensor.is_contiguous() for unit in self.units for tensor in unit.statistics()))
 
     def _output_shape(self, shape):
         found, multiply_adds = set(), 0
@@ -64,7 +66,7 @@ class Block:
         return found.pop() if len(found) == 1 and multiply_adds >= self.smallest else None
 
     def __call__(self, x, weights=None):
-        """x [N, C, H, W]; weights: a tensor [operations] or None."""
+        """x [N, C, H, W], to which the block applies; weights: a tensor [operations] or None."""
         parameters = [tensor for unit in self.units for tensor in unit.parameters()]
         return _BlockOperation(self, weights is not None)(x, *[weights] * (weights is not None), *parameters)
 
@@ -201,24 +203,23 @@ class Pass:
     def _chain_backward(units, d, sums, strength, dx, add, wanted):
         """The gradients of a chain's parameters; add what reaches x to dx. The gradient of the chain's output is
         strength * d; sums [C, 2]: of this gradient and of its products with f - mean."""
-        gradients = []
+        gradients = [[None] * len(some) for some in wanted]
         for position in range(len(units) - 1, -1, -1):
-            unit = units[position]
-            coefficients = unit.coefficients(sums, strength)
+            unit, previous = units[position], units[position - 1] if position else None
+            more = any(any(some) for some in wanted[:position]) or dx is not None  # than this unit's own gradients
+            if not more and not any(wanted[position]):
+                break
+            target = (dx if previous is None else np.empty(len(previous.f), np.float32)) if more else None
+            mean = np.zeros(unit.x_shape[1], np.float32) if previous is None else previous.mean
             found = unit.norm_gradients(sums)
-            previous = units[position - 1] if position else None
-            target = dx if previous is None else np.empty(len(previous.f), np.float32)
-            if target is None and not any(any(some) for some in wanted[:position + 1]):
-                weights = [None] * (len(wanted[position]) - len(found))
-            else:
-                mean = np.zeros(unit.x_shape[1], np.float32) if previous is None else previous.mean
-                weights, sums = unit.backward(d, coefficients, target, previous is None and add, mean,
-                                              previous is not None, wanted[position])
-            gradients = [gradient if want else None
-                         for gradient, want in zip(weights + found, wanted[position])] + gradients
-            if previous is not None:
-                d, strength = target, np.float32(1)
-        return gradients
+            weights, sums = unit.backward(d, unit.coefficients(sums, strength), target, previous is None and add, mean,
+                                          more and previous is not None, wanted[position])
+            gradients[position] = [gradient if want else None
+                                   for gradient, want in zip(weights + found, wanted[position])]
+            if not more:
+                break
+            d, strength = target, np.float32(1)
+        return [gradient for of_unit in gradients for gradient in of_unit]
 
 
 def _channels_of_groups(shape):

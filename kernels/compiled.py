@@ -1,4 +1,4 @@
-"""How the loops of this folder are compiled, by numba, an optional package, and what they call tensors by.
+"""How the loops of this folder are compiled, by numba, an optional package, and how they reach the memory of tensors.
 
 Without numba, on a GPU, in double precision and under to_static Paddle's operations run instead.
 """
@@ -34,16 +34,16 @@ def addresses(tensors):
     return np.array([tensor.data_ptr() for tensor in tensors], np.int64)
 
 
-ROW = 1024  # pixels of the rows that loops run along, about
+ROW = 1024  # pixels of a job, about, so that rows are long
 
 
 def group_size(images, most):
     """How many images make a job: at most `most`, and few enough that all cores have about as much to do."""
-    def of_a_core(size):
+    def images_per_core(size):
         return size * -(-images // (size * cpu_threads()))
     sizes = range(1, max(1, most) + 1)
-    fewest = min(map(of_a_core, sizes))
-    return max(size for size in sizes if of_a_core(size) <= 1.05 * fewest)
+    fewest = min(map(images_per_core, sizes))
+    return max(size for size in sizes if images_per_core(size) <= 1.05 * fewest)
 
 
 REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which vector registers need; NaN stays NaN
@@ -53,7 +53,7 @@ REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which
 def _cache_folder():
     """Where numba keeps what it compiled of this package: a folder named after the state of all its sources, since
     numba itself looks at the age of a function's own file only, and a compiled function contains those that it
-    calls."""
+    calls. The folders of former states stay there and may be deleted."""
     here = pathlib.Path(__file__).parent
     state = zlib.crc32(b''.join(path.read_bytes() for path in sorted(here.glob('*.py'))))
     return str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / f'loops-{state:08x}')
@@ -79,6 +79,11 @@ def inner(function):
     finds its caller in the cache the copy that was optimised with the caller, which adds up in another order.
     """
     return jit(function, no_cpython_wrapper=True, forceinline=True)
+
+
+def is_cached(name):
+    """Whether numba's cache has a function of this package, given as 'file.function'."""
+    return any(pathlib.Path(_cache_folder()).glob(f'**/{name}-*.nbi'))
 
 
 @functools.lru_cache(None)

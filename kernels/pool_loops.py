@@ -14,8 +14,8 @@ from kernels.products import correlate
 
 
 class Pool(NamedTuple):
-    """average: of a maximum if it is false; divisors [output pixels]: 1 / pixels of each window of an average, 1 for a
-    maximum. weight: the result is multiplied by it. add: to what is there."""
+    """average: True for an average, False for a maximum. divisors [output pixels]: 1 / pixels of each window of an
+    average, 1 for a maximum. weight: the result is multiplied by it. add: to what is there."""
 
     average: bool
     divisors: np.ndarray

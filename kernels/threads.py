@@ -1,8 +1,8 @@
 """Compiled functions on all cores of a CPU.
 
-A step of a search calls hundreds of them, many of which take a tenth of a millisecond, and waking a sleeping thread
-takes half as long. Therefore a thread that has nothing to do looks for a new task for a while before it goes to sleep,
-as the threads of OpenMP do. Not for long: other programs need the cores too.
+A step of a search calls 600 to 1,700 of them, many of which take a tenth of a millisecond, and waking a sleeping
+thread takes half as long. Therefore a thread that has nothing to do looks for a new task for a while before it goes to
+sleep, as the threads of OpenMP do. Not for long: other programs need the cores too.
 
 numba's own threads take twice as long to compile, and another OpenMP beside Paddle's makes both slow.
 """
@@ -17,8 +17,8 @@ import numpy as np
 from kernels.compiled import jit, numba
 from runtime.parallel import cpu_threads
 
-LOOKS = 5000  # of some hundredths of a microsecond each, before a thread goes to sleep
-TASK, DONE = 0, 8  # elements of Helper.counts: in different lines of the cache
+LOOKS = 5000  # before a thread goes to sleep: 0.1 to 0.2 ms on x86, less on processors without its instruction `pause`
+TASK, DONE = 0, 8  # indices in Helper.counts, 64 bytes apart: in different cache lines
 
 if numba is not None:
     from llvmlite import ir
@@ -62,7 +62,7 @@ def _set(address, count):
 class Helper(threading.Thread):
     """A thread that does one task after the other: start_task gives it one, finish waits for its end.
 
-    The queues are what both sides sleep at; the counts say how far the other one is.
+    Each side sleeps in a queue until the other one puts something there; the counts tell it without sleeping.
     """
 
     def __init__(self):
@@ -74,38 +74,39 @@ class Helper(threading.Thread):
     def start_task(self, function, *arguments):
         while not self.ends.empty():
             self.ends.get()
-        self.given += 1
         self.tasks.put((function, arguments))
+        self.given += 1
         _set(self.address + 8 * TASK, self.given)
 
     def finish(self):
-        """Wait for the end of the task, interrupted or not: it uses memory of the caller. Returns the exception that
-        it ended with, or None."""
+        """Wait for the end of the task, even if the wait is interrupted: it uses memory of the caller. Returns the
+        exception of the task or of the interruption, or None."""
         try:
             self._wait()
-        finally:
-            self._wait()
-        return self.error
+        except BaseException as interruption:
+            _reaches(self.address + 8 * DONE, self.given, 2**62)  # one compiled call, which no signal interrupts
+            return interruption
+        error, self.error = self.error, None
+        return error
 
     def _wait(self):
         if not _reaches(self.address + 8 * DONE, self.given, LOOKS):
-            while self.counts[DONE] < self.given:
+            while not _reaches(self.address + 8 * DONE, self.given, 1):
                 self.ends.get()  # perhaps that of the task before
 
     def run(self):
         done = 0
         while True:
-            _reaches(self.address + 8 * TASK, done + 1, LOOKS)
+            _reaches(self.address + 8 * TASK, done + 1, LOOKS)  # then get() need not sleep
             function, arguments = self.tasks.get()
-            self.error = None
             try:
                 function(*arguments)
-            except Exception as error:
+            except BaseException as error:
                 self.error = error
             done += 1
             function = arguments = None
             _set(self.address + 8 * DONE, done)
-            self.ends.put(done)
+            self.ends.put(None)
 
 
 @functools.lru_cache(None)
@@ -132,23 +133,24 @@ if hasattr(os, 'register_at_fork'):
 
 def on_all_cores(function, jobs, *arguments):
     """Call function(*arguments, begin, end), compiled by `jit`, on all cores, each with its part of range(jobs). On one
-    core if another thread has the others."""
+    core if such a call is running already, in this thread or another one."""
     parts = min(cpu_threads(), jobs)
     if parts < 2 or not _in_use.acquire(blocking=False):
         if jobs > 0:
             function(*arguments, 0, jobs)
         return
-    helpers = _helpers()[:parts - 1]
+    started, errors = [], []
     try:
         bounds = [jobs * part // parts for part in range(parts + 1)]
-        for helper, begin, end in zip(helpers, bounds[1:], bounds[2:]):
+        for helper, begin, end in zip(_helpers(), bounds[1:], bounds[2:]):
+            started.append(helper)
             helper.start_task(function, *arguments, begin, end)
-        try:
-            function(*arguments, *bounds[:2])
-        finally:
-            errors = [helper.finish() for helper in helpers]
+        function(*arguments, *bounds[:2])
     finally:
-        _in_use.release()
+        try:
+            errors = [helper.finish() for helper in started]
+        finally:
+            _in_use.release()
     for error in errors:
         if error is not None:
             raise error

@@ -12,7 +12,7 @@ from kernels.pool_loops import add_up
 from kernels.threads import on_all_cores
 from runtime.parallel import cpu_threads
 
-LARGE = 2 ** 15  # elements from which on a sum of two arrays is worth a second core
+LARGE = 2 ** 15  # elements from which on adding the partial sums is worth a second core
 
 
 class UnitPass:
@@ -37,8 +37,8 @@ class UnitPass:
         self.mean, self.inverse = np.zeros(c, np.float32), np.ones(c, np.float32)
         self.trains = norm is not None and norm.training
         if norm is not None and not self.trains:
-            self._take_statistics(np.empty((0, c, 2), np.float32), self.convolutions[0][2].shape._replace(first=0))
-        self.affine = self._scale_and_shift()
+            self._take_statistics(np.empty((0, c, 2), np.float32), self.convolutions[0][2].shape)
+        self.affine = None if self.trains else self._scale_and_shift()
         at_once = direct is not None and not self.trains
         f = direct if at_once else np.empty(int(np.prod(self.shape)), np.float32)
         after = self.affine if at_once else unchanged(c)
@@ -54,7 +54,7 @@ class UnitPass:
             self.affine = self._scale_and_shift()
             if direct is not None:
                 on_all_cores(add_up, n, addresses_of([f]), self.affine[None], direct, False, n)
-        self.f = None if at_once else f  # `direct` is the memory of a tensor that nobody keeps
+        self.f = None if at_once else f  # `direct` is the output itself, which the way back does not need
 
     def _take_statistics(self, moments, shape):
         """Mean and 1 / standard deviation from the moments [jobs, filters, 2] of a batch, or the running ones."""
@@ -86,14 +86,19 @@ class UnitPass:
         return [dweight, dbias]
 
     def coefficients(self, sums, strength):
-        """[C, 3] with df = c0 * d + c1 * f + c2; sums and strength as in chain_backward of blocks.py."""
+        """[C, 3] with df = c0 * d + c1 * f + c2; sums and strength as in Pass._chain_backward of blocks.py."""
         count = self.shape[0] * self.shape[2] * self.shape[3] if self.trains else 0
         result = np.empty((len(sums), 3), np.float32)
         gradient_coefficients(sums, strength, count, self.affine, self.mean, self.inverse, result)
         return result
 
     def backward(self, d, coefficients, dx, add, mean, moments, wanted):
-        """(the weights' gradients, the sums [C, 2] of dx and dx * (x - mean))."""
+        """(the weights' gradients, the sums [C, 2] of dx and of dx * (x - mean), if moments is true).
+
+        d: the gradient of what comes behind the batch norm, from which the coefficients give that of f. dx: where the
+        gradient of scale * x + shift goes, or None; add: to what is there. wanted: for each weight whether its gradient
+        is.
+        """
         gradients, wanted = [], iter(wanted)
         for convolution, weights, arrangement in self.convolutions:
             weights_wanted = any([next(wanted) for _ in weights])

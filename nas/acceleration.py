@@ -21,6 +21,7 @@ from kernels import compiled
 from nas import fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.layers import attach, is_ours, is_plain_reduction
+from nas.precompile import precompile
 from operations import FactorizedReduce
 from runtime.log import logger
 from runtime.parallel import cpu_threads
@@ -49,6 +50,8 @@ def accelerate(network, quiet=False):
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
         if compiled.numba is not None:
             compiled.on_first_compilation(_say_compilation)
+    if cells:
+        precompile()
     said = set()
     for name, layer in network.named_sublayers(include_self=True):
         if _looks_like_a_cell(layer):

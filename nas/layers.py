@@ -28,7 +28,7 @@ CALLS_OP = (ReLUConvBN, SepConv, DilConv, Conv7x1)  # whose forward calls the nn
 
 def attach(layer):
     """Give a layer its forward function, if it is one of those above and there is something to gain. Returns
-    whether."""
+    whether it did."""
     forward = None
     if type(layer) is nn.Conv2D and (list(layer.weight.shape[:2]) == [layer._groups, 1] and is_square(layer)
                                      or layer._groups == 1 and is_pointwise(layer)):
@@ -158,8 +158,8 @@ def _chain(layers):
 
 
 def _operation(op, alone=False):
-    """What a Block needs of an operation, or None. alone: the layer called by itself, whose own hooks Paddle calls
-    and whose forward function is the one that asks."""
+    """What a Block needs of an operation, or None. alone: the layer's own forward function asks, so its hooks, which
+    Paddle calls, and that function are not looked at."""
     if not alone and (has_hooks(op) or vars(op).get('forward') is not None and not is_ours(vars(op)['forward'])):
         return None
     kind = type(op)

@@ -1,5 +1,4 @@
-"""Layers of several operations computed side by side as one, for nas/fused.py: the numbers are those that they give one
-by one."""
+"""Layers of several operations computed side by side as one: the numbers are those that they give one by one."""
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -32,8 +31,8 @@ class SeparableUnits:
 
 
 class StackedNorms:
-    """Batch norms side by side as one, with the attributes of a nn.BatchNorm2D. Its running statistics are one tensor,
-    of which each batch norm's own are a piece of memory. weight and bias: scale and shift of all channels."""
+    """Batch norms side by side as one. Its running statistics are one tensor, of which each batch norm's own are a
+    piece of memory. It has the attributes of a nn.BatchNorm2D that kernels/units.py reads."""
 
     def __init__(self, norms):
         self.norms, self._mean, self._variance = norms, None, None
@@ -67,12 +66,14 @@ class StackedReductions:
         """x [N, C, H, W], scale and bias [edges * C] of the batch norms -> for each edge [N, C, H', W']."""
         self.norms.stack_statistics()
         self.norms.weight, self.norms.bias = scale, bias
-        if self.block is None and all(conv.bias is None for conv in self.convolutions):
-            self.block = Block([[Unit(True, [Convolution(conv, corner=k % 2)
-                                             for k, conv in enumerate(self.convolutions)], self.norms)]])
-        compiled = self.block is not None and self.block.applies(x)
-        y = self.block(x) if compiled else self.norms(reduce_together(self.layers, F.relu(x)), scale, bias)
-        self.norms.weight = self.norms.bias = None
+        try:
+            if self.block is None and all(conv.bias is None for conv in self.convolutions):
+                self.block = Block([[Unit(True, [Convolution(conv, corner=k % 2)
+                                                 for k, conv in enumerate(self.convolutions)], self.norms)]])
+            compiled = self.block is not None and self.block.applies(x)
+            y = self.block(x) if compiled else self.norms(reduce_together(self.layers, F.relu(x)), scale, bias)
+        finally:
+            self.norms.weight = self.norms.bias = None  # they keep the graph of this step
         return split(y, len(self.layers))
 
 

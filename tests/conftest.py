@@ -47,7 +47,8 @@ QUICK_SCRIPTS = ('test_bad_input.py::test_a_wrong_argument', 'test_bad_input.py:
 
 
 # `make test` leaves out what is marked long: tests of many seconds whose subject another test has too.
-LONG = ('test_resume.py::test_killed_at_random_moments',
+LONG = ('test_precompile.py::test_the_first_step_finds_all_loops_compiled[DARTS]',
+        'test_resume.py::test_killed_at_random_moments',
         'test_resume.py::test_a_long_search_holds_its_memory', 'test_resume.py::test_killed_during_a_save[after]',
         'test_resume.py::test_signals_finish_the_step_and_save[train',
         'test_resume.py::test_a_damaged_checkpoint_gives_way_to_the_one_before[flipped]',

@@ -1,4 +1,5 @@
 """kernels/threads.py: every job is done exactly once, whoever calls, and exceptions reach the caller."""
+import concurrent.futures
 import os
 import threading
 
@@ -32,12 +33,11 @@ def three_cores(monkeypatch):
     threads._helpers.cache_clear()
 
 
-@pytest.mark.parametrize('jobs', [0, 1, 2, 3, 4, 1000])
-@pytest.mark.parametrize('work', [0, 1000000])
+@pytest.mark.parametrize('jobs, work', [(0, 0), (1, 0), (2, 0), (1000, 0), (3, 1000000), (4, 1000000)])
 def test_every_job_is_done_once(three_cores, jobs, work):
     done = np.zeros(jobs, np.int64)
     for _ in range(3):
-        threads.on_all_cores(_count, jobs, done, work if jobs < 10 else 0)
+        threads.on_all_cores(_count, jobs, done, work)
     assert done.tolist() == [3] * jobs
 
 
@@ -50,20 +50,14 @@ def test_helpers_that_have_gone_to_sleep_wake_up(three_cores, monkeypatch):
 
 
 def test_several_callers_at_once(three_cores):
-    failures = []
-
     def call():
         for _ in range(300):
             done = np.zeros(7, np.int64)
             threads.on_all_cores(_count, 7, done, 100)
-            if done.tolist() != [1] * 7:
-                failures.append(done)
-    callers = [threading.Thread(target=call) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert not failures
+            assert done.tolist() == [1] * 7
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for result in [pool.submit(call) for _ in range(4)]:
+            result.result()
 
 
 @pytest.mark.parametrize('failing', [0, 1, 2])
@@ -82,17 +76,45 @@ def test_an_exception_reaches_the_caller_after_all_have_ended(three_cores, faili
     assert done.tolist() == [1] * 3
 
 
-def test_an_interruption_waits_for_the_helpers(three_cores):
-    ended = []
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('where', ['in the own part', 'while waiting', 'between two starts'])
+def test_an_interruption_waits_for_the_helpers(three_cores, monkeypatch, where):
+    started, ended = [], []
 
     def function(begin, end):
         if begin == 0:
-            raise KeyboardInterrupt
+            if where == 'in the own part':
+                raise KeyboardInterrupt
+            return
+        started.append(begin)
         threading.Event().wait(0.2)
         ended.append(begin)
+    if where == 'while waiting':
+        monkeypatch.setattr(threads.Helper, '_wait', interrupt)
+    if where == 'between two starts':
+        start = threads.Helper.start_task
+        monkeypatch.setattr(threads.Helper, 'start_task', lambda helper, function, begin, end: interrupt()
+                            if begin == 2 else start(helper, function, begin, end))
     with pytest.raises(KeyboardInterrupt):
         threads.on_all_cores(function, 3)
-    assert sorted(ended) == [1, 2]
+    assert sorted(ended) == sorted(started) and (ended or where == 'between two starts')
+    monkeypatch.undo()
+    assert threads._in_use.acquire(blocking=False)
+    threads._in_use.release()
+
+
+def test_the_helpers_are_free_after_one_cannot_be_started(three_cores, monkeypatch):
+    def fail(helper):
+        raise RuntimeError("can't start new thread")
+    with monkeypatch.context() as patch:
+        patch.setattr(threads.Helper, 'start', fail)
+        with pytest.raises(RuntimeError):
+            threads.on_all_cores(_count, 3, np.zeros(3, np.int64), 1)
+    assert threads._in_use.acquire(blocking=False)
+    threads._in_use.release()
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
@@ -101,6 +123,10 @@ def test_a_child_process_has_helpers_of_its_own(three_cores):
     threads.on_all_cores(_count, 6, done, 1)
     child = os.fork()
     if child == 0:
-        threads.on_all_cores(_count, 6, done, 1)
-        os._exit(0 if done.tolist() == [2] * 6 else 1)
+        code = 1
+        try:
+            threads.on_all_cores(_count, 6, done, 1)
+            code = 0 if done.tolist() == [2] * 6 else 1
+        finally:
+            os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
