@@ -6,12 +6,12 @@ import paddle.nn as nn
 
 from kernels.block_loops import Rows
 from kernels.compiled import EMPTY, ROW, group_size
-from kernels.windows import Arrangement, Shape, window
+from kernels.windows import Arrangement, Shape, make_window, output_size
 
 
 def images_of_a_job(images, channels, pixels):
-    """How many images a pass takes at a time: rows of about 1,000 pixels, as many as half of a core's own cache can
-    hold."""
+    """How many images a pass takes at a time: rows of about 1,000 pixels, or fewer where the channels of so many do not
+    fit in 2**15 numbers, 128 KB, of a core's own cache."""
     return group_size(images, min(ROW, 2 ** 15 // channels) // pixels)
 
 
@@ -38,12 +38,11 @@ class Convolution:
             stride, dilation = tuple(layer._stride), layer._dilation
             padding, kernel = tuple(layer._updated_padding or (0, 0)), layer.weight.shape[2:]
             taps = [(i * dilation[0], j * dilation[1]) for i in range(kernel[0]) for j in range(kernel[1])]
-            out = [(side + 2 * p - d * (k - 1) - 1) // s + 1
-                   for side, p, d, k, s in zip(sides, padding, dilation, kernel, stride)]
+            out = [output_size(*of_side) for of_side in zip(sides, kernel, stride, padding, dilation)]
             if self.corner is not None:
                 taps, out = [(self.corner, self.corner)], [-(-side // 2) for side in sides]
             group = images_of_a_job(n, max(self.filters, self.channels), max(1, out[0] * out[1]))
-            self.shapes[x_shape] = (*window(*sides, tuple(taps), stride, padding, tuple(out), group), group,
+            self.shapes[x_shape] = (*make_window(*sides, tuple(taps), stride, padding, tuple(out), group), group,
                                     tuple(out)) if min(out) > 0 else None
         return self.shapes[x_shape]
 
@@ -107,10 +106,10 @@ class Unit:
         if x_shape not in self.shapes:
             self.shapes[x_shape], first = [], 0
             for convolution in self.convolutions:
-                window_, tables, group, _ = convolution.arrangement(x_shape)
+                window, tables, group, _ = convolution.arrangement(x_shape)
                 shape = Shape(x_shape[0], group, convolution.channels, convolution.filters, convolution.groups, first,
                               self.filters)
-                self.shapes[x_shape].append(Arrangement(window_, tables, shape))
+                self.shapes[x_shape].append(Arrangement(window, tables, shape))
                 first += convolution.filters
         return self.shapes[x_shape]
 
@@ -148,7 +147,7 @@ class Pooling:
                 group = images_of_a_job(n, 1, out[0] * out[1])
                 counts = [np.minimum(start + kernel, side) - np.maximum(start, 0) for start, side in zip(starts, sides)]
                 divisors = (1 / np.outer(*counts) if self.average else np.ones(out)).astype(np.float32).ravel()
-                found = (Arrangement(*window(*sides, taps, (stride, stride), (padding, padding), out, group),
+                found = (Arrangement(*make_window(*sides, taps, (stride, stride), (padding, padding), out, group),
                                      Shape(n, group, c, c, 1, 0, c)), divisors, out)
             self.shapes[x_shape] = found
         return self.shapes[x_shape]

@@ -26,7 +26,7 @@ class Window(NamedTuple):
     out_width: int
     pitch: int  # from one row of a plane to the next
     rows: int  # of an image in a plane
-    column_stride: int
+    column_stride: int  # the stride along a row, or the width where that is less
     length: int  # of a line: to the end of the last output of the group
     span: int  # of a plane: to the end of the last pixel of the group
     plane: int  # from one plane to the next
@@ -39,8 +39,9 @@ class Tables(NamedTuple):
     """places: where the pixels column, column + column_stride, ... of a row of the first image begin in the planes,
     [row * column_stride + column], -1 where no tap reads them. taps: where each tap reads in a channel's planes.
 
-    Backwards a plane is the product of the lines with the taps that read it: planes[i] begins there and has the taps
-    order[starts[i]:starts[i + 1]], which read a line, behind its front, at backwards[starts[i]:starts[i + 1]].
+    planes: where each plane begins. Backwards a plane is the product of the lines with the taps that read it: those of
+    plane i are order[starts[i]:starts[i + 1]], and they read a line, behind its front, at
+    backwards[starts[i]:starts[i + 1]].
     """
 
     places: np.ndarray
@@ -65,7 +66,7 @@ class Shape(NamedTuple):
 
 
 class Arrangement(NamedTuple):
-    """All of it, for one convolution or pooling."""
+    """How the loops go through one convolution or pooling."""
 
     window: Window
     tables: Tables
@@ -73,7 +74,7 @@ class Arrangement(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def window(height, width, taps, stride, padding, out, images):
+def make_window(height, width, taps, stride, padding, out, images):
     """(Window, Tables) of a group of `images` images; taps: (row, column) of each, in padded pixels, where the window
     of the first output begins at (0, 0); out: height and width of the output."""
     if taps == ((0, 0),) and (height, width) == out:  # a pointwise convolution: the image is one row
@@ -109,7 +110,7 @@ def square(height, width, kernel, stride, padding, dilation, images):
     """(Window, Tables) where kernel, stride, padding and dilation are the same in both directions."""
     taps = tuple((i * dilation, j * dilation) for i in range(kernel) for j in range(kernel))
     out = tuple(output_size(side, kernel, stride, padding, dilation) for side in (height, width))
-    return window(height, width, taps, (stride, stride), (padding, padding), out, images)
+    return make_window(height, width, taps, (stride, stride), (padding, padding), out, images)
 
 
 def output_size(size, kernel, stride, padding, dilation):
