@@ -8,7 +8,7 @@ import paddle.nn as nn
 import pytest
 from conftest import needs_numba, relative_error
 
-from kernels.windows import window
+from kernels.windows import make_window
 from nas import accelerate
 from nas.layers import CompiledLayer
 from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
@@ -258,7 +258,7 @@ def test_no_tap_reads_a_pixel_of_another_row_or_image():
     for height, width, taps, stride, padding, out in [(3, 3, ((0, 0), (2, 2)), (1, 1), (1, 1), (3, 3)),
                                                       (5, 4, ((0, 0), (2, 4)), (2, 1), (2, 2), (4, 4)),
                                                       (5, 5, ((1, 1),), (2, 2), (0, 0), (3, 3))]:
-        w, tables = window(height, width, taps, stride, padding, out, 2)
+        w, tables = make_window(height, width, taps, stride, padding, out, 2)
         planes = np.zeros(w.block)
         padded = np.zeros((2, height + 20, width + 20))
         for image in range(2):
