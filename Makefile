@@ -27,7 +27,7 @@ test-all: $(ONNX)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal
 
 test-fast: $(READY)
-	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal -m "not slow"
+	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal -m "not slow and not long"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check

@@ -36,7 +36,8 @@ needs_numba = pytest.mark.skipif(compiled.numba is None, reason='numba is not in
 # `make test-fast` leaves out what is marked slow: tests whose names begin like these, tests that run whole scripts
 # unless those end within a second, the full set of parity numbers, and whatever has @pytest.mark.slow.
 SLOW = ('test_budget', 'test_perturbation.py', 'test_resume.py', 'test_parallel.py', 'test_stages.py',
-        'test_train.py', 'test_parity_methods.py', 'test_onnx.py::test_every_cell', 'test_onnx.py::test_an_exported',
+        'test_precompile.py', 'test_train.py', 'test_parity_methods.py', 'test_onnx.py::test_every_cell',
+        'test_onnx.py::test_an_exported',
         'test_onnx.py::test_a_network', 'test_hostile_inputs.py', 'test_bad_input.py::test_a_wrong_input',
         'test_parity_search.py::test_trajectory', 'test_parity_network.py::test_parameters',
         'test_acceleration.py::test_every_method_in_double_precision', 'test_acceleration.py::test_random_small',
@@ -74,7 +75,6 @@ LONG = ('test_precompile.py::test_the_first_step_finds_all_loops_compiled[DARTS]
         'test_perturbation.py::test_the_command_on_a_searched_folder',
         *(f'test_perturbation.py::test_every_method_derives_a_whole_cell_and_resumes_to_the_same_bits[{method}]'
           for method in ('PC-DARTS', 'DARTS-', 'FairDARTS', 'GDAS', 'DrNAS')),
-        'test_kernels.py::test_numba_and_openmp_together[1]', 'test_kernels.py::test_numba_and_openmp_together[2]',
         'test_parallel.py::test_ranks_that_disagree', 'test_resume.py::test_resuming_what_is_done_says_so[train]',
         'test_onnx.py::test_an_exported_network_takes_batches_of_any_size[NetworkImageNet]',
         'test_streams.py::test_a_search_whose_progress_is_lost_succeeds[2>&-]')
@@ -82,7 +82,8 @@ LONG = ('test_precompile.py::test_the_first_step_finds_all_loops_compiled[DARTS]
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        name = item.nodeid.split('/')[-1]
+        path, _, test = item.nodeid.partition('::')
+        name = f'{os.path.basename(path)}::{test}'
         if name.startswith(SLOW) or 'script' in item.fixturenames and not name.startswith(QUICK_SCRIPTS):
             item.add_marker(pytest.mark.slow)
         if name.startswith(LONG):

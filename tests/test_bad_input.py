@@ -10,17 +10,8 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, WAIT
+from conftest import ROOT, WAIT, check_refusal
 from test_reader import Hostile, batch, write_archive
-
-
-def check_refusal(result, message, status=2):
-    """One line, the right status, no traceback. What a run logged before it failed stands above the line."""
-    assert result.returncode == status, result.stderr
-    assert 'Traceback' not in result.stderr and result.stdout == ''
-    last = result.stderr.splitlines()[-1]
-    assert re.search(r'\w+\.py: error: ', last) and message in last, result.stderr
-
 
 # Refused by looking at the command line alone: nothing else is printed.
 WRONG_ARGUMENTS = {

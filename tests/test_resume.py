@@ -210,9 +210,10 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize('how', ['truncated', 'flipped'])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, how):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, how):
     command = words('first order', 'run')
     assert run(tmp_path, *command, '--epochs=1').returncode == 0
+    before = outcome(tmp_path / 'run')
     paths = Checkpoints(str(tmp_path / 'run' / 'checkpoints'), 2).paths()
     assert [os.path.basename(path) for path in paths] == ['epoch-0001-step-000000.npz', 'epoch-0000-step-000004.npz']
     damage(paths[0], how)
@@ -220,6 +221,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, how):
     assert result.returncode == 0, result.stderr
     assert 'epoch-0001-step-000000.npz is not whole, the one before it is taken' in result.stderr
     assert 'resumed at epoch 0, step 4' in result.stderr
+    assert outcome(tmp_path / 'run') == before
 
 
 def test_other_arguments_are_refused_by_name_and_free_ones_are_not(tmp_path):
