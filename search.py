@@ -29,6 +29,7 @@ from nas.recipes import (
     shortest_stage,
 )
 from nas.training_command import DATA_NAMES, train_command
+from runtime.errors import UserError
 from runtime.flags import (
     DEVICE_FLAGS,
     ArgumentParser,
@@ -307,6 +308,9 @@ def draw(args, given):
     genotypes = [random_genotype(generator, NODES) for _ in range(args.samples)]
     if rank():
         return
+    for name in ('metrics.jsonl', 'checkpoints'):
+        if os.path.exists(os.path.join(args.model_save_dir, name)):
+            raise UserError(f'--model_save_dir: {args.model_save_dir} holds a search; give another folder')
     refuse_to_overwrite(args.model_save_dir, ['genotype.json', *(os.path.join(str(sample), 'genotype.json')
                                                                  for sample in range(args.samples))])
     remove_numbered(args.model_save_dir, 0, ['sample'])

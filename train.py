@@ -34,6 +34,7 @@ from runtime.flags import (
     run_flags,
 )
 from runtime.log import logger
+from runtime.parallel import set_seed
 from runtime.script import run_script, start_script
 
 TRAIN_FLAGS = [
@@ -90,7 +91,9 @@ def main():
     if args.pretrained:
         must_match = given if not writes_files else given - {'class_num'}  # training may change the number of classes
         model, description = evaluation.load(args.pretrained, NetworkCIFAR, described(args.class_num), must_match)
-        args = with_data_of(description, args, given)
+        seed, args = args.seed, with_data_of(description, args, given)
+        if args.seed != seed:
+            set_seed(args.seed)
     if args.summary:
         print(summary(model or evaluation.build(NetworkCIFAR, described(args.class_num)), image_shape(args),
                       args.batch_size))

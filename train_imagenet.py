@@ -96,6 +96,7 @@ def main():
     images = [3, args.image_size, args.image_size]
     if description is not None and 'image_size' not in given:
         images = evaluation.image_shape_of(description, default=images)
+        args.image_size = images[1]  # which the checkpoints keep
     if args.summary:
         model = model or evaluation.build(NetworkImageNet, described(args.class_num), dropout=args.dropout)
         print(summary(model, images, args.batch_size))

@@ -112,6 +112,7 @@ def main():
         return
     train_loader, test_loader = (train_valid(args.batch_size, train, train, args) for train in (True, False))
     class_num = class_count(train_loader, args.class_num if 'class_num' in given_flags(sys.argv[1:]) else None)
+    test_loader.source.check_labels(class_num)
     model = TrainedNetwork(args.C, class_num, args.N, parse_cell(cell))
     description = dict(network='TrainedNetwork', genotype=cell, C=args.C, N=args.N, class_num=class_num)
     evaluation.log_size(model, train_loader.source.image_shape)

@@ -53,9 +53,15 @@ class EarlyStop:
         self.kind, self.limit = kind, limit
 
     def verdict(self, history, first=0):
-        """history: the lines of metrics.jsonl so far, first: the first epoch that moves the architecture -> None to go
-        on, or the line of the last good epoch."""
-        history = [line for line in history if line['epoch'] >= first]
+        """None to go on, or the line of the last good epoch.
+
+        history: the lines of metrics.jsonl so far. first: how many epochs at the beginning of each stage of the search
+        do not update the architecture.
+        """
+        begins = {}  # of the stages
+        for line in history:
+            begins.setdefault(line.get('stage', 1), line['epoch'])
+        history = [line for line in history if line['epoch'] - begins[line.get('stage', 1)] >= first]
         if self.kind == 'skip':
             good = [line for line in history if line.get('skip_connects', 0) < self.limit]
             return good[-1] if good and history[-1].get('skip_connects', 0) >= self.limit else None

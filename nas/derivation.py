@@ -35,6 +35,8 @@ def check_derive_flags(parser, args, given):
                 parser.error(f'argument --{name}: goes with --derive=DIR')
     elif 'tune_epochs' in given and args.by != 'perturbation':
         parser.error('argument --tune_epochs: goes with --by=perturbation')
+    elif args.derive is not None and args.resume and args.by != 'perturbation':
+        parser.error('argument --resume: goes with --by=perturbation; --by=strength takes a moment')
 
 
 def flags_of_search(folder):

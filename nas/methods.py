@@ -18,6 +18,10 @@ import paddle.nn.functional as F
 
 from genotypes import PRIMITIVES, derive_cell
 
+WITHOUT_NONE = [name for name in PRIMITIVES if name != 'none']
+GDAS_ORDER = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5', 'avg_pool_3x3',
+              'max_pool_3x3']  # of its authors' code; operations of your own follow
+
 
 class DARTS:
     """Softmax over the operations of an edge (DARTS, equation 2); every edge has the same weight.
@@ -114,8 +118,7 @@ class GDAS(DARTS):
     """
 
     name = 'GDAS'
-    primitives = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5',
-                  'avg_pool_3x3', 'max_pool_3x3']
+    primitives = sorted(PRIMITIVES, key=lambda name: GDAS_ORDER.index(name) if name in GDAS_ORDER else len(GDAS_ORDER))
     pool_norm = False
     final_norm = True
     pointwise_bias = True
@@ -166,7 +169,7 @@ class DrNAS(DARTS):
     """
 
     name = 'DrNAS'
-    primitives = PRIMITIVES[1:]  # without `none`
+    primitives = WITHOUT_NONE
     partial = 6
     later_stages = ((4, 4),)
 
@@ -237,7 +240,7 @@ class FairDARTS(DARTS):
     """
 
     name = 'FairDARTS'
-    primitives = PRIMITIVES[1:]  # without `none`
+    primitives = WITHOUT_NONE
     alpha_deviation = 0.0
     arch_beta1 = 0.9
     threshold, zero_one_weight = 0.85, 10.0

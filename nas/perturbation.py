@@ -85,10 +85,9 @@ class PerturbationDerivation(DARTSearch):
             refuse_to_overwrite(self.save_dir, ['genotype.json'])
         self.run.start(self.checkpoint.resume)
         self._restore_stage(self.run.results)
-        operations = sum(name != 'none' for name in self.method.primitives)
         logger.info('%d decisions, after the evaluation of %d removals in all; %d epochs of the weights between them',
-                    len(self.todo), sum(2 + node if edge is None else operations for _, node, edge in self.todo),
-                    self.num_epochs)
+                    len(self.todo), sum(2 + node if edge is None else len(self._candidates(kind, edge))
+                                        for kind, node, edge in self.todo), self.num_epochs)
         with self.run:
             for epoch in range(self.run.epoch, self.num_epochs):
                 self._epoch(epoch)
@@ -134,8 +133,8 @@ class PerturbationDerivation(DARTSearch):
         decision['before'] = self._evaluate(None)
         if edge is not None:
             decision['source'] = edge - edge_number(node, 0)
-            decision['without'] = {name: self._evaluate((kind, edge, column))
-                                   for column, name in enumerate(self.method.primitives) if name != 'none'}
+            decision['without'] = {self.method.primitives[column]: self._evaluate((kind, edge, column))
+                                   for column in self._candidates(kind, edge)}
             decision['kept'] = ranked(decision['without'])[0]
         else:
             decision['without'] = {str(source): self._evaluate((kind, edge_number(node, source), None))
@@ -148,6 +147,13 @@ class PerturbationDerivation(DARTSearch):
         if rank() == 0:
             write_text(os.path.join(self.save_dir, 'removals.jsonl'),
                        ''.join(json.dumps(line) + '\n' for line in self.decisions))
+
+    def _candidates(self, kind, edge):
+        """The columns of the operations that an edge may keep: all but `none` and those that an earlier stage of the
+        search has dropped (DrNAS), whose removal would cost nothing."""
+        mask = getattr(self.model, 'mask_' + kind, None)
+        kept = [True] * len(self.method.primitives) if mask is None else mask[edge].tolist()
+        return [column for column, name in enumerate(self.method.primitives) if name != 'none' and kept[column]]
 
     def _apply(self, decision):
         kind, node = decision['cell'], decision['node']
@@ -224,7 +230,7 @@ def table(decisions, primitives):
         cells = {name: f'{value:.2f}{"*" if name in kept else " "}' for name, value in lost.items()}
         if 'source' in decision:
             title = f'{decision["cell"]} node {decision["node"]} from {decision["source"]}'
-            lines.append(f'{title:<24}' + ''.join(f'{cells[name]:>{width}}' for name in names))
+            lines.append(f'{title:<24}' + ''.join(f'{cells.get(name, ""):>{width}}' for name in names))
         else:
             title = f'{decision["cell"]} node {decision["node"]}, edges'
             lines.append(f'{title:<24}' + ''.join(f'{f"from {name}: {text}":>16}' for name, text in cells.items()))

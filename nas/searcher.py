@@ -68,8 +68,9 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         options = dict(batch_size=batchsize, workers=int(use_multiprocess), seed=seed, model=model)
         self.train_loader = as_loader(train_reader, **options)
         self.valid_loader = as_loader(valid_reader, stream=VALID, **options)
-        self.eval_loader = as_loader(valid_reader if monitor.eval_reader is None else monitor.eval_reader, train=False,
-                                     **options)
+        # A BatchLoader of the search augments its images and has a position in them.
+        eval_reader = monitor.eval_reader or getattr(valid_reader, 'without_augmentation', lambda: valid_reader)()
+        self.eval_loader = as_loader(eval_reader, train=False, **options)
 
         broadcast(list(model.parameters()) + list(model.arch_parameters()))
         accelerate(model)
@@ -219,9 +220,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         good = rule and rule.verdict(self.run.metrics + [metrics], self.epochs_no_archopt)
         if good:
             self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype']}
-            logger.info('stopped after epoch %d by --early_stop=%s:%g; the result is the genotype of epoch %d, '
-                        'the last good one', epoch,
-                        rule.kind, rule.limit, good['epoch'])
+            logger.info('stopped after epoch %d by --early_stop=%s:%g; the result is the genotype of epoch %d, the '
+                        'last good one', epoch, rule.kind, rule.limit, good['epoch'])
         return good or None
 
     def train_one_epoch(self, epoch):

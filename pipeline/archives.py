@@ -34,7 +34,7 @@ CLASS_NAMES = {'data_batch': ('batches.meta', 'label_names'), 'train': ('meta', 
 # The official archives unpack to less than 200 MB, their largest member has 156 MB.
 MAX_UNPACKED, MAX_MEMBER, MAX_MEMBERS = 300 << 20, 200 << 20, 1000
 DATASET_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset')
-DEFAULT_DATA = os.path.join('dataset', 'cifar10')  # --data of train.py: CIFAR-10, if it is there
+DEFAULT_DATA = 'dataset/cifar10'  # --data of train.py: CIFAR-10, if it is there
 
 
 def cifar_archive(name, data):

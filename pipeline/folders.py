@@ -66,7 +66,7 @@ def image_files(folder, is_train, seed):
         logger.info('%s: %d of these images, %s', root, sum(map(len, found.values())),
                     'for training' if is_train else 'a fifth of each class, for the test')
     paths = [path for name in classes for path in found.get(name, [])]
-    labels = [classes.index(name) for name in classes for _ in found.get(name, [])]
+    labels = [label for label, name in enumerate(classes) for _ in found.get(name, [])]
     return paths, labels, classes
 
 

@@ -68,9 +68,10 @@ def read_list(list_name):
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b''), 1):
                 if number > MAX_LINES:
                     raise ValueError(f'the list has more than {MAX_LINES:,} lines')
-                if line.isspace():
+                line = line if number > 1 else line.removeprefix(codecs.BOM_UTF8)
+                if not line.strip():
                     continue
-                path, label = _path_and_label(line if number > 1 else line.removeprefix(codecs.BOM_UTF8))
+                path, label = _path_and_label(line)
                 text += path
                 ends.append(len(text))
                 labels.append(label)

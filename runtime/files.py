@@ -75,6 +75,16 @@ def _integer(digits):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+_temporary_files = set()  # those that atomic_write is writing now
+
+
+def remove_temporary_files():
+    """Remove the unfinished files of this process, which is about to end without running anything else."""
+    for path in list(_temporary_files):
+        with contextlib.suppress(OSError):
+            os.remove(path)
+
+
 @contextlib.contextmanager
 def atomic_write(path):
     """Give a temporary path in the folder of `path`; when the block ends well, what it wrote there becomes `path`.
@@ -86,6 +96,7 @@ def atomic_write(path):
     folder, name = os.path.split(os.path.abspath(path))
     # The ending is kept, for writers that look at it; the process number keeps two writers apart.
     temporary = os.path.join(folder, f'.{os.getpid()}.{name}')
+    _temporary_files.add(temporary)
     try:
         os.makedirs(folder, exist_ok=True)
         yield temporary
@@ -98,6 +109,7 @@ def atomic_write(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        _temporary_files.discard(temporary)
 
 
 def _sync_folder(folder):

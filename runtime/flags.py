@@ -149,6 +149,8 @@ class ArgumentParser(argparse.ArgumentParser):
         if args.export and (args.export.endswith(('/', os.sep)) or os.path.isdir(args.export)):
             self.error(f'argument --export: {args.export} is a folder; give the beginning of the file names, such as '
                        f'{os.path.join(args.export, "model")}')
+        if args.export and args.use_data_parallel:
+            self.error('argument --export: does not go together with --use_data_parallel')
         for name in ('eval_only', 'export', 'summary', 'resume', 'use_data_parallel'):
             if args.predict and getattr(args, name):
                 self.error(f'argument --predict: does not go together with --{name}')

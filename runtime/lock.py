@@ -19,7 +19,7 @@ NAME = '.darts-run.lock'  # its content: process number and host of the run, for
 
 # What atomic_write puts the process number before; see sweep.
 WRITTEN = (r'metrics\.jsonl|genotype\.json|params\.pdparams|best_model\.(pdparams|json)|darts-files\.json'
-           r'|epoch-\d+-step-\d+\.npz')
+           r'|removals\.jsonl|epoch-\d+-step-\d+\.npz')
 
 _held = {}  # {folder: (descriptor, process)} of this process
 
@@ -55,8 +55,11 @@ def lock_folder(folder):
     _held[folder] = descriptor, os.getpid()
     killed = _holder(descriptor)
     removed = [] if killed is None else sweep(folder, killed[0])
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f'{os.getpid()} {socket.gethostname()}\n'.encode('utf-8', 'replace'), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f'{os.getpid()} {socket.gethostname()}\n'.encode('utf-8', 'replace'), 0)
+    except OSError as error:
+        raise UserError(f'--model_save_dir: cannot write {path}: {error.strerror or error}', status=1)
     return removed
 
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -27,7 +28,7 @@ from runtime.states import optimizer_state, random_states, set_optimizer_state, 
 # Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
 MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params',
                         'num_workers', 'use_multiprocess', 'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export',
-                        'format', 'predict', 'json', 'pretrained'}
+                        'format', 'predict', 'json', 'pretrained', 'max_bad_images'}
 
 
 class Run:
@@ -175,7 +176,10 @@ class Run:
         self.epoch = epoch
         if not self.step:
             self.loader_states, self.random = None, random_states()
-        for loader, state in zip(self.loaders, self.loader_states or [None] * len(self.loaders)):
+        states = self.loader_states or []
+        if None in states:  # `batches` passes over what was taken of all loaders
+            states = []
+        for loader, state in zip(self.loaders, states or [None] * len(self.loaders)):
             set_epoch(loader, epoch)
             if state is not None:
                 loader.set_position(state)
@@ -259,7 +263,10 @@ class Run:
     # -----------------------------------------------------------------------------------------------------------------
 
     def __enter__(self):
-        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        stopping = (signal.SIGTERM, signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread():
+            stopping = ()  # Python lets the main thread alone handle signals
+        self._handlers = {number: signal.signal(number, self._ask) for number in stopping}
         return self
 
     def __exit__(self, *_):

@@ -4,8 +4,10 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 
 from runtime.errors import UserError, printable
+from runtime.files import remove_temporary_files
 from runtime.lock import lock_folder, release_all
 from runtime.log import logger, quiet_warnings, start_logging
 from runtime.parallel import select_device, set_seed, world_size
@@ -38,6 +40,7 @@ def _end_on_signals():
     def stop(number, frame):  # an exception could be caught by whatever code is running, such as an import
         with contextlib.suppress(OSError, ValueError):
             print(f'{_program()}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
+        remove_temporary_files()
         os._exit(128 + number)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -89,12 +92,10 @@ def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, batch
 
 def prepare_folder(folder, flag):
     """Create a folder if necessary and check that files can be written to it. Raises UserError that names the flag."""
-    probe = os.path.join(folder, f'.{os.getpid()}.probe')
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(probe, 'w'):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix='.probe-'):  # of a name that no other process has
             pass
-        os.remove(probe)
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'{flag}: {folder} is not a folder that can be written to: {reason}')

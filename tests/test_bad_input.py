@@ -80,6 +80,8 @@ WRONG_ARGUMENTS_OF_TRAINING = {
     ('train_imagenet.py', '--max_bad_images=some'): 'at least 0',
     ('train_imagenet.py', '--dataset=digits'): 'there is no flag --dataset; did you mean --data',
     ('train_imagenet.py', '--export=model'): 'argument --export: give the network with --pretrained',
+    ('train.py', '--export=model --pretrained=x --use_data_parallel=1'): 'argument --export: does not go together with '
+                                                                         '--use_data_parallel',
 }
 WRONG_TOGETHER = {
     ('search.py', '--method=random --max_macs=600M'): 'argument --max_macs: --method=random draws any cell',

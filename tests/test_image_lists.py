@@ -38,6 +38,7 @@ def listed(folder, content):
 
 @pytest.mark.parametrize('content, expected', [
     (b'a.jpg 0\nb/c.jpg 17\n', [('a.jpg', 0, 1), ('b/c.jpg', 17, 2)]),
+    (b'\xef\xbb\xbf \r\nb.jpg 1\n', [('b.jpg', 1, 2)]),
     (b'\xef\xbb\xbfa.jpg\t0\r\n\r\n  \nb.jpg  \t 1 \t\r\n', [('a.jpg', 0, 1), ('b.jpg', 1, 4)]),
     (b'a photo.jpg 3\na\tb.jpg 4', [('a photo.jpg', 3, 1), ('a\tb.jpg', 4, 2)]),
     ('\u7167\u7247/\u732b.jpg 2'.encode(), [('\u7167\u7247/\u732b.jpg', 2, 1)]),

@@ -159,6 +159,10 @@ def test_when_to_stop():
     assert skip.verdict(lines(skip_connects=[0, 0, 2]), first=2) is None
     assert skip.verdict(lines(skip_connects=[0, 0, 2, 1, 2]), first=2)['epoch'] == 3
     assert skip.verdict(lines(skip_connects=[2, 0, 2]), first=3) is None
+    # of each stage of DrNAS
+    two_stages = [dict(line, stage=1 + (line['epoch'] > 2)) for line in lines(skip_connects=[1, 1, 0, 2, 2, 0, 2])]
+    assert [skip.verdict(two_stages[:length], first=2) for length in range(1, 6)] == [None] * 5
+    assert skip.verdict(two_stages, first=2)['epoch'] == 5
 
 
 def test_when_a_growing_eigenvalue_stops_a_search():

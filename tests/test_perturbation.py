@@ -1,5 +1,6 @@
 """The cell derived by removals: every decision against a forward pass written out, resuming, the command."""
 import json
+from argparse import Namespace
 
 import numpy as np
 import paddle
@@ -151,6 +152,18 @@ def test_the_order_follows_the_seed_and_has_all_edges_first():
     assert ranked({'a': [0.5, 1.0], 'b': [0.25, 1.0], 'c': [0.25, 1.5]}) == ['c', 'b', 'a']
 
 
+def test_operations_that_a_stage_has_dropped_are_no_candidates():
+    model = Network(12, 4, 1, 'DrNAS')
+    kept = np.zeros((14, 7), 'float32')
+    for edge in range(14):
+        kept[edge, [edge % 7, (edge + 3) % 7]] = 1
+    model.mask_reduce.set_value(kept)
+    search = Namespace(model=model, method=model.method)
+    for edge in range(14):
+        assert PerturbationDerivation._candidates(search, 'reduce', edge) == sorted([edge % 7, (edge + 3) % 7])
+        assert PerturbationDerivation._candidates(search, 'normal', edge) == list(range(7))
+
+
 def test_the_command_on_a_searched_folder(tmp_path):
     """By strength it gives the genotype of the search; by perturbation it leaves the files of the search alone."""
     small = [*SMALL, '--layers=1', '--epochs=2', '--init_channels=12', '--use_multiprocess=False', '--method=DrNAS',
@@ -166,7 +179,7 @@ def test_the_command_on_a_searched_folder(tmp_path):
     assert derived.returncode == 0, derived.stderr
     assert f'genotype = {get_genotype(str(tmp_path / "run" / "perturbation"))}' in derived.stdout
     assert '--arch=run/perturbation/genotype.json --dataset=digits' in derived.stdout
-    assert '34 decisions, after the evaluation of 220 removals in all; 33 epochs of' in derived.stderr
+    assert '34 decisions, after the evaluation of 136 removals in all; 33 epochs of' in derived.stderr
     assert derived.stderr.count('normal node 0 from 0 ') >= 1 and '\\n' not in derived.stderr  # the table, line by line
     assert 'accuracy lost without it' in derived.stderr and 'decision 34 of 34' in derived.stderr
     after = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()
@@ -180,6 +193,7 @@ def test_the_command_on_a_searched_folder(tmp_path):
     (['--derive=absent', '--summary'], 'argument --summary: has no meaning with --derive'),
     (['--by=perturbation'], 'argument --by: goes with --derive=DIR'),
     (['--derive=absent', '--tune_epochs=2'], 'argument --tune_epochs: goes with --by=perturbation'),
+    (['--derive=absent', '--resume'], 'argument --resume: goes with --by=perturbation'),
     (['--derive=absent', '--by=guess'], 'give one of strength, perturbation')])
 def test_wrong_derivations_are_refused(script, flags, message):
     check_refusal(script('search.py', *flags), message)

@@ -185,6 +185,13 @@ def test_a_run_over_files_of_others_is_refused(tmp_path, monkeypatch, script, wo
     assert left == {str(tmp_path / name), str(tmp_path / 'train.log')}
 
 
+def test_random_cells_do_not_go_into_the_folder_of_a_search(tmp_path, monkeypatch):
+    write(tmp_path, {'metrics.jsonl': '{"epoch": 0}\n', 'genotype.json': '{}'})
+    code, stderr = run_script_in(monkeypatch, tmp_path, 'search.py', '--dataset=digits', '--method=random')
+    assert code == 2 and 'holds a search; give another folder' in stderr.splitlines()[-1]
+    assert (tmp_path / 'genotype.json').read_text() == '{}'
+
+
 def test_mistyped_commands_leave_an_earlier_log(tmp_path, monkeypatch):
     write(tmp_path, {'train.log': 'of an earlier run\n', 'metrics.jsonl': '{"epoch": 0}\n'})
     for _ in range(2):

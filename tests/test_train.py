@@ -8,14 +8,14 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, WAIT, shared_file
+from conftest import ROOT, WAIT, check_refusal, shared_file
 from PIL import Image
-from test_bad_input import check_refusal
 from test_reader import Hostile
 
 from genotypes import PC_DARTS, genotype_json
 from runtime.errors import UserError
 from runtime.run import Run
+from runtime.states import random_states
 from training.engine import Precision, fit
 
 SMALL = ['--dataset=digits', '--auxiliary=False', '--init_channels=4', '--layers=2', '--trainset_num=256',
@@ -347,6 +347,31 @@ def a_run(folder, model, optimizer, schedule, loader):
               arguments={}, seed=0)
     run.start(False)
     return run
+
+
+class Numbers:
+    """A loader of 0, 1, 2, … with a position, as BatchLoader has."""
+
+    taken = 0
+
+    def set_position(self, position):
+        self.taken = position
+
+    def __iter__(self):
+        return iter(range(self.taken, 10))
+
+
+@pytest.mark.parametrize('kinds', [(True, True), (True, False), (False, True), (False, False)])
+def test_a_resumed_epoch_passes_over_each_batch_once(tmp_path, kinds):
+    """Whether the loaders have a position (True) or not."""
+    model = Probe()
+    optimizer = paddle.optimizer.SGD(1e-9, parameters=model.parameters())
+    loaders = [Numbers() if has_position else list(range(10)) for has_position in kinds]
+    run = a_run(tmp_path, model, optimizer, paddle.optimizer.lr.ExponentialDecay(1e-9, 0.5), loaders[0])
+    run.loaders, run.step, run.random = loaders, 3, random_states()
+    run.loader_states = [3 if has_position else None for has_position in kinds]
+    assert run.begin_epoch(0, []) == 3
+    assert next(iter(run.batches(zip(*loaders)))) == (3, 3)
 
 
 def test_the_loss_is_smoothed_and_has_the_auxiliary_heads_part(tmp_path):

@@ -13,10 +13,11 @@ import tempfile
 import paddle
 
 from runtime.errors import UserError, printable
-from runtime.files import atomic_write
+from runtime.files import UnreadableFile, atomic_write, read_json
 
 # paddle2onnx by the major version of Paddle: 2 links against libraries of Paddle 3, and 1 does not know its files.
 PADDLE2ONNX = {'2': '1.3.1', '3': '2.1.0'}
+MAX_PROGRAM_BYTES = 256 << 20  # of an exported network's .json, which takes 1 to 5 MB
 OPSET = 13  # of ONNX: its operators as ONNX 1.8 defines them
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONVERT = 'import sys; sys.path.insert(0, sys.argv[1]); from training.export import convert; convert(*sys.argv[2:])'
@@ -45,16 +46,29 @@ def export(model, path, image_shape, kind='paddle'):
         export_onnx(model, path, image_shape)
         print(printable(f'exported to {path}'))
         return
-    if os.path.exists(path + '.pdparams'):
-        raise UserError(f'--export: {path}.pdparams is a trained network, whose files would be overwritten: give '
-                        f'another name, such as {path}_inference')
+    for name, what in ((path + '.pdparams', 'a trained network'), (path + '.json', 'no exported network')):
+        if os.path.exists(name) and not (name.endswith('.json') and _is_exported(name)):
+            raise UserError(f'--export: {name} is {what} and would be overwritten: give another name, such as '
+                            f'{path}_inference')
+    folder, name = os.path.split(os.path.abspath(path))
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        save_inference(model, path, image_shape)
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix='.export-') as temporary:
+            save_inference(model, os.path.join(temporary, name), image_shape)
+            for file in sorted(os.listdir(temporary)):
+                os.replace(os.path.join(temporary, file), os.path.join(folder, file))
     except (OSError, ValueError) as error:
         reason = (getattr(error, 'strerror', None) or str(error)).splitlines()[0]
         raise UserError(f'--export: cannot write {path}: {reason}', status=1)
     print(printable(f'exported to {path}.*'))
+
+
+def _is_exported(path):
+    """Whether a .json file is the program of a network that Paddle 3 has exported."""
+    try:
+        return 'program' in read_json(path, MAX_PROGRAM_BYTES)
+    except (UnreadableFile, TypeError):
+        return False
 
 
 def save_inference(model, path, image_shape):
