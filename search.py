@@ -97,10 +97,10 @@ ARCH_FLAGS = [
     ('arch_learning_rate', positive(), 3e-4, 'learning rate of Adam for the architecture parameters'),
     ('arch_weight_decay', number(0), 1e-3, 'L2 weight decay of the architecture parameters'),
 ]
-HALVES_FLAGS = [
+SEARCH_DATA_FLAGS = [
     ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, '
                          'downloaded if necessary); with --dataset=folder, the folder'),
-    ('class_num', integer(2, 10**6), 10, 'number of classes; without this flag that of the data'),
+    ('class_num', integer(2, 10**6), 10, 'number of classes (default: that of the data)'),
     ('train_portion', positive(0, 1), 0.5, 'fraction of the images used for weight training; the others train the '
                                            'architecture'),
     ('validate', boolean, True, 'evaluate on the validation half after every epoch'),
@@ -116,7 +116,7 @@ def parse_arguments(argv=None):
     for title, table in (('search', SEARCH_FLAGS), ('weight step', WEIGHT_FLAGS), ('architecture step', ARCH_FLAGS),
                          ('collapse', COLLAPSE_FLAGS), ('limits on the derived cell', budget_flags.BUDGET_FLAGS),
                          ('derivation after a search', derivation.DERIVE_FLAGS),
-                         ('data', data_flags(imagenet=True) + HALVES_FLAGS + reader_flags(num_workers=1)),
+                         ('data', data_flags(imagenet=True) + SEARCH_DATA_FLAGS + reader_flags(num_workers=1)),
                          ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='search_cifar') + SAVE_FLAGS)):
         parser.add_flags(title, table)
@@ -186,7 +186,7 @@ def main():
     if args.method == 'random':
         draw(args, given)
         return
-    # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
+    # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
     from nas.budget import make_budget
     from nas.methods import METHODS
     from reader import class_count, image_shape, train_search, usual_class_count

@@ -1,4 +1,4 @@
-r"""Train the network of a genotype on CIFAR-10, from scratch.
+r"""Train the network of a genotype on CIFAR-10, evaluate, apply or export it.
 
     python train.py --arch=PC_DARTS                                 the example's cell, 600 epochs on CIFAR-10
     python train.py --arch=search_cifar/genotype.json               the cell that search.py found
@@ -45,7 +45,7 @@ TRAIN_FLAGS = [
     ('weight_decay', number(0), 3e-4, 'L2 weight decay'),
     ('grad_clip', positive(), 5.0, 'maximum global norm of the gradient'),
 ]
-CIFAR_FLAGS = [
+TRAIN_DATA_FLAGS = [
     ('data', path, 'dataset/cifar10', 'the CIFAR archive or the folder it unpacks to; if the default does not exist, '
                                       'or for cifar100, dataset/ beside this script, downloaded; with '
                                       '--dataset=folder, the folder'),
@@ -59,7 +59,7 @@ def parse_arguments(argv=None):
     parser = ArgumentParser(__doc__)
     for title, table in (('network', network_flags(init_channels=36, layers=20, class_num=10, drop_path_prob=0.2)),
                          ('training', TRAIN_FLAGS + ADDITION_FLAGS),
-                         ('data', DATA_FLAGS + CIFAR_FLAGS + reader_flags(num_workers=1)),
+                         ('data', DATA_FLAGS + TRAIN_DATA_FLAGS + reader_flags(num_workers=1)),
                          ('use of a trained network', USE_FLAGS), ('device', DEVICE_FLAGS + PRECISION_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='eval_cifar'))):
         parser.add_flags(title, table)
@@ -74,7 +74,7 @@ def main():
                  use_data_parallel=args.use_data_parallel, seed=args.seed,
                  batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
-    # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
+    # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
     from model import NetworkCIFAR
     from nas import accelerate
     from reader import class_count, image_shape, train_valid

@@ -1,4 +1,4 @@
-r"""Train the network of a genotype on ImageNet, from scratch.
+r"""Train the network of a genotype on ImageNet, evaluate, apply or export it.
 
     python train_imagenet.py --arch=PC_DARTS --data_dir=dataset/ILSVRC2012
     python train_imagenet.py --eval_only --pretrained=eval_imagenet/best_model.pdparams --data_dir=dataset/ILSVRC2012
@@ -71,7 +71,7 @@ def main():
                  use_data_parallel=args.use_data_parallel, seed=args.seed,
                  batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
-    # Imported here: Paddle takes seconds to import, and --help and a wrong argument answer without it.
+    # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
     from model import NetworkImageNet
     from nas import accelerate
     from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator

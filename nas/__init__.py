@@ -1,8 +1,8 @@
-"""Differentiable architecture search: what paddleslim.nas was.
+"""Differentiable architecture search; it replaces paddleslim.nas.
 
     from nas import DARTSearch, accelerate
 
-Both are imported when they are first used, so that `import nas` takes no Paddle (PEP 562).
+Both are imported when they are first used, so that `import nas` does not import Paddle (PEP 562).
 """
 import importlib
 

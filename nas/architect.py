@@ -193,7 +193,7 @@ def _norm(tensors):
 
 @contextlib.contextmanager
 def frozen(parameters):
-    """Take parameters out of the gradient's way: what a pass is not for is not computed."""
+    """Set stop_gradient of parameters for a while, so that their gradients are not computed."""
     # The others were frozen by the user.
     trainable = [parameter for parameter in parameters if not parameter.stop_gradient]
     for parameter in trainable:

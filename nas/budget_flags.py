@@ -1,4 +1,4 @@
-"""The flags of a search within limits, and the Budget they describe. No Paddle import: `--help` answers at once."""
+"""The flags of a search within limits, and their checks. Does not import Paddle, which --help does not need."""
 import math
 
 from runtime.flags import amount, integer, path, positive

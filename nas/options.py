@@ -16,7 +16,7 @@ class WeightOptions:
 
 @dataclass(frozen=True)
 class ArchOptions:
-    """The architecture step: L2 decay of Adam's parameters (its learning rate is a PaddleSlim argument). budget: a
+    """The architecture step. weight_decay: Adam's L2 penalty (its learning rate is a PaddleSlim argument). budget: a
     nas.budget.Budget, for a network whose result is a Genotype; None: no limits."""
 
     weight_decay: float = 1e-3

@@ -102,7 +102,7 @@ class ArgumentParser(argparse.ArgumentParser):
                 options = {'type': _one_of(kind), 'metavar': '{' + ','.join(kind) + '}'}
             elif kind is boolean:
                 options.update(nargs='?', const=True, metavar='True|False')
-            shown = '' if default is None else f' (default: {default})'
+            shown = '' if default is None or '(default:' in text else f' (default: {default})'
             group.add_argument('--' + name, default=default, help=text.replace('%', '%%') + shown, **options)
 
     def parse_data(self, argv):
@@ -218,7 +218,8 @@ def genotype_of(arch):
 # Flags that several scripts share.
 DEVICE_FLAGS = [
     ('use_gpu', boolean, True, 'run on a GPU if there is one, otherwise on the CPU'),
-    ('use_data_parallel', boolean, False, 'train on several GPUs; start with python -m paddle.distributed.launch'),
+    ('use_data_parallel', boolean, False, 'run in several processes, one for each GPU or, with --nproc_per_node, on '
+                                          'CPUs; start with python -m paddle.distributed.launch'),
     ('seed', integer(0, 2**32 - 1), 0, 'random seed'),
 ]
 IMAGENET_FLAGS = [
@@ -304,11 +305,11 @@ def network_flags(init_channels, layers, class_num, drop_path_prob):
         ('init_channels', integer(2, 4096), init_channels, 'channels of the first cell'),
         ('layers', integer(1, 1000), layers, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction '
                                              'cells'),
-        ('class_num', integer(2, 10**6), class_num, 'number of classes'),
+        ('class_num', integer(2, 10**6), class_num, 'number of classes (default: that of the data)'),
         ('auxiliary', boolean, True, 'train with an auxiliary classifier at 2/3 of the depth'),
         ('auxiliary_weight', number(0), 0.4, "weight of the auxiliary classifier's loss"),
-        ('drop_path_prob', number(0, 1), drop_path_prob, 'drop path probability in the last epoch; it increases '
-                                                         'linearly from 0'),
+        ('drop_path_prob', number(0, 1), drop_path_prob, 'drop path probability P: epoch e of E, counted from 0, uses '
+                                                         'P * e / E'),
     ]
 
 

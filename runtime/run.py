@@ -30,6 +30,9 @@ MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_
                         'num_workers', 'use_multiprocess', 'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export',
                         'format', 'predict', 'json', 'pretrained', 'max_bad_images'}
 
+# What is compared on resume and is no flag, as messages name it.
+SAID_AS = {'processes': 'number of processes', 'genotype': 'genotype (of --arch or --pretrained)'}
+
 
 class Run:
     """The progress of a run: `epoch` and `step` are the next ones, `meters` the state of the epoch's meters, `results`
@@ -97,7 +100,7 @@ class Run:
             except (AttributeError, LookupError, TypeError, ValueError) as error:
                 raise UserError(f'--resume: {path} is not a checkpoint of this run: {reason(error)}')
             logger.info('resumed at epoch %d, step %d', self.epoch, self.step)
-        # An earlier run's stay until an epoch is done.
+        # metrics.jsonl of an earlier run stays until the first epoch is complete.
         if self.metrics or not os.path.exists(self.metrics_path):
             self._write_metrics()
 
@@ -114,7 +117,7 @@ class Run:
         other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME
                  and saved[name] != self.arguments.get(name, saved[name])]
         if other:
-            before = ', '.join(f'--{name}={saved[name]}' for name in other)
+            before = ', '.join(f'{SAID_AS.get(name, "--" + name)}={saved[name]}' for name in other)
             now = ', '.join(str(self.arguments[name]) for name in other)
             raise UserError(f'--resume: the checkpoint was made with {before}; now it is {now}. Give the same, or '
                             'start anew without --resume')

@@ -25,7 +25,7 @@ def optimizer_state(optimizer, parameters):
     """An optimizer's arrays by the place of their parameter: Paddle's own names depend on what else the process has
     built.
 
-    Without what set_optimizer_state has put in the place of nothing.
+    Zeros that set_optimizer_state filled in, where an optimizer had nothing yet, are left out.
     """
     place = {parameter.name: i for i, parameter in enumerate(parameters)}
     # Until its first step an optimizer keeps what it was given apart, and some versions of Paddle then hand out

@@ -97,7 +97,7 @@ def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, repor
 
     schedule: the learning rate scheduler of the optimizer, stepped once an epoch. report: called after each epoch with
     its figures, a dict; it returns the line for metrics.jsonl. loss_options: keywords of `classification_loss`.
-    drop_path_prob: the probability in the last epoch; it increases linearly from 0 (DARTS, section 3.2, after NASNet).
+    drop_path_prob: epoch e of E uses drop_path_prob * e / E (DARTS, section 3.2, after NASNet).
     additions: an additions.Additions (default: nothing added).
     """
     parameters = [p for p in model.parameters() if p.trainable]
