@@ -199,3 +199,28 @@ def test_mistyped_commands_leave_an_earlier_log(tmp_path, monkeypatch):
     log = (tmp_path / 'train.log').read_text()
     assert log.startswith('of an earlier run\n') and log.count('arguments: ') == 2
     assert sorted(os.listdir(str(tmp_path))) == ['metrics.jsonl', 'train.log']
+
+
+WRITE_FOR_EVER = '''
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from runtime.files import atomic_write
+from runtime.script import run_script
+
+def main():
+    with atomic_write('archive.tar.gz') as temporary:
+        with open(temporary, 'w') as file:
+            file.write('a part')
+        assert os.listdir() == [os.path.basename(temporary)]
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+run_script(main)
+'''
+
+
+def test_a_signal_removes_what_is_not_written_to_its_end(tmp_path):
+    result = subprocess.run([sys.executable, '-c', WRITE_FOR_EVER, ROOT], cwd=str(tmp_path), capture_output=True,
+                            text=True, timeout=WAIT)
+    assert result.returncode == 128 + signal.SIGTERM and 'stopped by SIGTERM' in result.stderr
+    assert os.listdir(str(tmp_path)) == []
