@@ -182,6 +182,12 @@ def from_dict(data, operations=OPERATIONS):
         reduce_concat=_check_concat('reduce_concat', data['reduce_concat'], reduce))
 
 
+def edge_number(node, source=0):
+    """The place of an edge among those of the supernet's cell: node i has i + 2 of them, from states 0, 1, …;
+    edge_number(nodes) is the number of edges of a cell."""
+    return sum(range(2, 2 + node)) + source
+
+
 def connected_states(edges):
     """The states of a cell that have a value: the two inputs and every node with an edge other than `none` from such
     a state."""

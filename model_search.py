@@ -14,7 +14,7 @@ import paddle.nn as nn
 import paddle.nn.functional as F
 from paddle.nn.initializer import Constant, Normal, Uniform
 
-from genotypes import Genotype
+from genotypes import Genotype, edge_number
 from nas.methods import METHODS
 from operations import OPS, FactorizedReduce, ReLUConvBN, batch_norm, conv2d, linear
 from runtime.errors import UserError
@@ -166,7 +166,7 @@ class Network(nn.Layer):
                         [layer.weight.shape[0]], default_initializer=Uniform(-bound, bound))
 
     def _init_arch_parameters(self):
-        edges = sum(2 + node for node in range(self._steps))
+        edges = edge_number(self._steps)
         deviation = self.method.alpha_deviation
 
         def parameter(*shape):

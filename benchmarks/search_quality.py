@@ -28,8 +28,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from benchmarks import quality_tables  # noqa: E402
-from genotypes import get_genotype, random_genotype  # noqa: E402
+from genotypes import from_dict, genotype_json, get_genotype, random_genotype  # noqa: E402
 from nas.recipes import METHOD_NAMES, recipe  # noqa: E402
+from runtime.files import write_text  # noqa: E402
 
 SEEDS = (0, 1, 2)
 
@@ -194,6 +195,15 @@ def lower(core):
         os.sched_setaffinity(0, [core])
 
 
+def restore_cells(results, output):
+    """Write genotype.json of each finished search whose folder is not here, as on another machine, from its result."""
+    for result in results:
+        path = os.path.join(output, 'darts', result['name'], 'genotype.json')
+        if result['script'] == 'search.py' and not os.path.exists(path):
+            genotype = from_dict(result['epochs'][-1]['genotype'])
+            write_text(path, genotype_json(genotype, {'method': result['flags']['method']}))
+
+
 def commit():
     return subprocess.run(['git', '-C', ROOT, 'rev-parse', '--short', 'HEAD'], stdout=subprocess.PIPE,
                           text=True).stdout.strip()
@@ -206,6 +216,8 @@ def run_all(args):
         results = os.path.join(args.results, part + '.jsonl')
         if part == 'nasbench201':
             quality_tables.write_random_cells(args.table, results)
+        if part == 'darts':
+            restore_cells(quality_tables.read_lines(results), args.output)
         for run in PARTS[part](files, args.seeds, args.output):
             if run.name in {result['name'] for result in quality_tables.read_lines(results)}:
                 continue

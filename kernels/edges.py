@@ -126,8 +126,7 @@ class Edges:
         self.biased, self.biases = [number for number, _ in biased], [bias for _, bias in biased]
 
     def weight_addresses(self, stacks):
-        """The addresses of [depthwise, pointwise] weights of passes 1 and 2, from the tensors that hold those of one
-        shape each."""
+        """The addresses of [depthwise, pointwise] weights of passes 1 and 2, from a tensor for those of each shape."""
         starts = addresses(stacks)
         if not len(starts):
             return starts.reshape(-1, 2)

@@ -17,6 +17,7 @@ import types
 import paddle
 import paddle.nn as nn
 
+from genotypes import edge_number
 from kernels import compiled
 from nas import fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
@@ -180,7 +181,7 @@ def _layers_without_inputs(cell):
 
 def _reason_against(cell):
     """Why a cell cannot be computed by source state, or None."""
-    edges = sum(2 + node for node in range(cell._steps))
+    edges = edge_number(cell._steps)
     mixed_types = {type(mixed) for mixed in cell._ops}
     for kind, names in [(type(cell), ['forward'])] + [(kind, ['forward', 'mix']) for kind in mixed_types]:
         for name in names:

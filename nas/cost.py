@@ -18,7 +18,7 @@ from collections import namedtuple
 import numpy as np
 import paddle.nn as nn
 
-from genotypes import Genotype, connected_states
+from genotypes import Genotype, connected_states, edge_number
 from operations import OPS
 from training.summary import count_macs, count_parameters, trace
 
@@ -53,11 +53,6 @@ class CellCosts:
                 if name != 'none' and source in connected:
                     total += self.operation[kind][edge_number(position // 2, source), self.primitives.index(name)]
         return total.item() if isinstance(total, np.generic) else total
-
-
-def edge_number(node, source):
-    """The place of an edge among those of the supernet's cell: node i has i + 2 of them, from states 0, 1, …"""
-    return sum(range(2, 2 + node)) + source
 
 
 def count_costs(make_network, image_shape, *, primitives, steps, measures=COUNTS, probes=1):

@@ -12,8 +12,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from genotypes import Genotype
-from nas.cost import edge_number
+from genotypes import Genotype, edge_number
 
 # One choice for a node. edges: its two (operation, state) in the genotype; strength; costs: a number for each kind of
 # cost; needs: the states of other nodes that its edges leave; is_empty: whether it has no edge.
@@ -55,7 +54,7 @@ def node_options(method, strengths, costs, *, kind, node, concat, any_strength=F
 def _steps(edges):
     """The number of nodes of a supernet's cell with so many edges."""
     steps = 0
-    while sum(range(2, 2 + steps)) < edges:
+    while edge_number(steps) < edges:
         steps += 1
     return steps
 

@@ -23,6 +23,7 @@ import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
 
+from genotypes import edge_number
 from kernels.compiled import available
 from kernels.convolutions import is_pointwise, is_square, square_geometry
 from kernels.edge_sizes import FIRST, SECOND
@@ -44,7 +45,7 @@ class FusedCell:
         self.auxiliary = mixed_operations[0].auxiliary_op is not None
         operations = [list(mixed._ops) + [mixed.auxiliary_op] * self.auxiliary for mixed in mixed_operations]
         # rows[state]: the rows, in the cell's weights, of the edges that leave the state
-        self.rows = [[sum(range(2, 2 + node)) + state for node in range(max(0, state - 1), steps)]
+        self.rows = [[edge_number(node, state) for node in range(max(0, state - 1), steps)]
                      for state in range(1 + steps)]
         self.kept_poolings = [mixed_operations[rows[0]].mp for rows in self.rows]
         self.outgoing = [OutgoingEdges([operations[row] for row in rows], rows, is_known) for rows in self.rows]
@@ -76,7 +77,7 @@ class FusedCell:
             if number > 0:
                 node = paddle.add_n(mixed[number - 1])
                 if partial > 1:
-                    first = sum(range(2, 1 + number))  # of the node's edges
+                    first = edge_number(number - 1)  # of the node's edges
                     node = node_of(node, kept[number - 1],
                                    None if edge_weights is None else edge_weights[first:first + 1 + number], partial)
                 states.append(node)

@@ -13,12 +13,12 @@ import paddle.nn as nn
 from kernels import compiled, convolutions
 from kernels.blocks import IDENTITY, NOTHING, Block
 from kernels.convolutions import is_pointwise, is_square
+from kernels.edges import POOLINGS
 from kernels.units import Convolution, Pooling, Unit
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.stacked import reduce_together
 from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
 
-POOLINGS = (nn.AvgPool2D, nn.MaxPool2D)
 # Multiply-adds of a single convolution from which on its block is as fast as Paddle's operations, forward and backward.
 # Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2 million 0.9
 # to 1.0, at 9.4 million (3x3, 16x16 pixels) 1.7, at 12.6 million (1x1, 32x32 pixels) 1.5.

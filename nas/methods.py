@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from genotypes import PRIMITIVES, derive_cell
+from genotypes import PRIMITIVES, derive_cell, edge_number
 
 WITHOUT_NONE = [name for name in PRIMITIVES if name != 'none']
 GDAS_ORDER = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5', 'avg_pool_3x3',
@@ -255,10 +255,9 @@ class FairDARTS(DARTS):
         return -self.zero_one_weight * sum((F.sigmoid(alpha) - 0.5).square().sum() for alpha in alphas) / count
 
     def derive(self, strengths, steps):
-        first_edge = [sum(range(2, 2 + node)) for node in range(steps)]
         cell = super().derive(strengths, steps)
         for i, (operation, state) in enumerate(cell):
-            if strengths[first_edge[i // 2] + state][self.primitives.index(operation)] < self.threshold:
+            if strengths[edge_number(i // 2, state)][self.primitives.index(operation)] < self.threshold:
                 cell[i] = ('none', state)
         return cell
 

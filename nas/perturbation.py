@@ -16,8 +16,7 @@ import os
 import numpy as np
 import paddle
 
-from genotypes import Genotype, genotype_json, plain
-from nas.cost import edge_number
+from genotypes import Genotype, edge_number, genotype_json, plain
 from nas.options import CheckpointOptions, MonitorOptions, WeightOptions
 from nas.searcher import DARTSearch
 from runtime.files import refuse_to_overwrite, write_text
@@ -132,7 +131,7 @@ class PerturbationDerivation(DARTSearch):
         decision = {'decision': number, 'cell': kind, 'node': node}
         decision['before'] = self._evaluate(None)
         if edge is not None:
-            decision['source'] = edge - edge_number(node, 0)
+            decision['source'] = edge - edge_number(node)
             decision['without'] = {self.method.primitives[column]: self._evaluate((kind, edge, column))
                                    for column in self._candidates(kind, edge)}
             decision['kept'] = ranked(decision['without'])[0]

@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 
+from genotypes import edge_number
 from nas.collapse import entropy
 from pictures.cells import TITLES, state_name
 from pictures.history import COSTS, thin_out
@@ -171,7 +172,7 @@ def _kept_operations(search, cell):
     for position, (operation, source) in enumerate(last.genotype[2 * cell]):
         if operation != 'none':
             node = position // 2
-            kept[sum(range(2, 2 + node)) + source].add(operation)
+            kept[edge_number(node, source)].add(operation)
     return kept
 
 

@@ -17,7 +17,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from genotypes import MAX_JSON_BYTES, OPERATIONS, PRIMITIVES, Genotype, from_dict
+from genotypes import MAX_JSON_BYTES, OPERATIONS, PRIMITIVES, Genotype, edge_number, from_dict
 from runtime.errors import UserError
 from runtime.files import MAX_LINE_BYTES, UnreadableFile, open_regular, parse_json, read_json, reason
 
@@ -207,7 +207,7 @@ def _weights_of_alphas(data, genotype):
     arrays = []
     for position, values in enumerate(data):
         nodes = len(genotype[2 * (position % 2)]) // 2
-        shape = (_edge_count(nodes), len(PRIMITIVES)) if position < 2 else (_edge_count(nodes),)
+        shape = (edge_number(nodes), len(PRIMITIVES)) if position < 2 else (edge_number(nodes),)
         array = _array(values)
         if array is None or array.shape != shape:
             raise ValueError(f'alphas[{position}] must be {" x ".join(map(str, shape))} finite numbers')
@@ -217,11 +217,6 @@ def _weights_of_alphas(data, genotype):
         nodes = np.split(betas, np.cumsum([node + 2 for node in range(len(genotype[2 * cell]) // 2)])[:-1])
         weights[cell] *= np.concatenate([_softmax(node) for node in nodes])[:, None]
     return weights
-
-
-def _edge_count(nodes):
-    """The edges of a cell in the search space of DARTS: node i has i + 2 of them."""
-    return sum(range(2, 2 + nodes))
 
 
 def _array(values):
@@ -252,7 +247,7 @@ def _space(line, epoch):
     cells = _names(line, 'cells', len(counts)) or [f'cell {i}' for i in range(len(counts))]
     operations = _names(line, 'operations', columns) or [f'operation {i}' for i in range(columns)]
     edges = _names(line, 'edges', max(counts)) or [f'edge {i}' for i in range(max(counts))]
-    if nodes and len(counts) == 2 and counts == [_edge_count(n) for n in nodes]:
+    if nodes and len(counts) == 2 and counts == [edge_number(n) for n in nodes]:
         edges = None
     return nodes, cells, operations, edges
 

@@ -10,10 +10,19 @@ from conftest import ROOT
 sys.path.insert(0, ROOT)
 
 from benchmarks import quality_tables, search_quality  # noqa: E402
+from genotypes import DARTS_V2, PC_DARTS, get_genotype, to_json  # noqa: E402
 from pictures.accuracies import read_results  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results', 'nasbench201.jsonl')
+
+
+def test_a_training_finds_the_cell_of_a_search_on_another_machine(tmp_path):
+    line = {'name': 'DARTS, seed 1', 'script': 'search.py', 'flags': {'method': 'DARTS'},
+            'epochs': [{'genotype': to_json(PC_DARTS)}, {'genotype': to_json(DARTS_V2)}]}
+    search_quality.restore_cells([line, dict(line, script='train.py', name='a training')], str(tmp_path))
+    assert get_genotype(str(tmp_path / 'darts' / 'DARTS, seed 1' / 'genotype.json')) == DARTS_V2
+    assert os.listdir(str(tmp_path / 'darts')) == ['DARTS, seed 1']
 
 
 def run_line(name, accuracies, **more):
