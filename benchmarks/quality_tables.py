@@ -97,6 +97,8 @@ def early_stop_table(results):
 def darts_tables(results):
     """Test accuracies after the last epoch of training, and the paired differences to random cells."""
     trained = {result['name']: result for result in results if result['script'] == 'train.py'}
+    if not trained:
+        return f'darts: searched {", ".join(result["name"] for result in results)}; no network is trained'
 
     def accuracy(name):
         return 100 * trained[name]['epochs'][-1]['valid_acc']

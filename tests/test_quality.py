@@ -17,6 +17,11 @@ from runtime.errors import UserError  # noqa: E402
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results', 'nasbench201.jsonl')
 
 
+def test_searches_without_a_training_are_named():
+    searched = [{'name': f'DARTS, seed {seed}', 'script': 'search.py'} for seed in range(2)]
+    assert quality_tables.darts_tables(searched) == 'darts: searched DARTS, seed 0, DARTS, seed 1; no network is trained'
+
+
 def test_a_training_finds_the_cell_of_a_search_on_another_machine(tmp_path):
     line = {'name': 'DARTS, seed 1', 'script': 'search.py', 'flags': {'method': 'DARTS'},
             'epochs': [{'genotype': to_json(PC_DARTS)}, {'genotype': to_json(DARTS_V2)}]}
