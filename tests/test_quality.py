@@ -19,7 +19,8 @@ RESULTS = os.path.join(ROOT, 'benchmarks', 'results', 'nasbench201.jsonl')
 
 def test_searches_without_a_training_are_named():
     searched = [{'name': f'DARTS, seed {seed}', 'script': 'search.py'} for seed in range(2)]
-    assert quality_tables.darts_tables(searched) == 'darts: searched DARTS, seed 0, DARTS, seed 1; no network is trained'
+    found = quality_tables.darts_tables(searched)
+    assert found == 'darts: searched DARTS, seed 0, DARTS, seed 1; no network is trained'
 
 
 def test_a_training_finds_the_cell_of_a_search_on_another_machine(tmp_path):
