@@ -9,15 +9,8 @@ import paddle
 import paddle.nn as nn
 
 from genotypes import connected_states, from_dict
-from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, batch_norm, conv2d, linear
+from operations import OPS, DropPath, FactorizedReduce, Identity, ReLUConvBN, batch_norm, conv2d, linear
 from runtime.errors import UserError
-
-
-def drop_path(x, prob):
-    """Set x [N, C, H, W] to zero for a sample with probability `prob` and divide the others by 1 - prob, which keeps
-    the mean (Larsson et al. 2017)."""
-    keep = paddle.full([x.shape[0], 1, 1, 1], 1 - prob, dtype=x.dtype)
-    return x * (paddle.bernoulli(keep) / (1 - prob))
 
 
 class Cell(nn.Layer):
@@ -44,6 +37,7 @@ class Cell(nn.Layer):
             raise UserError(f'--arch: the {"reduction" if reduction else "normal"} cell of the genotype has no edges: '
                             'it was written before the search had found any; take the genotype of a later epoch')
         self.multiplier = len(self._concat)
+        self.drop_path = DropPath()
         self._indices = [state for _, state in edges]
         self._is_edge = [name != 'none' and state in connected for name, state in edges]
         self._ops = nn.LayerList([OPS[name if is_edge else 'none'](c, 2 if reduction and state < 2 else 1, True)
@@ -60,7 +54,7 @@ class Cell(nn.Layer):
         op = self._ops[i]
         h = op(states[self._indices[i]])
         if self.training and drop_prob > 0 and not isinstance(op, Identity):
-            h = drop_path(h, drop_prob)
+            h = self.drop_path(h, drop_prob)
         return h
 
 

@@ -144,6 +144,19 @@ class Zero(nn.Layer):
         return paddle.zeros_like(x)
 
 
+class DropPath(nn.Layer):
+    """Set x [N, C, H, W] to zero for a sample with probability `prob` and divide the others by 1 - prob, which keeps
+    the mean (Larsson et al. 2017)."""
+
+    def forward(self, x, prob):
+        return x * self.factors(x, prob)
+
+    def factors(self, x, prob):
+        """0 or 1 / (1 - prob) for each sample, [N, 1, 1, 1]."""
+        keep = paddle.full([x.shape[0], 1, 1, 1], 1 - prob, dtype=x.dtype)
+        return paddle.bernoulli(keep) / (1 - prob)
+
+
 class FactorizedReduce(nn.Layer):
     """Halve H and W without losing pixels: two strided 1x1 convolutions, the second one shifted by a pixel, side by
     side."""

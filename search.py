@@ -100,7 +100,7 @@ ARCH_FLAGS = [
 SEARCH_DATA_FLAGS = [
     ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/ beside this script, '
                          'downloaded if necessary); with --dataset=folder, the folder'),
-    ('class_num', integer(2, 10**6), 10, 'number of classes (default: that of the data)'),
+    ('class_num', integer(2, 10**6), 10, 'number of classes; without this flag that of the data'),
     ('train_portion', positive(0, 1), 0.5, 'fraction of the images used for weight training; the others train the '
                                            'architecture'),
     ('validate', boolean, True, 'evaluate on the validation half after every epoch'),

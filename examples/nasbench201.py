@@ -231,7 +231,7 @@ def parse_arguments():
     flags = methods + [row for row in search.SEARCH_FLAGS if row[0] not in sizes] + SPACE_FLAGS
     for title, table in (('search', flags), ('weight step', search.WEIGHT_FLAGS),
                          ('architecture step', search.ARCH_FLAGS), ('collapse', search.COLLAPSE_FLAGS),
-                         ('data', DATA_FLAGS + search.HALVES_FLAGS + reader_flags(num_workers=0)),
+                         ('data', DATA_FLAGS + search.SEARCH_DATA_FLAGS + reader_flags(num_workers=0)),
                          ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=10, model_save_dir='') + search.SAVE_FLAGS)):
         parser.add_flags(title, [(name, kind, DEFAULTS.get(name, default), text)

@@ -39,7 +39,7 @@ NETWORK_FLAGS = [
     ('N', integer(1, 100), 5, 'cells of each of the three stages'),
     ('class_num', integer(2, 10**6), 10, 'number of classes'),
 ]
-CIFAR_FLAGS = [
+TRAIN_DATA_FLAGS = [
     ('data', path, None, 'the CIFAR archive or the folder it unpacks to (default: dataset/, downloaded if necessary); '
                          'with --dataset=folder, the folder'),
     ('cutout', boolean, False, 'mask a random square of every training image'),
@@ -91,7 +91,8 @@ def read_cell(arch):
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     for title, table in (('network', NETWORK_FLAGS), ('training', TRAIN_FLAGS),
-                         ('data', DATA_FLAGS + CIFAR_FLAGS + reader_flags(num_workers=1)), ('device', DEVICE_FLAGS),
+                         ('data', DATA_FLAGS + TRAIN_DATA_FLAGS + reader_flags(num_workers=1)),
+                         ('device', DEVICE_FLAGS),
                          ('run', run_flags(log_freq=50, model_save_dir='eval_nasbench201'))):
         parser.add_flags(title, [(name, kind, DEFAULTS.get(name, default), text)
                                  for name, kind, default, text in table])

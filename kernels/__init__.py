@@ -11,6 +11,7 @@
 
     convolutions.py  single depthwise and pointwise convolutions
     nodes.py         a node of a cell with partial channels
+    scaling.py       images times a number for each, for drop path
     blocks.py        chains of ReLU, convolution and batch norm, mixed operations, poolings: blocks.py says what is
                      computed, units.py and unit_pass.py prepare it, block_loops.py and pool_loops.py are the loops
     edges.py         all edges that leave a state of a cell: edge_sizes.py, edge_loops.py and edge_pools.py likewise

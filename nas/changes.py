@@ -28,6 +28,7 @@ FINGERPRINTS = {
     'Identity.forward': '2ad28df564e48978',
     'Zero.forward': '422c15c9d64f2f13',
     'FactorizedReduce.forward': '25008990db38e1c4',
+    'DropPath.forward': 'b5d23ec7fe4a2674',
 }
 
 # Paddle's own layers as they are when this module is imported.

@@ -1,5 +1,5 @@
 """Layers that are computed by the compiled blocks of kernels/blocks.py: nn.Sequential with convolutions in it, a dense
-convolution or a pooling that is called by itself, FactorizedReduce, WeightedSum.
+convolution or a pooling that is called by itself, FactorizedReduce, WeightedSum, DropPath.
 
 Each gets a forward function of its own, which looks at every call whether the layer is still what its blocks were made
 of. What is not known, or has hooks, runs as it is written, and so do all where the blocks do not apply: in double
@@ -14,10 +14,11 @@ from kernels import compiled, convolutions
 from kernels.blocks import IDENTITY, NOTHING, Block
 from kernels.convolutions import is_pointwise, is_square
 from kernels.edges import POOLINGS
+from kernels.scaling import scaled
 from kernels.units import Convolution, Pooling, Unit
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.stacked import reduce_together
-from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
+from operations import Conv7x1, DilConv, DropPath, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
 
 # Multiply-adds of a single convolution from which on its block is as fast as Paddle's operations, forward and backward.
 # Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2 million 0.9
@@ -35,6 +36,8 @@ def attach(layer):
         forward = _convolution_forward
     elif type(layer) is FactorizedReduce:
         forward = _reduction_forward
+    elif type(layer) is DropPath:
+        forward = _drop_path_forward
     elif compiled.numba is not None and any(isinstance(part, Block) for part in parts_of(layer)):
         forward = _forward
     if forward is None:
@@ -45,7 +48,8 @@ def attach(layer):
 
 
 def is_ours(forward):
-    return getattr(forward, '__func__', None) in (_forward, _convolution_forward, _reduction_forward)
+    return getattr(forward, '__func__', None) in (_forward, _convolution_forward, _reduction_forward,
+                                                     _drop_path_forward)
 
 
 def _forward(self, *inputs):
@@ -65,6 +69,12 @@ def _reduction_forward(self, x):
                         and x.shape[1] == self.conv_1.weight.shape[1] and is_plain_reduction(self)):
         return self.bn(reduce_together([self], self.relu(x)))
     return type(self).forward(self, x) if out is None else out
+
+
+def _drop_path_forward(self, x, prob):
+    if compiled.available(x) and is_known_code(DropPath, 'forward'):
+        return scaled(x, self.factors(x, prob))
+    return type(self).forward(self, x, prob)
 
 
 class CompiledLayer:

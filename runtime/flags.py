@@ -305,7 +305,7 @@ def network_flags(init_channels, layers, class_num, drop_path_prob):
         ('init_channels', integer(2, 4096), init_channels, 'channels of the first cell'),
         ('layers', integer(1, 1000), layers, 'number of cells; the cells at 1/3 and 2/3 of the depth are reduction '
                                              'cells'),
-        ('class_num', integer(2, 10**6), class_num, 'number of classes (default: that of the data)'),
+        ('class_num', integer(2, 10**6), class_num, 'number of classes; without this flag that of the data'),
         ('auxiliary', boolean, True, 'train with an auxiliary classifier at 2/3 of the depth'),
         ('auxiliary_weight', number(0), 0.4, "weight of the auxiliary classifier's loss"),
         ('drop_path_prob', number(0, 1), drop_path_prob, 'drop path probability P: epoch e of E, counted from 0, uses '

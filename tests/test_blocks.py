@@ -8,10 +8,11 @@ import paddle.nn as nn
 import pytest
 from conftest import needs_numba, relative_error
 
+from kernels.scaling import scaled
 from kernels.windows import make_window
 from nas import accelerate
 from nas.layers import CompiledLayer
-from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
+from operations import Conv7x1, DilConv, DropPath, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
 
 pytestmark = needs_numba
 
@@ -224,6 +225,26 @@ def test_changes_are_noticed(number, when):
         assert (a is None) == (b is None)
         if b is not None:
             assert relative_error(a, b) < 1e-5 if np.abs(b).max() > 1e-4 else np.abs(a).max() < 1e-3
+
+
+@pytest.mark.parametrize('shape', [[6, 3, 5, 7], [1, 4, 2, 2], [5, 2, 1, 1]])
+def test_drop_path_on_all_cores(shape, monkeypatch):
+    """Against numpy, for images in any order in memory; the gradient is dropped like the images."""
+    layer, calls = accelerate(DropPath()), []
+    monkeypatch.setattr('nas.layers.scaled', lambda *arguments: calls.append(arguments) or scaled(*arguments))
+    x = paddle.randn(shape[:2] + shape[:1:-1]).transpose([0, 1, 3, 2])
+    x.stop_gradient, upstream = False, paddle.randn(shape)
+    paddle.seed(3)
+    out = layer(x, 0.4)
+    gradient, = paddle.grad(out, x, upstream)
+    paddle.seed(3)
+    factors = paddle.bernoulli(paddle.full([shape[0], 1, 1, 1], 0.6)).numpy() / np.float32(0.6)
+    np.testing.assert_allclose(out.numpy(), x.numpy() * factors, rtol=1e-6)
+    np.testing.assert_allclose(gradient.numpy(), upstream.numpy() * factors, rtol=1e-6)
+    assert len(calls) == 1
+    exact = x.astype('float64').detach()
+    layer(exact, 0.4)
+    assert len(calls) == 1  # in double precision Paddle computes it
 
 
 def test_what_is_not_covered_is_left_to_paddle():

@@ -7,8 +7,8 @@ import pytest
 from conftest import shared_file
 
 from genotypes import DARTS_V2, PC_DARTS, from_dict, get_genotype
-from model import NetworkCIFAR, NetworkImageNet, drop_path
-from operations import Identity
+from model import NetworkCIFAR, NetworkImageNet
+from operations import DropPath, Identity
 from runtime.errors import UserError
 from training.summary import count_macs, count_parameters
 
@@ -32,7 +32,7 @@ def test_sizes_of_the_examples_cells(name):
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     paddle.seed(0)
     x = paddle.ones([4000, 3, 2, 2])
-    dropped = drop_path(x, 0.2).numpy().reshape(4000, -1)
+    dropped = DropPath()(x, 0.2).numpy().reshape(4000, -1)
     assert (dropped == dropped[:, :1]).all()
     kept = dropped[:, 0] != 0
     assert np.allclose(dropped[kept, 0], 1 / 0.8)
@@ -42,7 +42,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_drop_path_spares_identity_edges_and_eval_mode(monkeypatch):
     """A dropped sample still passes the identity edges: of DARTS_V2's normal cell, node 4's one skip_connect."""
     dropped = []
-    monkeypatch.setattr('model.drop_path', lambda x, prob: dropped.append(prob) or x)
+    monkeypatch.setattr(DropPath, 'forward', lambda self, x, prob: dropped.append(prob) or x)
     model = NetworkCIFAR(4, 10, 1, False, DARTS_V2)  # one reduction cell: its identities leave node 2
     identities = sum(isinstance(op, Identity) for op in model.cells[0]._ops)
     assert identities == sum(name == 'skip_connect' and state >= 2 for name, state in DARTS_V2.reduce) == 3

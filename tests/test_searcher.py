@@ -241,10 +241,15 @@ def test_a_start_in_the_folder_of_an_earlier_run_overwrites_it_with_its_first_ep
     left = sorted(str(path.relative_to(run))
                   for path in run.rglob('*') if path.is_file() and path.parent.name.isdecimal())
     assert left == ['0/genotype.json', '1/genotype.json', '10/photo.jpeg', '2/notes.txt', '7/genotype.json']
-    for samples, folders in ((1, ['0', '1', '7']), (3, ['0', '1', '2', '7']),
-                             (1, ['0', '7'])):  # drawn cells take no epoch of a search away
+
+
+def test_random_cells_overwrite_those_drawn_before_and_no_others(script, tmp_path):
+    cells = tmp_path / 'search_cifar'
+    (cells / '7').mkdir(parents=True)
+    (cells / '7' / 'genotype.json').write_text('{"mine": true}')
+    for samples, folders in ((1, ['0', '7']), (3, ['0', '1', '2', '7']), (1, ['0', '7'])):
         assert script('search.py', '--method=random', f'--samples={samples}').returncode == 0
-        assert sorted(path.parent.name for path in run.glob('*/genotype.json')) == folders
+        assert sorted(path.parent.name for path in cells.glob('*/genotype.json')) == folders
 
 
 def test_a_search_on_real_cifar_images(script):
