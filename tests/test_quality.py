@@ -123,3 +123,22 @@ def test_committed_accuracies_are_those_of_the_public_table():
     for result in quality_tables.read_lines(RESULTS):
         for epoch in result.get('epochs', []):
             assert abs(100 * epoch['test_acc_cifar10'] - table[epoch['genotype']].accuracy['cifar10']) < 1e-4
+
+
+@pytest.mark.skipif(not os.path.exists(RESULTS), reason='benchmarks/results/nasbench201.jsonl: not run yet')
+@pytest.mark.parametrize('page', ['README.md', 'README_en.md'])
+def test_the_readme_has_the_means_of_the_results(page):
+    accuracies = {}
+    for result in quality_tables.read_lines(RESULTS):
+        if result['name'] != quality_tables.RANDOM:
+            method = result['name'].split(', seed')[0]
+            accuracies.setdefault(method, []).append(100 * result['epochs'][-1]['test_acc_cifar10'])
+    with open(os.path.join(ROOT, page), encoding='utf-8') as file:
+        lines = file.read().splitlines()
+    row = next(number for number, line in enumerate(lines) if line.startswith('| 90.75 % |'))
+    names = [name.strip().replace('，二阶', ' second order').replace(', second order', ' second order')
+             for name in lines[row - 2].split('|')[2:-2]]
+    shown = dict(zip(names, [float(value.strip(' %')) for value in lines[row].split('|')[2:-2]]))
+    assert set(shown) == set(accuracies) and all(len(values) == 3 for values in accuracies.values())
+    for method, values in accuracies.items():
+        assert shown[method] == pytest.approx(sum(values) / 3, abs=0.0051), method
