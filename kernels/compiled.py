@@ -81,9 +81,10 @@ def inner(function):
     return jit(function, no_cpython_wrapper=True, forceinline=True)
 
 
-def is_cached(name):
-    """Whether numba's cache has a function of this package, given as 'file.function'."""
-    return any(pathlib.Path(_cache_folder()).glob(f'**/{name}-*.nbi'))
+def is_cached(function):
+    """Whether numba's cache, wherever it could make one, has a function that `jit` has decorated."""
+    name = f'{function.__module__.rpartition(".")[2]}.{function.__name__}'
+    return any(pathlib.Path(function.stats.cache_path).glob(f'{name}-*.nbi'))
 
 
 @functools.lru_cache(None)

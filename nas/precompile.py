@@ -10,6 +10,7 @@ from kernels import compiled  # isort: skip  numba must be imported before Paddl
 import paddle
 import paddle.nn as nn
 
+from kernels import edge_loops
 from kernels.edges import Edges
 from kernels.nodes import node_of
 from nas.layers import attach
@@ -23,7 +24,7 @@ OPERATIONS = ('max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'd
 def precompile():
     """Compile what the supernet of a search on a CPU uses, in this process and another one, unless numba's cache has it
     or there is one core only. Random numbers are drawn as if nothing had happened."""
-    if (compiled.numba is None or compiled.is_cached('edge_loops.backward_pass') or cpu_threads() == 1
+    if (compiled.numba is None or compiled.is_cached(edge_loops.backward_pass) or cpu_threads() == 1
             or world_size() > 1 or paddle.get_device() != 'cpu' or paddle.get_default_dtype() != 'float32'):
         return
     other = subprocess.Popen([sys.executable, '-m', 'nas.precompile'], cwd=ROOT, stdin=subprocess.DEVNULL,
