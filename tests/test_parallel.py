@@ -155,7 +155,7 @@ def test_a_killed_rank_ends_the_job(tmp_path):
         os.kill(ranks[1], signal.SIGKILL)
         process.communicate(timeout=WAIT)
         assert process.returncode != 0
-        assert not os.path.exists(f'/proc/{ranks[0]}'), 'the other rank is still there'
+        assert wait_for(lambda: not os.path.exists(f'/proc/{ranks[0]}')), 'the other rank is still there'
     finally:
         process.kill()
 
