@@ -101,8 +101,8 @@ class Backward(NamedTuple):
 
 class Wanted(NamedTuple):
     """x: whether dx is wanted; add: to what is there. moments: whether sums [parts, C, 2] of dx and of dx * (x - mean)
-    are. weights: whether partial sums of the weights' gradients are, `depthwise` and `weight`, [parts, size of the Rows
-    of each]."""
+    are. weights: whether partial sums of the weights' gradients are, `depthwise` and `weight`, [parts, size of the
+    Layout of each]."""
 
     x: bool
     add: bool
@@ -215,11 +215,11 @@ def give_to_input(arrays, floor, arrangement, wanted, part, place, channel):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Rows(NamedTuple):
+class Layout(NamedTuple):
     """Where the rows of a weight's gradient lie in a partial sum, whose rows and columns are filled up."""
 
     groups: int
-    count: int  # rows of a group
+    rows: int  # of a group
     columns: int
     filled_rows: int  # of a group
     filled_columns: int
@@ -231,12 +231,13 @@ class Rows(NamedTuple):
 
 
 @jit
-def add_parts(parts, rows, out, begin, end):
-    """out [groups * rows, columns] = the sum of the parts [parts, size]; a job is a row, rows a Rows."""
+def add_parts(parts, layout, out, begin, end):
+    """out [groups * rows, columns] = the sum of the parts [parts, size], of a Layout; a job is a row."""
+    rows, columns = layout.rows, layout.columns
     for row in range(begin, end):
-        at = (row // rows.count * rows.filled_rows + row % rows.count) * rows.filled_columns
-        to = out[row * rows.columns:][:rows.columns]
+        at = (row // rows * layout.filled_rows + row % rows) * layout.filled_columns
+        to = out[row * columns:][:columns]
         for part in range(len(parts)):
-            some = parts[part, at:][:rows.columns]
-            for k in range(rows.columns):
+            some = parts[part, at:][:columns]
+            for k in range(columns):
                 to[k] = some[k] if part == 0 else to[k] + some[k]

@@ -37,11 +37,12 @@ def addresses(tensors):
 ROW = 1024  # pixels of a job, about, so that rows are long
 
 
+@functools.lru_cache(None)
 def group_size(images, most):
     """How many images make a job: at most `most`, and few enough that all cores have about as much to do."""
     def images_per_core(size):
         return size * -(-images // (size * cpu_threads()))
-    sizes = range(1, max(1, most) + 1)
+    sizes = range(1, max(1, min(most, images)) + 1)
     fewest = min(map(images_per_core, sizes))
     return max(size for size in sizes if images_per_core(size) <= 1.05 * fewest)
 

@@ -103,8 +103,8 @@ class UnitPass:
         for convolution, weights, arrangement in self.convolutions:
             weights_wanted = any([next(wanted) for _ in weights])
             parts = min(cpu_threads(), -(-self.x_shape[0] // arrangement.shape.group))
-            layouts = convolution.gradient_rows(arrangement.tables)
-            partial = [np.empty((parts, rows.size if weights_wanted else 0), np.float32) for rows in layouts]
+            layouts = convolution.gradient_layouts(arrangement.tables)
+            partial = [np.empty((parts, layout.size if weights_wanted else 0), np.float32) for layout in layouts]
             sums = np.zeros((parts, self.x_shape[1], 2), np.float32)
             arrays = Backward(self.x, convolution.weights(weights)[0],
                               *convolution.weights_backwards(weights, arrangement.tables),
@@ -115,19 +115,19 @@ class UnitPass:
                          Wanted(dx is not None, add, moments and is_last, weights_wanted, sums,
                                 partial[0] if convolution.separable else partial[0][:, :0], partial[-1]))
             add = True
-            gradients += [_sum_of(some, rows, layer.weight.shape) if weights_wanted else None
-                          for some, rows, layer in zip(partial, layouts, convolution.layers)]
+            gradients += [_sum_of(some, layout, layer.weight.shape) if weights_wanted else None
+                          for some, layout, layer in zip(partial, layouts, convolution.layers)]
         return gradients, sums.sum(0, dtype=np.float64)
 
 
-def _sum_of(parts, rows, shape):
+def _sum_of(parts, layout, shape):
     """A tensor of this shape from the partial sums of a weight's gradient."""
     gradient = paddle.empty(shape, 'float32')
-    jobs = rows.groups * rows.count
-    if rows.size < LARGE:
-        add_parts(parts, rows, view(gradient), 0, jobs)
+    jobs = layout.groups * layout.rows
+    if layout.size < LARGE:
+        add_parts(parts, layout, view(gradient), 0, jobs)
     else:
-        on_all_cores(add_parts, jobs, parts, rows, view(gradient))
+        on_all_cores(add_parts, jobs, parts, layout, view(gradient))
     return gradient
 
 

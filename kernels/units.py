@@ -4,7 +4,7 @@ their weights as the passes of block_loops.py read them."""
 import numpy as np
 import paddle.nn as nn
 
-from kernels.block_loops import Rows
+from kernels.block_loops import Layout
 from kernels.compiled import EMPTY, ROW, group_size
 from kernels.windows import Arrangement, Shape, make_window, output_size
 
@@ -63,12 +63,12 @@ class Convolution:
                   for begin, end in zip(tables.starts, tables.starts[1:])]
         return EMPTY, np.concatenate(planes, axis=1).ravel()
 
-    def gradient_rows(self, tables):
-        """For each of the layers the Rows of its weight's gradient."""
+    def gradient_layouts(self, tables):
+        """For each of the layers the Layout of its weight's gradient."""
         filters, inputs, taps = self.filters // self.groups, self.channels // self.groups, len(tables.taps)
         k = inputs if self.separable else inputs * taps
-        dense = Rows(self.groups, filters, k, -(-filters // 4) * 4, -(-k // 3) * 3)
-        return [Rows(1, self.channels, taps, self.channels, -(-taps // 3) * 3), dense] if self.separable else [dense]
+        dense = Layout(self.groups, filters, k, -(-filters // 4) * 4, -(-k // 3) * 3)
+        return [Layout(1, self.channels, taps, self.channels, -(-taps // 3) * 3), dense] if self.separable else [dense]
 
 
 def _filled_up(weight):

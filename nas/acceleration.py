@@ -62,8 +62,8 @@ def accelerate(network, quiet=False):
 
 
 def _say_compilation(folder):
-    logger.info('acceleration: numba compiles the loops that this job needs, some seconds of the first step; later '
-                'runs find them in %s', folder)
+    logger.info('acceleration: numba compiles the loops that this job needs, which takes some seconds; later runs find '
+                'them in %s', folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Compile the loops of a search in two processes: numba compiles one function at a time in each.
 
-    python -m nas.precompile      compiles those of edges into numba's cache; precompile() starts this process
+The second process compiles those of edges into numba's cache; precompile() starts it.
 """
 import os
 import subprocess
@@ -18,6 +18,7 @@ from operations import OPS, SepConv, conv2d
 from runtime.parallel import cpu_threads, world_size
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+COMPILE_EDGES = 'import sys; sys.path.insert(0, sys.argv[1]); from nas.precompile import compile_edges; compile_edges()'
 OPERATIONS = ('max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
 
 
@@ -27,7 +28,7 @@ def precompile():
     if (compiled.numba is None or compiled.is_cached(edge_loops.backward_pass) or cpu_threads() == 1
             or world_size() > 1 or paddle.get_device() != 'cpu' or paddle.get_default_dtype() != 'float32'):
         return
-    other = subprocess.Popen([sys.executable, '-m', 'nas.precompile'], cwd=ROOT, stdin=subprocess.DEVNULL,
+    other = subprocess.Popen([sys.executable, '-c', COMPILE_EDGES, ROOT], stdin=subprocess.DEVNULL,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = paddle.get_rng_state()
     try:
@@ -53,8 +54,9 @@ def _compile_layers():
         layer(_images()).sum().backward()
 
 
-def _compile_edges():
+def compile_edges():
     """The loops of kernels/edges.py and kernels/nodes.py."""
+    paddle.set_device('cpu')
     columns = list(range(len(OPERATIONS)))
     edges = Edges([[OPS[name](4, 1, False) for name in OPERATIONS] for _ in range(2)], [0, 1], [columns] * 2)
     weights = paddle.ones([2, len(OPERATIONS)])
@@ -62,8 +64,3 @@ def _compile_edges():
     outs = edges(_images(), weights)
     node = node_of(outs[0], [paddle.concat([outs[1]] * 3, axis=1)], paddle.ones([1]), 4)
     node.sum().backward()
-
-
-if __name__ == '__main__':
-    paddle.set_device('cpu')
-    _compile_edges()

@@ -69,8 +69,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.train_loader = as_loader(train_reader, **options)
         self.valid_loader = as_loader(valid_reader, stream=VALID, **options)
         # A BatchLoader of the search augments its images and has a position in them.
-        eval_reader = monitor.eval_reader or getattr(valid_reader, 'without_augmentation', lambda: valid_reader)()
-        self.eval_loader = as_loader(eval_reader, train=False, **options)
+        plain, reader = getattr(valid_reader, 'without_augmentation', lambda: valid_reader), monitor.eval_reader
+        self.eval_loader = as_loader(plain() if reader is None else reader, train=False, **options)
 
         broadcast(list(model.parameters()) + list(model.arch_parameters()))
         accelerate(model)

@@ -102,7 +102,7 @@ class ArgumentParser(argparse.ArgumentParser):
                 options = {'type': _one_of(kind), 'metavar': '{' + ','.join(kind) + '}'}
             elif kind is boolean:
                 options.update(nargs='?', const=True, metavar='True|False')
-            shown = '' if default is None or '(default:' in text else f' (default: {default})'
+            shown = '' if default is None else f' (default: {default})'
             group.add_argument('--' + name, default=default, help=text.replace('%', '%%') + shown, **options)
 
     def parse_data(self, argv):

@@ -7,8 +7,9 @@ import numpy as np
 import paddle
 import paddleslim.nas
 import pytest
-from conftest import shared_file
+from conftest import arguments, shared_file
 
+import reader
 from genotypes import get_genotype, read_genotype
 from model_search import Network
 from nas.options import MonitorOptions, WeightOptions
@@ -262,3 +263,27 @@ def test_a_search_on_real_cifar_images(script):
     assert '32 images: 16 train the weights, 16 the architecture; padded by 4 and cropped, flipped' in result.stderr
     assert 'cutout of 16x16' in result.stderr
     assert f' --data={archive} ' in result.stdout + ' '
+
+
+class Unsized:
+    """A reader whose length nobody knows, as that of a DataLoader over an IterableDataset."""
+
+    def __len__(self):
+        raise TypeError('no length')
+
+    def __iter__(self):
+        return iter([(np.zeros((2, 3, 8, 8), 'float32'), np.zeros(2, 'int64'))])
+
+
+def test_evaluation_reads_plain_images_in_order_unless_it_has_a_reader_of_its_own():
+    train, valid = reader.train_search(8, 0.5, True, arguments(dataset='digits', cutout=True))
+
+    def evaluated(**options):
+        return DARTSearch(Network(4, 10, 1, 'DARTS'), train, valid, paddle.CPUPlace(),
+                          monitor=MonitorOptions(**options)).eval_loader
+    loader = evaluated()
+    assert loader is not valid and valid.source is not loader.source
+    images = [image for image, _ in loader]
+    assert all((image == other).all() for image, (other, _) in zip(images, valid.without_augmentation()))
+    assert loader.position() != valid.position()  # the search's own loader has not moved
+    assert len(list(evaluated(eval_reader=Unsized()))) == 1

@@ -1,7 +1,9 @@
 """train.py and train_imagenet.py as a user runs them, and the formulas of the training loop."""
+import concurrent.futures
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -372,6 +374,19 @@ def test_a_resumed_epoch_passes_over_each_batch_once(tmp_path, kinds):
     run.loader_states = [3 if has_position else None for has_position in kinds]
     assert run.begin_epoch(0, []) == 3
     assert next(iter(run.batches(zip(*loaders)))) == (3, 3)
+
+
+def test_a_run_outside_the_main_thread_leaves_signals_alone(tmp_path):
+    """There Python refuses to set handlers."""
+    model = Probe()
+    optimizer = paddle.optimizer.SGD(1e-9, parameters=model.parameters())
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    def work():
+        with a_run(tmp_path, model, optimizer, paddle.optimizer.lr.ExponentialDecay(1e-9, 0.5), list(range(3))):
+            return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == handlers
 
 
 def test_the_loss_is_smoothed_and_has_the_auxiliary_heads_part(tmp_path):
