@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import inner, jit
-from kernels.depthwise import spread_gradient, up_to_multiple
+from kernels.depthwise import add_correlations, convolve, spread_gradient
 from kernels.images import ZERO, collect, fill, from_line, moments_of, nchw, spread, to_line, two_sums
-from kernels.products import correlate, correlate_rows, product, product_of_rows
+from kernels.products import product, product_of_rows
 
 
 @inner
@@ -60,7 +60,7 @@ def forward_pass(arrays, floor, arrangement, begin, end):
             spread(planes if separable else planes[c * w.block:], arrays.x, nchw(first, count, c, s.channels, inside),
                    w, tables.places, arrays.before[c, 0], arrays.before[c, 1], floor)
             if separable:
-                correlate(between[c * w.line:], arrays.depthwise[c * len(tables.taps):], planes, tables.taps, w.length)
+                convolve(between[c * w.line:], arrays.depthwise[c * len(tables.taps):], planes, tables, w)
         for group in range(s.groups):
             product(lines, w.line, arrays.weight[group * multiple_of_4(filters) * len(offsets):],
                     source[group * inputs * step:], offsets, filters, w.length)
@@ -160,16 +160,15 @@ def depthwise_backward(arrays, floor, arrangement, wanted, first, part, memory):
     `between`, its input."""
     w, tables, s = arrangement
     planes, gradient, between, upstream, lines = memory
-    inside, taps, filled_up = w.height * w.width, len(tables.taps), up_to_multiple(tables.taps)
+    inside, taps, filled_up = w.height * w.width, len(tables.taps), (len(tables.taps) + 2) // 3 * 3
     product(upstream[w.front:], w.line, arrays.backwards, lines[w.front:],
             offsets_of(tables.taps[:1] * 0, s.filters, w.line, 1), s.channels, w.length)
     for c in range(s.channels):
         place = nchw(first, min(s.group, s.images - first), c, s.channels, inside)
         spread(planes, arrays.x, place, w, tables.places, arrays.before[c, 0], arrays.before[c, 1], floor)
         if wanted.weights:
-            correlate(between[c * w.line:], arrays.depthwise[c * taps:], planes, tables.taps, w.length)
-            correlate_rows(wanted.depthwise[part, c * len(filled_up):], upstream[c * w.line + w.front:], planes,
-                           filled_up, w.length)
+            convolve(between[c * w.line:], arrays.depthwise[c * taps:], planes, tables, w)
+            add_correlations(wanted.depthwise[part, c * filled_up:], upstream[c * w.line + w.front:], planes, tables, w)
         if wanted.x:
             spread_gradient(gradient, arrays.depthwise_backwards[c * taps:], upstream[c * w.line:], tables, w)
             give_to_input(arrays, floor, arrangement, wanted, part, place, (c, gradient, planes))

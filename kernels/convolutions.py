@@ -8,10 +8,10 @@ import paddle
 
 from kernels import compiled
 from kernels.compiled import EMPTY, addresses, floats, jit, view
-from kernels.depthwise import add_correlations, in_order, spread_gradient, up_to_multiple
+from kernels.depthwise import add_correlations, convolve, in_order, spread_gradient
 from kernels.images import LOWEST, NO, ONE, ZERO, collect, copy_to_line, from_line, nchw, spread
 from kernels.operation import Operation
-from kernels.products import correlate, multiply, multiply_weight, transposed
+from kernels.products import multiply, multiply_weight, transposed
 from kernels.threads import on_all_cores
 from kernels.windows import Arrangement, Shape, output_size, square
 
@@ -96,7 +96,7 @@ def _forward(x, weight, out, arrangement, begin, end):
         c, first = job % s.channels, job // s.channels * s.group
         count = min(s.group, s.images - first)
         spread(planes, x, nchw(first, count, c, s.channels, inside), w, tables.places, ONE, ZERO, LOWEST)
-        correlate(line, weight[c * taps:], planes, tables.taps, w.length)
+        convolve(line, weight[c * taps:], planes, tables, w)
         from_line(out, nchw(first, count, c, s.channels, outside), line, w, ONE, ZERO)
 
 
@@ -107,7 +107,7 @@ def _backward(arrays, dx, dweight, arrangement, begin, end):
     w, tables, s = arrangement
     inside, outside, taps = w.height * w.width, w.out_height * w.out_width, len(tables.taps)
     planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
-    backwards, filled_up = in_order(weight, tables.order, s.channels), up_to_multiple(tables.taps)
+    backwards = in_order(weight, tables.order, s.channels)
     for job in range(begin, end):
         c, group = job % s.channels, job // s.channels
         first, line = group * s.group, np.zeros(w.line, np.float32)
@@ -116,7 +116,7 @@ def _backward(arrays, dx, dweight, arrangement, begin, end):
         copy_to_line(line[w.front:], d, nchw(first, count, c, s.channels, outside), w)
         if len(dweight):
             spread(planes, x, place, w, tables.places, ONE, ZERO, LOWEST)
-            add_correlations(dweight[group, c * taps:][:taps], line[w.front:], planes, filled_up, w.length)
+            add_correlations(dweight[group, c * taps:], line[w.front:], planes, tables, w)
         if len(dx):
             spread_gradient(gradient, backwards[c * taps:], line, tables, w)
             collect(dx, place, w, tables.places, gradient, planes, NO, NO)

@@ -1,19 +1,178 @@
-"""The gradients of a depthwise convolution of one channel; `correlate` of products.py is the convolution itself.
+"""Depthwise convolutions of one channel of a group of images, and their gradients; windows.py says how planes and lines
+lie in memory and what w, a Window, and t, Tables, hold.
 
-planes, lines, t and w: see windows.py.
+A tap of the kernel is a number to multiply with, and the pixels from some place on (`correlate` of products.py). Where
+these are fetched anew for each tap, fetching them is the slower part. Kernels of 3x3 and 5x5 at stride 1 therefore
+compute some output rows at once, those that lie below each other at the distance of the taps: pixels that were fetched
+serve all of them.
+
+    pixels of row q   ->   output row q with the taps of the kernel's row 0, output row q - 1 with those of row 1, ...
 """
 import numpy as np
 
-from kernels.compiled import inner
+from kernels.compiled import inner, numba
 from kernels.products import correlate, correlate_rows
+from kernels.vectors import LANES, REGISTERS
+
+ROWS = 4  # at once, or twice as many
+COLUMNS = 5 if REGISTERS == 32 else 2  # of a 5x5 weight's gradient at once: as many as there are registers for
+
+if numba is not None:
+    from numba.core import types
+
+    from kernels.vectors import (
+        INTEGER,
+        VECTOR,
+        ZEROS,
+        add_total,
+        broadcast,
+        first_lanes,
+        loop,
+        multiply_add,
+        pointer_of,
+        vector_at,
+    )
+
+    def _block_of_convolution(kernel, rows):
+        """A register of pixels of `rows` output rows.
+
+        Arguments: addresses of the result, the weight [kernel, kernel], the source and the offsets at which the taps of
+        the kernel's first row read it; from one row of the result, and of the source, to the next.
+        """
+        @numba.extending.intrinsic
+        def block(context, result, weight, source, offsets, step):
+            def generate(context, builder, signature, arguments):
+                result, weight, source = [pointer_of(builder, address) for address in arguments[:3]]
+                offsets, step = pointer_of(builder, arguments[3], INTEGER), arguments[4]
+
+                def at_row(place, row):
+                    return builder.add(place, builder.mul(INTEGER(row), step))
+
+                def body(column, sums):
+                    start, sums = builder.load(builder.gep(offsets, [column])), list(sums)
+                    factors = [broadcast(builder, builder.load(builder.gep(weight, [builder.add(
+                        column, INTEGER(i * kernel))]))) for i in range(kernel)]
+                    for q in range(rows + kernel - 1):
+                        pixels = vector_at(builder, source, at_row(start, q))
+                        for i in range(max(0, q - rows + 1), min(kernel, q + 1)):
+                            sums[q - i] = multiply_add(builder, factors[i], pixels, sums[q - i])
+                    return sums
+                for row, value in enumerate(loop(builder, [ZEROS] * rows, INTEGER(kernel), 1, body)):
+                    target = builder.gep(result, [at_row(INTEGER(0), row)])
+                    builder.store(value, builder.bitcast(target, VECTOR.as_pointer())).align = 4
+                return context.get_dummy_value()
+            return types.void(*[types.int64] * 5), generate
+        return block
+
+    def _block_of_gradient(kernel, columns):
+        """Add to `columns` columns of the weight's gradient.
+
+        Arguments: addresses of the gradient [kernel, kernel], from the first of the columns on, of the upstream
+        gradient, the source and the offsets of the columns; from one row of the upstream gradient and of the source to
+        the next, the number of rows, of which ROWS are read at once, and that of the pixels of a row.
+        """
+        @numba.extending.intrinsic
+        def block(context, result, upstream, source, offsets, step, rows, length):
+            def generate(context, builder, signature, arguments):
+                result, upstream, source = [pointer_of(builder, address) for address in arguments[:3]]
+                offsets, (step, rows, length) = pointer_of(builder, arguments[3], INTEGER), arguments[4:]
+                starts = [builder.load(builder.gep(offsets, [INTEGER(column)])) for column in range(columns)]
+
+                def some_rows(first, sums):
+                    def some_pixels(pixel, sums):
+                        def place(row):
+                            return builder.add(pixel, builder.mul(builder.add(first, INTEGER(row)), step))
+                        sums, left = list(sums), builder.sub(length, pixel)
+                        given = [first_lanes(builder, vector_at(builder, upstream, place(row)), left)
+                                 for row in range(ROWS)]
+                        for column, start in enumerate(starts):
+                            for q in range(ROWS + kernel - 1):
+                                pixels = vector_at(builder, source, builder.add(start, place(q)))
+                                for i in range(max(0, q - ROWS + 1), min(kernel, q + 1)):
+                                    number = i * columns + column
+                                    sums[number] = multiply_add(builder, given[q - i], pixels, sums[number])
+                        return sums
+                    return loop(builder, sums, length, LANES, some_pixels)
+                sums = loop(builder, [ZEROS] * (kernel * columns), rows, ROWS, some_rows)
+                for number, value in enumerate(sums):
+                    add_total(builder, builder.gep(result, [INTEGER(number // columns * kernel + number % columns)]),
+                              value)
+                return context.get_dummy_value()
+            return types.void(*[types.int64] * 7), generate
+        return block
+
+    _four_of_3x3, _eight_of_3x3 = _block_of_convolution(3, ROWS), _block_of_convolution(3, 2 * ROWS)
+    _four_of_5x5, _eight_of_5x5 = _block_of_convolution(5, ROWS), _block_of_convolution(5, 2 * ROWS)
+    _columns_of_3x3, _columns_of_5x5 = _block_of_gradient(3, 3), _block_of_gradient(5, COLUMNS)
+    _column_of_5x5 = _block_of_gradient(5, 1)
+
+
+@inner
+def convolve(line, weight, planes, t, w):
+    """line = the convolution of the planes with a channel's weight."""
+    if w.step:
+        _convolve_rows(line, weight, planes, t.taps, w, w.out_height, w.length - (w.out_height - 1) * w.pitch)
+    else:
+        correlate(line, weight, planes, t.taps, w.length)
 
 
 @inner
 def spread_gradient(gradient, weight, line, t, w):
-    """The gradient of the planes: the way back through `correlate`; weight: of a channel, in the order of t.order."""
+    """The gradient of the pixels in the planes: the way back through `convolve`; weight: of a channel, in the order of
+    t.order."""
+    if w.step:
+        first, last_image = t.places[0], w.length - (w.out_height - 1) * w.pitch - w.out_width
+        _convolve_rows(gradient[first:], weight, line[first:], t.backwards, w, w.height, last_image + w.width)
+        return
     for plane in range(len(t.planes)):
         begin, end = t.starts[plane], t.starts[plane + 1]
         correlate(gradient[t.planes[plane]:], weight[begin:], line, t.backwards[begin:end], w.span)
+
+
+@inner
+def _convolve_rows(result, weight, source, offsets, w, height, length):
+    """Rows 0, 1, ..., height - 1 of the result, of `length` pixels each, and up to 3 rows more at the taps' distance;
+    offsets: where each tap reads the source."""
+    a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
+    distance = w.step // w.pitch
+    for first in range(min(distance, height)):
+        rows = (height - first + distance - 1) // distance
+        for row in range(0, rows, 2 * ROWS):
+            for p in range(0, length, LANES):
+                at = 4 * ((first + row * distance) * w.pitch + p)
+                if len(offsets) == 9:
+                    if rows - row > ROWS:
+                        _eight_of_3x3(a + at, b, c + at, d, w.step)
+                    else:
+                        _four_of_3x3(a + at, b, c + at, d, w.step)
+                elif rows - row > ROWS:
+                    _eight_of_5x5(a + at, b, c + at, d, w.step)
+                else:
+                    _four_of_5x5(a + at, b, c + at, d, w.step)
+
+
+@inner
+def add_correlations(result, upstream, planes, t, w):
+    """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
+    the outputs."""
+    if not w.step:
+        taps = up_to_multiple(t.taps)
+        found = np.zeros(len(taps), np.float32)
+        correlate_rows(found, upstream, planes, taps, w.length)
+        for tap in range(len(t.taps)):
+            result[tap] += found[tap]
+        return
+    a, b, c, d = result.ctypes.data, upstream.ctypes.data, planes.ctypes.data, t.taps.ctypes.data
+    distance, length = w.step // w.pitch, w.length - (w.out_height - 1) * w.pitch
+    for first in range(min(distance, w.out_height)):
+        rows, at = (w.out_height - first + distance - 1) // distance, 4 * first * w.pitch
+        if len(t.taps) == 9:
+            _columns_of_3x3(a, b + at, c + at, d, w.step, rows, length)
+        else:
+            for column in range(0, 6 - COLUMNS, COLUMNS):
+                _columns_of_5x5(a + 4 * column, b + at, c + at, d + 8 * column, w.step, rows, length)
+            if COLUMNS == 2:
+                _column_of_5x5(a + 16, b + at, c + at, d + 32, w.step, rows, length)
 
 
 @inner
@@ -33,12 +192,3 @@ def up_to_multiple(taps):
     for tap in range(len(taps)):
         result[tap] = taps[tap]
     return result
-
-
-@inner
-def add_correlations(result, upstream, planes, taps, length):
-    """Add the gradient of a channel's depthwise weight to result."""
-    found = np.zeros(len(taps), np.float32)
-    correlate_rows(found, upstream, planes, taps, length)
-    for tap in range(len(result)):
-        result[tap] += found[tap]

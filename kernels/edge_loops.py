@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import floats, inner, jit
-from kernels.depthwise import add_correlations, in_order, spread_gradient, up_to_multiple
+from kernels.depthwise import add_correlations, convolve, in_order, spread_gradient
 from kernels.images import (
     NO,
     ONE,
@@ -28,7 +28,7 @@ from kernels.images import (
     spread,
     two_sums,
 )
-from kernels.products import correlate, multiply, multiply_weight, transposed
+from kernels.products import multiply, multiply_weight, transposed
 from kernels.windows import unpack
 
 GROUPED, NCHW = np.int64(0), np.int64(1)  # how a tensor lies in memory
@@ -93,7 +93,7 @@ def forward_pass(tensors, order, before, tables, s, moments, begin, end):
         for c in range(channels):
             place = where(order, first, count, c, channels, inside)
             spread(planes, x, place, w, t.places, before[j, c, 0], before[j, c, 1], ZERO)
-            correlate(line, depthwise[c * taps:], planes, t.taps, w.length)
+            convolve(line, depthwise[c * taps:], planes, t, w)
             from_line(between, Place(c * size, outside, count), line, w, ONE, ZERO)
         result = out[first * channels * outside:][:channels * size]
         multiply(result, pointwise, between, channels, channels, size)
@@ -213,17 +213,17 @@ def backward_pass(tensors, way, tables, s, dweights, sums, begin, end):
             planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
             line = np.zeros(w.line, np.float32)
             between = np.empty(channels * size if way.weights_wanted else 0, np.float32)
-            backwards, filled_up = in_order(depthwise, t.order, channels), up_to_multiple(t.taps)
+            backwards = in_order(depthwise, t.order, channels)
             for c in range(channels):
                 place = where(way.x_order, first, count, c, channels, inside)
                 in_rows = Place(c * size, outside, count)
                 spread(planes, x, place, w, t.places, way.before[j, c, 0], way.before[j, c, 1], ZERO)
                 if way.weights_wanted:
-                    correlate(gradient, depthwise[c * taps:], planes, t.taps, w.length)
+                    convolve(gradient, depthwise[c * taps:], planes, t, w)
                     from_line(between, in_rows, gradient, w, ONE, ZERO)
                 copy_to_line(line[w.front:], upstream, in_rows, w)
                 if way.weights_wanted:
-                    add_correlations(dweights[k, j, c * taps:][:taps], line[w.front:], planes, filled_up, w.length)
+                    add_correlations(dweights[k, j, c * taps:], line[w.front:], planes, t, w)
                 if way.x_wanted:
                     spread_gradient(gradient, backwards[c * taps:], line, t, w)
                     collect(dx, place, w, t.places, gradient, planes, YES, way.x_order == NCHW)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import floats, inner, jit
-from kernels.depthwise import spread_gradient
+from kernels.depthwise import convolve, spread_gradient
 from kernels.edge_loops import GROUPED, gather, where
 from kernels.images import (
     LOWEST,
@@ -25,7 +25,6 @@ from kernels.images import (
     one_row,
     spread,
 )
-from kernels.products import correlate
 from kernels.windows import unpack
 
 LARGEST, AVERAGE, IDENTITY = 0, 1, 2  # kinds of what is no convolution
@@ -54,7 +53,7 @@ def pool_forward(x_address, outs, pools, s, moments, begin, end):
         for c in range(s.channels):
             spread(planes, x, nchw(first, count, c, s.channels, inside), w, t.places, ONE, ZERO, LOWEST)
             if pools.kinds[j] == AVERAGE:
-                correlate(line, ones, planes, t.taps, w.length)
+                convolve(line, ones, planes, t, w)
             else:
                 largest(line, planes, t.taps, w.length)
             row = out[first * s.channels * outside + c * size:][:size]

@@ -8,9 +8,20 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import inner
-from kernels.products import add_masked_row, combine_rows, masked_row, scale_row
+from kernels.vectors import (
+    add_masked_pairs,
+    add_masked_row,
+    combine_rows,
+    masked_pairs,
+    masked_row,
+    scale_even,
+    scale_odd,
+    scale_pairs,
+    scale_row,
+)
 
-ZERO, ONE, LOWEST, NO_FLOOR = np.float32(0), np.float32(1), np.float32(-3.4e38), np.float32(-np.inf)
+ZERO, ONE, LOWEST, HIGHEST = np.float32(0), np.float32(1), np.float32(-3.4e38), np.float32(np.inf)
+NO_FLOOR = np.float32(-np.inf)
 YES, NO = np.bool_(True), np.bool_(False)  # in place of literals, for each of which numba would compile a function anew
 
 
@@ -50,50 +61,84 @@ def address(array, position):
 @inner
 def spread(planes, x, place, w, places, scale, shift, floor):
     """planes = max(floor, scale * x + shift)."""
-    stride = w.column_stride
+    for image in range(place.images if w.column_stride == 1 else 0):
+        for row in range(w.height):
+            at, first = places[row], place.start + image * place.step + row * w.width
+            if at >= 0:
+                scale_row(address(planes, at + image * w.image), address(x, first), w.width, scale, shift, floor)
+    if w.column_stride > 1:
+        _spread_columns(planes, x, place, w, places, (scale, shift, floor))
+
+
+@inner
+def _spread_columns(planes, x, place, w, places, numbers):
+    """spread into one plane for each column modulo the stride."""
+    stride, (scale, shift, floor) = w.column_stride, numbers
     for image in range(place.images):
         for row in range(w.height):
+            first, to = place.start + image * place.step + row * w.width, image * w.image
+            if stride == 2 and w.width % 2 == 0:
+                at_even, at_odd = places[2 * row], places[2 * row + 1]
+                even, odd, some = address(planes, to + at_even), address(planes, to + at_odd), address(x, first)
+                if at_even >= 0 and at_odd >= 0:
+                    scale_pairs(even, odd, some, w.width // 2, scale, shift, floor)
+                elif at_even >= 0:
+                    scale_even(even, odd, some, w.width // 2, scale, shift, floor)
+                elif at_odd >= 0:
+                    scale_odd(even, odd, some, w.width // 2, scale, shift, floor)
+                continue
             for column in range(stride):
                 at = places[row * stride + column]
-                if at >= 0:
-                    first, at = place.start + image * place.step + row * w.width, at + image * w.rows * w.pitch
-                    if stride == 1:
-                        scale_row(address(planes, at), address(x, first), w.width, scale, shift, floor)
-                    else:
-                        size = (w.width - column + stride - 1) // stride
-                        some, to = x[first + column:first + w.width], planes[at:at + size]
-                        for k in range(size):
-                            value = scale * some[k * stride] + shift
-                            to[k] = floor if value < floor else value
+                for k in range((w.width - column + stride - 1) // stride if at >= 0 else 0):
+                    value = scale * x[first + column + k * stride] + shift
+                    planes[to + at + k] = floor if value < floor else value
 
 
 @inner
 def collect(dx, place, w, places, gradient, values, masked, add):
-    """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the way back of spread."""
-    stride = w.column_stride
+    """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the way back of spread.
+    Pixels that no plane has get zeros."""
+    lowest = ZERO if masked else NO_FLOOR
+    for image in range(place.images if w.column_stride == 1 else 0):
+        for row in range(w.height):
+            at, to = places[row], address(dx, place.start + image * place.step + row * w.width)
+            some, value = address(gradient, at + image * w.image), address(values, at + image * w.image)
+            if at >= 0 and add:
+                add_masked_row(to, some, value, to, w.width, lowest)
+            elif at >= 0:
+                masked_row(to, some, value, w.width, lowest)
+            elif not add:
+                masked_row(to, to, to, w.width, HIGHEST)  # zeros
+    if w.column_stride > 1:
+        _collect_columns(dx, place, w, places, (gradient, values), lowest, add)
+
+
+@inner
+def _collect_columns(dx, place, w, places, planes, lowest, add):
+    """The way back of _spread_columns; planes: of the gradients and of the values."""
+    stride, (gradient, values) = w.column_stride, planes
     for image in range(place.images):
         for row in range(w.height):
+            first, of_image = place.start + image * place.step + row * w.width, image * w.image
+            if stride == 2 and w.width % 2 == 0:
+                at_even, at_odd = places[2 * row], places[2 * row + 1]
+                even, odd, to = of_image + max(0, at_even), of_image + max(0, at_odd), address(dx, first)
+                lowest_even, lowest_odd = lowest if at_even >= 0 else HIGHEST, lowest if at_odd >= 0 else HIGHEST
+                if add:
+                    add_masked_pairs(to, address(gradient, even), address(gradient, odd), address(values, even),
+                                     address(values, odd), w.width // 2, lowest_even, lowest_odd)
+                else:
+                    masked_pairs(to, address(gradient, even), address(gradient, odd), address(values, even),
+                                 address(values, odd), w.width // 2, lowest_even, lowest_odd)
+                continue
             for column in range(stride):
                 at = places[row * stride + column]
-                first = place.start + image * place.step + row * w.width
-                size = (w.width - column + stride - 1) // stride
-                to = dx[first + column:first + w.width]
-                if at < 0:
-                    for k in range(0 if add else size):
-                        to[k * stride] = 0
-                    continue
-                at += image * w.rows * w.pitch
-                lowest = ZERO if masked else NO_FLOOR
-                if stride == 1 and add:
-                    add_masked_row(address(dx, first), address(gradient, at), address(values, at), address(dx, first),
-                                   w.width, lowest)
-                elif stride == 1:
-                    masked_row(address(dx, first), address(gradient, at), address(values, at), w.width, lowest)
-                else:
-                    some, value = gradient[at:at + size], values[at:at + size]
-                    for k in range(size):
-                        given = some[k] if value[k] > lowest else ZERO
-                        to[k * stride] = to[k * stride] + given if add else given
+                for k in range((w.width - column + stride - 1) // stride):
+                    given = ZERO
+                    if at >= 0 and values[of_image + at + k] > lowest:
+                        given = gradient[of_image + at + k]
+                    to = first + column + k * stride
+                    dx[to] = dx[to] + given if add else given
 
 
 @inner
@@ -101,7 +146,7 @@ def from_line(out, place, line, w, scale, shift):
     """out = scale * line + shift."""
     for image in range(place.images):
         for row in range(w.out_height):
-            at, to = (image * w.rows + row) * w.pitch, place.start + image * place.step + row * w.out_width
+            at, to = image * w.image + row * w.pitch, place.start + image * place.step + row * w.out_width
             scale_row(address(out, to), address(line, at), w.out_width, scale, shift, NO_FLOOR)
 
 
@@ -110,7 +155,7 @@ def to_line(line, d, f, place, w, coefficients):
     """line = c0 * d + c1 * f + c2 of three coefficients, with what lies between the rows as it was."""
     for image in range(place.images):
         for row in range(w.out_height):
-            at, first = (image * w.rows + row) * w.pitch, place.start + image * place.step + row * w.out_width
+            at, first = image * w.image + row * w.pitch, place.start + image * place.step + row * w.out_width
             combine_rows(address(line, at), address(d, first), address(f, first), w.out_width,
                          coefficients[0], coefficients[1], coefficients[2])
 
@@ -120,7 +165,7 @@ def copy_to_line(line, x, place, w):
     """line = x, with what lies between the rows as it was."""
     for image in range(place.images):
         for row in range(w.out_height):
-            at, first = (image * w.rows + row) * w.pitch, place.start + image * place.step + row * w.out_width
+            at, first = image * w.image + row * w.pitch, place.start + image * place.step + row * w.out_width
             scale_row(address(line, at), address(x, first), w.out_width, ONE, ZERO, NO_FLOOR)
 
 

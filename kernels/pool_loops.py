@@ -4,9 +4,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import floats, jit
-from kernels.depthwise import spread_gradient
+from kernels.depthwise import convolve, spread_gradient
 from kernels.images import LOWEST, ONE, ZERO, collect, fill, give_to_largest, largest, nchw, one_row, spread, two_sums
-from kernels.products import correlate
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Poolings: a job is a channel of a group of images
@@ -36,13 +35,13 @@ def pool_forward(x, out, pool, arrangement, begin, end):
         count = min(s.group, s.images - first)
         spread(planes, x, nchw(first, count, c, s.channels, inside), w, tables.places, ONE, ZERO, LOWEST)
         if pool.average:
-            correlate(line, ones, planes, tables.taps, w.length)
+            convolve(line, ones, planes, tables, w)
         else:
             largest(line, planes, tables.taps, w.length)
         place = nchw(first, count, c, s.channels, outside)
         for image in range(count):
             for row in range(w.out_height):
-                at, pixel = (image * w.rows + row) * w.pitch, row * w.out_width
+                at, pixel = image * w.image + row * w.pitch, row * w.out_width
                 some, to = line[at:at + w.out_width], out[place.start + image * place.step + pixel:][:w.out_width]
                 factors = pool.divisors[pixel:][:w.out_width]
                 if pool.add:
@@ -69,7 +68,7 @@ def pool_backward(x, d, dx, pool, arrangement, products, begin, end):
         place = nchw(first, count, c, s.channels, outside)
         for image in range(count):
             for row in range(w.out_height):
-                at, pixel = (image * w.rows + row) * w.pitch + w.front, row * w.out_width
+                at, pixel = image * w.image + row * w.pitch + w.front, row * w.out_width
                 some, to = d[place.start + image * place.step + pixel:][:w.out_width], line[at:at + w.out_width]
                 factors = pool.divisors[pixel:][:w.out_width]
                 for k in range(w.out_width):

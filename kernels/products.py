@@ -14,56 +14,25 @@ is used several times. LLVM does not find this in a loop, therefore the innermos
 import numpy as np
 
 from kernels.compiled import inner, numba
+from kernels.vectors import LANES, REGISTERS
 
-LANES, VECTORS = 8, 3  # numbers in a vector register, and registers along the pixels of a block of 4 rows
+VECTORS = 4 if REGISTERS == 32 else 3  # registers along the pixels of a block of 4 rows
 WIDE = 8  # registers of a single row
-scale_row = combine_rows = masked_row = add_masked_row = None  # made below, if there is numba
 
 if numba is not None:
-    from llvmlite import binding, ir
     from numba.core import types
 
-    if binding.get_host_cpu_features().get('avx512f'):
-        LANES, VECTORS = 16, 4  # 32 registers, instead of 16
-
-    FLOAT, INTEGER = ir.FloatType(), ir.IntType(64)
-    VECTOR = ir.VectorType(FLOAT, LANES)
-    ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
-
-    def _pointer(builder, address, kind=FLOAT):
-        return builder.inttoptr(address, kind.as_pointer())
-
-    def _vector(builder, pointer, position):
-        """LANES numbers from pointer[position] on."""
-        vector = builder.load(builder.bitcast(builder.gep(pointer, [position]), VECTOR.as_pointer()))
-        vector.align = 4
-        return vector
-
-    def _broadcast(builder, number):
-        nothing = ir.Constant(VECTOR, ir.Undefined)
-        return builder.shuffle_vector(builder.insert_element(nothing, number, ir.IntType(32)(0)), nothing,
-                                      ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-
-    def _multiply_add(builder, a, b, c):
-        kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
-        name = f'llvm.fma.v{LANES}f32'
-        return builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), [a, b, c])
-
-    def _loop(builder, size, count, step, body):
-        """for i in range(0, count, step): sums = body(i, sums), at least once, with `size` vectors as sums -> sums."""
-        before, loop = builder.block, builder.append_basic_block('loop')
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        i, sums = builder.phi(INTEGER), [builder.phi(VECTOR) for _ in range(size)]
-        results = body(i, sums)
-        following = builder.add(i, INTEGER(step))
-        for phi, start, value in zip([i, *sums], [INTEGER(0)] + [ZEROS] * size, [following, *results]):
-            phi.add_incoming(start, before)
-            phi.add_incoming(value, loop)
-        after = builder.append_basic_block('after')
-        builder.cbranch(builder.icmp_signed('<', following, count), loop, after)
-        builder.position_at_end(after)
-        return results
+    from kernels.vectors import (
+        INTEGER,
+        VECTOR,
+        ZEROS,
+        add_total,
+        broadcast,
+        loop,
+        multiply_add,
+        pointer_of,
+        vector_at,
+    )
 
     def _block_of_product(rows, vectors):
         """result[r, p] for `rows` rows and `vectors` registers of pixels.
@@ -75,20 +44,21 @@ if numba is not None:
         def block(context, result, weight, source, offsets, result_step, weight_step, count):
             def generate(context, builder, signature, arguments):
                 result, weight, source, offsets, result_step, weight_step, count = arguments
-                result, weight, source = [_pointer(builder, address) for address in (result, weight, source)]
-                offsets = _pointer(builder, offsets, INTEGER)
+                result, weight, source = [pointer_of(builder, address) for address in (result, weight, source)]
+                offsets = pointer_of(builder, offsets, INTEGER)
 
                 def body(k, sums):
                     start = builder.load(builder.gep(offsets, [k]))
-                    pixels = [_vector(builder, source, builder.add(start, INTEGER(v * LANES))) for v in range(vectors)]
+                    pixels = [vector_at(builder, source, builder.add(start, INTEGER(v * LANES)))
+                              for v in range(vectors)]
                     results = []
                     for r in range(rows):
                         place = builder.add(k, builder.mul(INTEGER(r), weight_step))
-                        factor = _broadcast(builder, builder.load(builder.gep(weight, [place])))
-                        results += [_multiply_add(builder, factor, pixels[v], sums[r * vectors + v])
+                        factor = broadcast(builder, builder.load(builder.gep(weight, [place])))
+                        results += [multiply_add(builder, factor, pixels[v], sums[r * vectors + v])
                                     for v in range(vectors)]
                     return results
-                for number, value in enumerate(_loop(builder, rows * vectors, count, 1, body)):
+                for number, value in enumerate(loop(builder, [ZEROS] * (rows * vectors), count, 1, body)):
                     place = builder.add(builder.mul(INTEGER(number // vectors), result_step),
                                         INTEGER(number % vectors * LANES))
                     target = builder.bitcast(builder.gep(result, [place]), VECTOR.as_pointer())
@@ -107,105 +77,24 @@ if numba is not None:
         def block(context, result, upstream, source, offsets, result_step, upstream_step, count):
             def generate(context, builder, signature, arguments):
                 result, upstream, source, offsets, result_step, upstream_step, count = arguments
-                result, upstream, source = [_pointer(builder, address) for address in (result, upstream, source)]
-                offsets = _pointer(builder, offsets, INTEGER)
+                result, upstream, source = [pointer_of(builder, address) for address in (result, upstream, source)]
+                offsets = pointer_of(builder, offsets, INTEGER)
                 starts = [builder.load(builder.gep(offsets, [INTEGER(k)])) for k in range(columns)]
 
                 def body(p, sums):
-                    values, results = [_vector(builder, source, builder.add(p, start)) for start in starts], []
+                    values, results = [vector_at(builder, source, builder.add(p, start)) for start in starts], []
                     for r in range(rows):  # one after the other: there are registers for one of them only
-                        gradient = _vector(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_step)))
-                        results += [_multiply_add(builder, gradient, values[k], sums[r * columns + k])
+                        gradient = vector_at(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_step)))
+                        results += [multiply_add(builder, gradient, values[k], sums[r * columns + k])
                                     for k in range(columns)]
                     return results
-                name = f'llvm.vector.reduce.fadd.v{LANES}f32'
-                add = builder.module.globals.get(name) or ir.Function(builder.module,
-                                                                      ir.FunctionType(FLOAT, [FLOAT, VECTOR]), name)
-                for number, value in enumerate(_loop(builder, rows * columns, count, LANES, body)):
+                for number, value in enumerate(loop(builder, [ZEROS] * (rows * columns), count, LANES, body)):
                     place = builder.add(builder.mul(INTEGER(number // columns), result_step),
                                         INTEGER(number % columns))
-                    target = builder.gep(result, [place])
-                    start = ir.Constant(FLOAT, -0.0)
-                    total = builder.call(add, [start, value], fastmath=('reassoc',))
-                    builder.store(builder.fadd(builder.load(target), total), target)
+                    add_total(builder, builder.gep(result, [place]), value)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 7), generate
         return block
-
-    def _elementwise(sources, scalars, compute):
-        """target[p] = compute(builder, kind, values of the sources at p, scalars) for p < size; `kind` is the type of
-        the values, a vector or, at the end of a row, a number.
-
-        Arguments: addresses of the target and of the sources, size, scalars.
-        """
-        def generate(context, builder, signature, arguments):
-            pointers = [_pointer(builder, address) for address in arguments[:1 + sources]]
-            size, position = arguments[1 + sources], INTEGER(0)
-            for lanes in (LANES, 4, 1):
-                kind = ir.VectorType(FLOAT, lanes) if lanes > 1 else FLOAT
-                before = builder.block
-                test, loop, after = [builder.append_basic_block(name) for name in ('test', 'loop', 'after')]
-                builder.branch(test)
-                builder.position_at_end(test)
-                p = builder.phi(INTEGER)
-                p.add_incoming(position, before)
-                following = builder.add(p, INTEGER(lanes))
-                builder.cbranch(builder.icmp_signed('<=', following, size), loop, after)
-                builder.position_at_end(loop)
-                places = [builder.bitcast(builder.gep(pointer, [p]), kind.as_pointer()) for pointer in pointers]
-                values = [builder.load(place, align=4) for place in places[1:]]
-                result = compute(builder, kind, values, [_filled(builder, kind, scalar, lanes)
-                                                         for scalar in arguments[2 + sources:]])
-                builder.store(result, places[0], align=4)
-                builder.branch(test)
-                p.add_incoming(following, loop)
-                builder.position_at_end(after)
-                position = p
-            return context.get_dummy_value()
-        signature = types.void(*[types.int64] * (2 + sources), *[types.float32] * scalars)
-        return signature, generate
-
-    def _filled(builder, kind, number, lanes):
-        if lanes == 1:
-            return number
-        nothing = ir.Constant(kind, ir.Undefined)
-        return builder.shuffle_vector(builder.insert_element(nothing, number, ir.IntType(32)(0)), nothing,
-                                      ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
-
-    def _above(builder, kind, value, limit, otherwise):
-        """value where value > limit, or is no number, else otherwise."""
-        return builder.select(builder.fcmp_unordered('>', value, limit), value, otherwise)
-
-    @numba.extending.intrinsic
-    def scale_row(context, target, source, size, scale, shift, floor):
-        """target = max(floor, scale * source + shift); addresses, the number of elements, three numbers."""
-        def compute(builder, kind, values, scalars):
-            value = builder.fadd(builder.fmul(values[0], scalars[0]), scalars[1], flags=('contract',))
-            return _above(builder, kind, value, scalars[2], scalars[2])
-        return _elementwise(1, 3, compute)
-
-    @numba.extending.intrinsic
-    def combine_rows(context, target, one, other, size, a, b, c):
-        """target = a * one + b * other + c."""
-        def compute(builder, kind, values, scalars):
-            first = builder.fadd(builder.fmul(values[1], scalars[1]), scalars[2], flags=('contract',))
-            return builder.fadd(builder.fmul(values[0], scalars[0]), first, flags=('contract',))
-        return _elementwise(2, 3, compute)
-
-    def _masked(builder, kind, values, scalars):
-        zeros = ir.Constant(kind, None)
-        return builder.select(builder.fcmp_ordered('>', values[1], scalars[0]), values[0], zeros)
-
-    @numba.extending.intrinsic
-    def masked_row(context, target, source, values, size, lowest):
-        """target = source where values > lowest, else 0."""
-        return _elementwise(2, 1, _masked)
-
-    @numba.extending.intrinsic
-    def add_masked_row(context, target, source, values, before, size, lowest):
-        """target = before + source where values > lowest, else before."""
-        return _elementwise(3, 1, lambda builder, kind, values, scalars: builder.fadd(
-            values[2], _masked(builder, kind, values, scalars)))
 
     _four_rows, _one_row = _block_of_product(4, VECTORS), _block_of_product(1, WIDE)
     _one_row_of_four, _two_by_four = _block_of_product(1, VECTORS), _block_of_product_of_rows(2, 4)

@@ -1,8 +1,8 @@
-"""How an image lies in memory while it is convolved, here 3x3 with padding 1: each row behind its left padding, the
-rows of a plane and the planes of a group of images one after the other. The zeros that end a row begin the next one,
-and those below an image are those above the next:
+"""How images lie in memory while they are convolved, here two of 3x3 pixels, a to i and A to I, with padding 1: the
+images of a group side by side, each row behind its left padding. The zeros to the right of an image are those to the
+left of the next one, or of the next row:
 
-    0 0 0 0 | 0 a b c | 0 d e f | 0 0 0 0 | 0 g h i | ...            pitch 4, rows 3
+    0 0 0 0 0 0 0 0 | 0 a b c 0 A B C | 0 d e f 0 D E F | 0 g h i 0 G H I | 0 0 0 0 ...       image 4, pitch 8
 
 so each tap of the kernel is a shift along one long row: the product of the weights and the shifted rows (products.py)
 gives the outputs in the same arrangement, a `line`, with numbers between its rows that nobody reads. For a stride s the
@@ -25,8 +25,9 @@ class Window(NamedTuple):
     out_height: int
     out_width: int
     pitch: int  # from one row of a plane to the next
-    rows: int  # of an image in a plane
+    image: int  # from one image to the next, in the same row
     column_stride: int  # the stride along a row, or the width where that is less
+    step: int  # from one row of taps to the next, for kernels of which depthwise.py computes some rows at once, or 0
     length: int  # of a line: to the end of the last output of the group
     span: int  # of a plane: to the end of the last pixel of the group
     plane: int  # from one plane to the next
@@ -80,30 +81,40 @@ def make_window(height, width, taps, stride, padding, out, images):
     if taps == ((0, 0),) and (height, width) == out:  # a pointwise convolution: the image is one row
         height, width = 1, height * width
         out = height, width
-    sides = []
-    for k, size in enumerate((height, width)):
-        last = (out[k] - 1) * stride[k] + max(tap[k] for tap in taps)  # that is read, must be a zero if it is outside
-        sides.append(max(-(-(size + padding[k]) // stride[k]), out[k], (last - padding[k]) // stride[k] + 1))
-    rows, pitch = sides
+    last = [(out[k] - 1) * stride[k] + max(tap[k] for tap in taps) for k in (0, 1)]  # that is read
+    rows = max(height + padding[0] - 1, last[0]) // stride[0] + 1
+    # What lies to the right of an image is the padding of the next one, or of the next row.
+    image = max(-(-(width + padding[1]) // stride[1]), out[1], (last[1] - padding[1]) // stride[1] + 1)
+    pitch = images * image
 
     def place(row, column):  # (plane, position in it) of a padded pixel
         return row % stride[0] * stride[1] + column % stride[1], row // stride[0] * pitch + column // stride[1]
     read = [place(*tap) for tap in taps]
     front = max(shift for _, shift in read)
-    length, span = ((images - 1) * rows + out[0]) * pitch, images * rows * pitch
-    plane = max(length, span) + front + 2 * SLACK
+    step = _distance_of_taps(taps, stride) * pitch
+    length, span = (out[0] - 1) * pitch + (images - 1) * image + out[1], rows * pitch
+    end = max(length, span) + 4 * step + 2 * SLACK
+    plane = end + front
     used = sorted({number for number, _ in read})
     places = [place(row + padding[0], column + padding[1])
               for row in range(height) for column in range(min(stride[1], width))]
-    order = sorted(range(len(taps)), key=lambda tap: read[tap][0])
+    order = sorted(range(len(taps)), key=lambda tap: (read[tap][0], -read[tap][1]))
     found = [[number for number, _ in read].count(number) for number in used]
     tables = Tables(*[np.array(values, np.int64) for values in (
         [used.index(number) * plane + shift if number in used else -1 for number, shift in places],
         [used.index(number) * plane + shift for number, shift in read],
         [used.index(number) * plane for number in used], np.cumsum([0] + found), order,
         [front - read[tap][1] for tap in order])])
-    return Window(height, width, *out, pitch, rows, min(stride[1], width), length, span, plane, len(used) * plane,
-                  front, front + max(length, span) + 2 * SLACK), tables
+    return Window(height, width, *out, pitch, image, min(stride[1], width), step, length, span, plane,
+                  len(used) * plane, front, front + end), tables
+
+
+def _distance_of_taps(taps, stride):
+    """From one row of taps to the next, in rows, where they are a square of 3x3 or 5x5 at stride 1; else 0."""
+    kernel = {9: 3, 25: 5}.get(len(taps), 0)
+    distance = taps[-1][0] // (kernel - 1) if kernel else 0
+    square = tuple((i * distance, j * distance) for i in range(kernel) for j in range(kernel))
+    return distance if kernel and taps == square and stride == (1, 1) else 0
 
 
 def square(height, width, kernel, stride, padding, dilation, images):
@@ -143,4 +154,4 @@ def unpack(row):
                     row[end + planes + 1 + taps:end + planes + 1 + 2 * taps])
     # numba builds no tuple from an array whose length it does not know
     return Window(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11],
-                  row[12]), tables
+                  row[12], row[13]), tables

@@ -293,10 +293,10 @@ def test_no_tap_reads_a_pixel_of_another_row_or_image():
                     value = 1 + (image * height + row) * width + column
                     padded[image, row + padding[0], column + padding[1]] = value
                     if at >= 0:
-                        planes[at + image * w.rows * w.pitch + column // stride[1]] = value
+                        planes[at + image * w.image + column // stride[1]] = value
         for tap, offset in zip(taps, tables.taps):
             for image in range(2):
                 for row in range(out[0]):
                     for column in range(out[1]):
-                        found = planes[offset + (image * w.rows + row) * w.pitch + column]
+                        found = planes[offset + image * w.image + row * w.pitch + column]
                         assert found == padded[image, row * stride[0] + tap[0], column * stride[1] + tap[1]]

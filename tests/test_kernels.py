@@ -93,7 +93,7 @@ def compare_convolution(layer, x):
 def test_the_compiled_depthwise_convolution_equals_paddles(kernel, padding, dilation, stride):
     """Odd and tiny images, several of which share a row."""
     paddle.seed(0)
-    for height, width in ((32, 32), (8, 8), (7, 9), (2, 2), (1, 1), (5, 1)):
+    for height, width in ((32, 32), (8, 8), (7, 9), (2, 2), (1, 1), (5, 1), (12, 40), (13, 3), (9, 17)):
         for images in (1, 2, 5, 33):
             compare_convolution(paddle.nn.Conv2D(3, 3, kernel, stride, padding, dilation, groups=3, bias_attr=False),
                                 paddle.randn([images, 3, height, width]))
