@@ -18,6 +18,7 @@ from kernels.images import (
     YES,
     ZERO,
     Place,
+    address,
     collect,
     copy_to_line,
     fill,
@@ -29,6 +30,7 @@ from kernels.images import (
     two_sums,
 )
 from kernels.products import multiply, multiply_weight, transposed
+from kernels.vectors import combine_rows
 from kernels.windows import unpack
 
 GROUPED, NCHW = np.int64(0), np.int64(1)  # how a tensor lies in memory
@@ -152,8 +154,12 @@ def gradient_sums(terms, mean, upstream, s, pixels, sums, begin, end):
             gather(d, floats(upstream[t], total), nchw(first, count, c, s.channels, pixels), pixels, ONE, NO)
             for o in range(operations):
                 place = where(terms.order[t, o], first, count, c, s.channels, pixels)
-                gather(f, floats(terms.addresses[t, o], total), place, pixels, ONE, NO)
-                two_sums(sums[t, o, k, c], d, f, one_row(0), count * pixels, mean[t, o, c])
+                source = floats(terms.addresses[t, o], total)
+                if terms.order[t, o] == GROUPED:
+                    two_sums(sums[t, o, k, c], d, source[place.start:], one_row(0), count * pixels, mean[t, o, c])
+                else:
+                    gather(f, source, place, pixels, ONE, NO)
+                    two_sums(sums[t, o, k, c], d, f, one_row(0), count * pixels, mean[t, o, c])
 
 
 class Backward(NamedTuple):
@@ -203,12 +209,12 @@ def backward_pass(tensors, way, tables, s, dweights, sums, begin, end):
             pointwise = floats(tensors.pointwise[j], channels * channels)
             df, upstream = np.empty(channels * size, np.float32), np.empty(channels * size, np.float32)
             for c in range(channels):
-                row = df[c * size:][:size]
-                fill(row, way.coefficients[j, c, 2])
-                place = where(GROUPED, first, count, c, channels, outside)
-                gather(row, f, place, outside, way.coefficients[j, c, 1], YES)
-                place = where(way.d_order[j], first, count, c, channels, outside)
-                gather(row, d, place, outside, way.coefficients[j, c, 0], YES)
+                of_f = where(GROUPED, first, count, c, channels, outside)
+                of_d = where(way.d_order[j], first, count, c, channels, outside)
+                scale, slope, shift = way.coefficients[j, c]
+                for image in range(count):
+                    combine_rows(address(df, c * size + image * outside), address(d, of_d.start + image * of_d.step),
+                                 address(f, of_f.start + image * of_f.step), outside, scale, slope, shift)
             multiply(upstream, transposed(pointwise, channels, channels), df, channels, channels, size)
             planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
             line = np.zeros(w.line, np.float32)

@@ -18,6 +18,7 @@ from kernels.vectors import LANES, REGISTERS
 
 VECTORS = 4 if REGISTERS == 32 else 3  # registers along the pixels of a block of 4 rows
 WIDE = 8  # registers of a single row
+ROWS = 4 if REGISTERS == 32 else 2  # of a block of four columns
 
 if numba is not None:
     from numba.core import types
@@ -97,7 +98,7 @@ if numba is not None:
         return block
 
     _four_rows, _one_row = _block_of_product(4, VECTORS), _block_of_product(1, WIDE)
-    _one_row_of_four, _two_by_four = _block_of_product(1, VECTORS), _block_of_product_of_rows(2, 4)
+    _one_row_of_four, _some_by_four = _block_of_product(1, VECTORS), _block_of_product_of_rows(ROWS, 4)
     _four_by_three = _block_of_product_of_rows(4, 3)
     _one_by_six, _one_by_three = _block_of_product_of_rows(1, 6), _block_of_product_of_rows(1, 3)
 
@@ -188,13 +189,13 @@ def multiply_weight(result, gradient, source, rows, columns, size):
     for start in range(0, size, 1024):  # so that what is read again and again stays in the nearest cache
         end = min(start + 1024, size)
         whole = (end - start) // LANES * LANES
-        for r in range(0, rows - 1 if whole else 0, 2):
+        for r in range(0, rows - ROWS + 1 if whole else 0, ROWS):
             for k in range(0, columns - 3, 4):
-                _two_by_four(a + 4 * (r * columns + k), b + 4 * (r * size + start), c + 4 * start, d + 8 * k, columns,
-                             size, whole)
+                _some_by_four(a + 4 * (r * columns + k), b + 4 * (r * size + start), c + 4 * start, d + 8 * k, columns,
+                              size, whole)
         for r in range(rows):  # what the blocks leave out
             for k in range(columns):
-                first = start + whole if r < rows // 2 * 2 and k < columns // 4 * 4 else start
+                first = start + whole if r < rows // ROWS * ROWS and k < columns // 4 * 4 else start
                 total = np.float32(0)
                 for p in range(first, end):
                     total += gradient[r * size + p] * source[k * size + p]

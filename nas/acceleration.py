@@ -19,6 +19,7 @@ import paddle.nn as nn
 
 from genotypes import edge_number
 from kernels import compiled
+from kernels.channels import concat_channels
 from nas import fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.layers import attach, is_ours, is_plain_reduction
@@ -93,7 +94,7 @@ def _cell_forward(self, *args, **kwargs):
 def _fused_forward(self, fused_edges, s0, s1, weights, edge_weights=None, active=None):
     """Cell.forward of model_search.py, by source state."""
     nodes = fused_edges.nodes(self.preprocess0(s0), self.preprocess1(s1), weights, edge_weights, active)
-    return paddle.concat(nodes[-self._multiplier:], axis=1)
+    return concat_channels(nodes[-self._multiplier:])
 
 
 class CellAcceleration:

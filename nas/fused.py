@@ -24,6 +24,7 @@ import paddle.nn as nn
 import paddle.nn.functional as F
 
 from genotypes import edge_number
+from kernels.channels import split_channels
 from kernels.compiled import available
 from kernels.convolutions import is_pointwise, is_square, square_geometry
 from kernels.edge_sizes import FIRST, SECOND
@@ -66,7 +67,7 @@ class FusedCell:
             x = states[number]
             if partial > 1:
                 c = x.shape[1] // partial
-                x, rest = x.split([c, x.shape[1] - c], axis=1)
+                x, rest = split_channels(x, [c, x.shape[1] - c])
                 rest = rest if pooling is None else pooling(rest)
                 for node in kept[-len(rows):]:
                     node.append(rest)

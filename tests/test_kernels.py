@@ -11,7 +11,7 @@ import pytest
 from conftest import PROGRAMS, ROOT, needs_numba, relative_error
 
 import model_search
-from kernels import convolutions, nodes
+from kernels import channels, convolutions, nodes
 from nas import fused
 from nas.acceleration import accelerate
 from nas.methods import DARTS
@@ -73,6 +73,25 @@ def test_a_node_of_partial_channels_equals_its_definition(partial, weighted):
     expected = [d[:, :c], *[d[:, c:] * weight for weight in strength], np.einsum('ncij,encij->e', d[:, c:], terms)]
     for gradient, other in zip(gradients, expected):
         assert relative_error(gradient.numpy(), other) < 1e-6
+
+
+@needs_numba
+@pytest.mark.parametrize('shape, sizes', [([5, 7, 3, 4], [2, 5]), ([1, 3, 1, 1], [1, 1, 1]), ([2, 4, 8, 8], [4])])
+def test_tensors_are_cut_and_joined_along_the_channels(shape, sizes):
+    """The gradient of what is cut is what is joined, and the other way round."""
+    whole, upstream = paddle.randn(shape), paddle.randn(shape)
+    whole.stop_gradient = False
+    parts = channels.split_channels(whole, sizes)
+    expected = np.split(whole.numpy(), np.cumsum(sizes)[:-1], axis=1)
+    assert all((part.numpy() == other).all() for part, other in zip(parts, expected))
+    joined = channels.concat_channels([2 * part for part in parts])
+    assert (joined.numpy() == 2 * whole.numpy()).all()
+    gradient, = paddle.grad((joined * upstream).sum(), [whole])
+    assert (gradient.numpy() == 2 * upstream.numpy()).all()
+    gradient, = paddle.grad(channels.split_channels(whole, sizes)[0].sum(), [whole])  # the other parts are not used
+    assert (gradient[:, :sizes[0]].numpy() == 1).all() and (gradient[:, sizes[0]:].numpy() == 0).all()
+    with pytest.raises(ValueError):
+        channels.concat_channels([whole, whole.flatten(2)])
 
 
 def compare_convolution(layer, x):
