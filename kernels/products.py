@@ -18,7 +18,7 @@ from kernels.vectors import LANES, REGISTERS
 
 VECTORS = 4 if REGISTERS == 32 else 3  # registers along the pixels of a block of 4 rows
 WIDE = 8  # registers of a single row
-ROWS = 4 if REGISTERS == 32 else 2  # of a block of four columns
+ROWS, MANY = (4, 6) if REGISTERS == 32 else (2, 3)  # rows of a block of 4 columns, and columns of one of 4 rows
 
 if numba is not None:
     from numba.core import types
@@ -99,7 +99,7 @@ if numba is not None:
 
     _four_rows, _one_row = _block_of_product(4, VECTORS), _block_of_product(1, WIDE)
     _one_row_of_four, _some_by_four = _block_of_product(1, VECTORS), _block_of_product_of_rows(ROWS, 4)
-    _four_by_three = _block_of_product_of_rows(4, 3)
+    _four_by_many, _four_by_three = _block_of_product_of_rows(4, MANY), _block_of_product_of_rows(4, 3)
     _one_by_six, _one_by_three = _block_of_product_of_rows(1, 6), _block_of_product_of_rows(1, 3)
 
 SLACK = LANES * WIDE  # elements that may be read and written beyond the end of a row
@@ -135,11 +135,15 @@ def product_of_rows(result, upstream, upstream_step, source, offsets, rows, leng
     to a multiple of LANES, where source is finite.
     """
     count = len(offsets)
+    whole = count // MANY * MANY
     a, b, c, d = result.ctypes.data, upstream.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for p in range(0, length, 1024):  # so that what is read again and again stays in the nearest cache
         size = min(1024, length - p)
         for r in range(0, rows, 4):
-            for k in range(0, count, 3):
+            for k in range(0, whole, MANY):
+                _four_by_many(a + 4 * (r * count + k), b + 4 * (r * upstream_step + p), c + 4 * p, d + 8 * k, count,
+                              upstream_step, size)
+            for k in range(whole, count, 3):
                 _four_by_three(a + 4 * (r * count + k), b + 4 * (r * upstream_step + p), c + 4 * p, d + 8 * k, count,
                                upstream_step, size)
 
