@@ -82,6 +82,15 @@ def inner(function):
     return jit(function, no_cpython_wrapper=True, forceinline=True)
 
 
+def shared(function):
+    """As inner, but not inlined: for long functions that many loops call, which would take long to compile in each.
+
+    Only for functions that add up nothing in an order that the compiler may choose, so that all copies compute the same
+    bits.
+    """
+    return jit(function, no_cpython_wrapper=True)
+
+
 def is_cached(function):
     """Whether numba's cache, wherever it could make one, has a function that `jit` has decorated."""
     name = f'{function.__module__.rpartition(".")[2]}.{function.__name__}'

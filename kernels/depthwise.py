@@ -10,7 +10,8 @@ serve all of them.
 """
 import numpy as np
 
-from kernels.compiled import inner, numba
+from kernels.compiled import inner, numba, shared
+from kernels.images import address
 from kernels.products import correlate, correlate_rows
 from kernels.vectors import LANES, REGISTERS
 
@@ -111,7 +112,9 @@ if numba is not None:
 def convolve(line, weight, planes, t, w):
     """line = the convolution of the planes with a channel's weight."""
     if w.step:
-        _convolve_rows(line, weight, planes, t.taps, w, w.out_height, w.length - (w.out_height - 1) * w.pitch)
+        length = w.length - (w.out_height - 1) * w.pitch
+        _convolve_rows(line.ctypes.data, weight.ctypes.data, planes.ctypes.data, t.taps, w.step, w.pitch, w.out_height,
+                       length)
     else:
         correlate(line, weight, planes, t.taps, w.length)
 
@@ -122,57 +125,65 @@ def spread_gradient(gradient, weight, line, t, w):
     t.order."""
     if w.step:
         first, last_image = t.places[0], w.length - (w.out_height - 1) * w.pitch - w.out_width
-        _convolve_rows(gradient[first:], weight, line[first:], t.backwards, w, w.height, last_image + w.width)
+        _convolve_rows(address(gradient, first), weight.ctypes.data, address(line, first), t.backwards, w.step, w.pitch,
+                       w.height, last_image + w.width)
         return
     for plane in range(len(t.planes)):
         begin, end = t.starts[plane], t.starts[plane + 1]
         correlate(gradient[t.planes[plane]:], weight[begin:], line, t.backwards[begin:end], w.span)
 
 
-@inner
-def _convolve_rows(result, weight, source, offsets, w, height, length):
-    """Rows 0, 1, ..., height - 1 of the result, of `length` pixels each, and up to 3 rows more at the taps' distance;
-    offsets: where each tap reads the source."""
-    a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
-    distance = w.step // w.pitch
+@shared
+def _convolve_rows(result, weight, source, offsets, step, pitch, height, length):
+    """Rows 0, 1, ..., height - 1 of the result, of `length` pixels each, and up to 3 rows more at the distance of the
+    taps' rows, `step`; offsets: where each tap reads the source. All but these are addresses and numbers of elements.
+    """
+    distance, taps = step // pitch, offsets.ctypes.data
     for first in range(min(distance, height)):
         rows = (height - first + distance - 1) // distance
         for row in range(0, rows, 2 * ROWS):
             for p in range(0, length, LANES):
-                at = 4 * ((first + row * distance) * w.pitch + p)
+                at = 4 * ((first + row * distance) * pitch + p)
                 if len(offsets) == 9:
                     if rows - row > ROWS:
-                        _eight_of_3x3(a + at, b, c + at, d, w.step)
+                        _eight_of_3x3(result + at, weight, source + at, taps, step)
                     else:
-                        _four_of_3x3(a + at, b, c + at, d, w.step)
+                        _four_of_3x3(result + at, weight, source + at, taps, step)
                 elif rows - row > ROWS:
-                    _eight_of_5x5(a + at, b, c + at, d, w.step)
+                    _eight_of_5x5(result + at, weight, source + at, taps, step)
                 else:
-                    _four_of_5x5(a + at, b, c + at, d, w.step)
+                    _four_of_5x5(result + at, weight, source + at, taps, step)
 
 
 @inner
 def add_correlations(result, upstream, planes, t, w):
     """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
     the outputs."""
-    if not w.step:
-        taps = up_to_multiple(t.taps)
-        found = np.zeros(len(taps), np.float32)
-        correlate_rows(found, upstream, planes, taps, w.length)
-        for tap in range(len(t.taps)):
-            result[tap] += found[tap]
+    if w.step:
+        length = w.length - (w.out_height - 1) * w.pitch
+        _add_correlations_of_rows(result.ctypes.data, upstream.ctypes.data, planes.ctypes.data, t.taps, w.step, w.pitch,
+                                  w.out_height, length)
         return
-    a, b, c, d = result.ctypes.data, upstream.ctypes.data, planes.ctypes.data, t.taps.ctypes.data
-    distance, length = w.step // w.pitch, w.length - (w.out_height - 1) * w.pitch
-    for first in range(min(distance, w.out_height)):
-        rows, at = (w.out_height - first + distance - 1) // distance, 4 * first * w.pitch
-        if len(t.taps) == 9:
-            _columns_of_3x3(a, b + at, c + at, d, w.step, rows, length)
-        else:
-            for column in range(0, 6 - COLUMNS, COLUMNS):
-                _columns_of_5x5(a + 4 * column, b + at, c + at, d + 8 * column, w.step, rows, length)
-            if COLUMNS == 2:
-                _column_of_5x5(a + 16, b + at, c + at, d + 32, w.step, rows, length)
+    taps = up_to_multiple(t.taps)
+    found = np.zeros(len(taps), np.float32)
+    correlate_rows(found, upstream, planes, taps, w.length)
+    for tap in range(len(t.taps)):
+        result[tap] += found[tap]
+
+
+@shared
+def _add_correlations_of_rows(result, upstream, source, offsets, step, pitch, height, length):
+    """The arguments are those of _convolve_rows."""
+    distance, taps = step // pitch, offsets.ctypes.data
+    for first in range(min(distance, height)):
+        rows, at = (height - first + distance - 1) // distance, 4 * first * pitch
+        if len(offsets) == 9:
+            _columns_of_3x3(result, upstream + at, source + at, taps, step, rows, length)
+            continue
+        for column in range(0, 6 - COLUMNS, COLUMNS):
+            _columns_of_5x5(result + 4 * column, upstream + at, source + at, taps + 8 * column, step, rows, length)
+        if COLUMNS == 2:
+            _column_of_5x5(result + 16, upstream + at, source + at, taps + 32, step, rows, length)
 
 
 @inner

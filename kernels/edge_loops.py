@@ -154,12 +154,11 @@ def gradient_sums(terms, mean, upstream, s, pixels, sums, begin, end):
             gather(d, floats(upstream[t], total), nchw(first, count, c, s.channels, pixels), pixels, ONE, NO)
             for o in range(operations):
                 place = where(terms.order[t, o], first, count, c, s.channels, pixels)
-                source = floats(terms.addresses[t, o], total)
-                if terms.order[t, o] == GROUPED:
-                    two_sums(sums[t, o, k, c], d, source[place.start:], one_row(0), count * pixels, mean[t, o, c])
-                else:
-                    gather(f, source, place, pixels, ONE, NO)
-                    two_sums(sums[t, o, k, c], d, f, one_row(0), count * pixels, mean[t, o, c])
+                values = floats(terms.addresses[t, o], total)[place.start:]
+                if terms.order[t, o] == NCHW:
+                    gather(f, values, Place(0, place.step, count), pixels, ONE, NO)
+                    values = f
+                two_sums(sums[t, o, k, c], d, values, one_row(0), count * pixels, mean[t, o, c])
 
 
 class Backward(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compiled import inner
+from kernels.compiled import inner, shared
 from kernels.vectors import (
     add_masked_pairs,
     add_masked_row,
@@ -58,7 +58,7 @@ def address(array, position):
     return array.ctypes.data + 4 * position
 
 
-@inner
+@shared
 def spread(planes, x, place, w, places, scale, shift, floor):
     """planes = max(floor, scale * x + shift)."""
     for image in range(place.images if w.column_stride == 1 else 0):
@@ -70,7 +70,7 @@ def spread(planes, x, place, w, places, scale, shift, floor):
         _spread_columns(planes, x, place, w, places, (scale, shift, floor))
 
 
-@inner
+@shared
 def _spread_columns(planes, x, place, w, places, numbers):
     """spread into one plane for each column modulo the stride."""
     stride, (scale, shift, floor) = w.column_stride, numbers
@@ -94,7 +94,7 @@ def _spread_columns(planes, x, place, w, places, numbers):
                     planes[to + at + k] = floor if value < floor else value
 
 
-@inner
+@shared
 def collect(dx, place, w, places, gradient, values, masked, add):
     """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the way back of spread.
     Pixels that no plane has get zeros."""
@@ -113,7 +113,7 @@ def collect(dx, place, w, places, gradient, values, masked, add):
         _collect_columns(dx, place, w, places, (gradient, values), lowest, add)
 
 
-@inner
+@shared
 def _collect_columns(dx, place, w, places, planes, lowest, add):
     """The way back of _spread_columns; planes: of the gradients and of the values."""
     stride, (gradient, values) = w.column_stride, planes

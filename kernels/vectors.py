@@ -53,6 +53,16 @@ if numba is not None:
         limit = broadcast(builder, builder.trunc(count, kind), kind)
         return builder.select(builder.icmp_signed('<', numbers, limit), vector, ZEROS)
 
+    def _as_it_is(builder, branch):
+        """Keep LLVM from unrolling or vectorising the loop that a branch closes, which takes long and gains nothing."""
+        module = builder.module
+        hints = [module.add_metadata([ir.MetaDataString(module, 'llvm.loop.unroll.disable')]),
+                 module.add_metadata([ir.MetaDataString(module, 'llvm.loop.vectorize.enable'),
+                                      ir.Constant(ir.IntType(1), 0)])]
+        loop = module.add_metadata([ir.Constant(INTEGER, len(module.metadata)), *hints])
+        loop.operands = (loop, *loop.operands[1:])  # LLVM tells loops apart by a reference to themselves
+        branch.set_metadata('llvm.loop', loop)
+
     def loop(builder, sums, count, step, body):
         """for i in range(0, count, step): sums = body(i, sums), at least once, with a list of vectors -> sums. A body
         may contain a loop."""
@@ -66,7 +76,7 @@ if numba is not None:
             phi.add_incoming(initial, before)
             phi.add_incoming(value, builder.block)
         after = builder.append_basic_block('after')
-        builder.cbranch(builder.icmp_signed('<', following, count), start, after)
+        _as_it_is(builder, builder.cbranch(builder.icmp_signed('<', following, count), start, after))
         builder.position_at_end(after)
         return results
 
@@ -84,7 +94,7 @@ if numba is not None:
             builder.cbranch(builder.icmp_signed('<=', following, size), start, after)
             builder.position_at_end(start)
             body(p, lanes)
-            builder.branch(test)
+            _as_it_is(builder, builder.branch(test))
             p.add_incoming(following, builder.block)
             builder.position_at_end(after)
             position = p

@@ -11,6 +11,7 @@ import paddle
 import paddle.nn as nn
 
 from kernels import edge_loops
+from kernels.channels import split_channels
 from kernels.edges import Edges
 from kernels.nodes import node_of
 from nas.layers import attach
@@ -48,19 +49,19 @@ def _images(size=8):
 
 
 def _compile_layers():
-    """The loops of kernels/blocks.py and kernels/convolutions.py: forward and backward pass of small layers."""
+    """All loops of a search but those of kernels/edges.py: forward and backward pass of small layers."""
     for layer in (SepConv(4, 4, 3, 1, 1).op, nn.MaxPool2D(2, 2), conv2d(4, 4, 1)):
         attach(layer)
         layer(_images()).sum().backward()
+    mixed, kept = split_channels(_images(), [1, 3])
+    node_of(mixed, [kept], paddle.ones([1]), 4).sum().backward()
 
 
 def compile_edges():
-    """The loops of kernels/edges.py and kernels/nodes.py."""
+    """The loops of kernels/edges.py."""
     paddle.set_device('cpu')
     columns = list(range(len(OPERATIONS)))
     edges = Edges([[OPS[name](4, 1, False) for name in OPERATIONS] for _ in range(2)], [0, 1], [columns] * 2)
     weights = paddle.ones([2, len(OPERATIONS)])
     weights.stop_gradient = False
-    outs = edges(_images(), weights)
-    node = node_of(outs[0], [paddle.concat([outs[1]] * 3, axis=1)], paddle.ones([1]), 4)
-    node.sum().backward()
+    paddle.add_n(edges(_images(), weights)).sum().backward()
