@@ -2,7 +2,7 @@
 
     compiled.py      compiles functions with numba
     threads.py       runs compiled functions on all cores
-    vectors.py       operations of vector registers, in LLVM's own language, and loops over rows of numbers
+    vectors.py       operations of vector registers in LLVM IR, and loops over rows of floats
     products.py      matrix products whose factors lie in memory as rows of pixels
     windows.py       how images lie in memory while they are convolved or pooled: start here to read the loops
     images.py        copies between tensors and that arrangement, sums over channels, max pooling

@@ -47,18 +47,18 @@ class _Concat(Operation):
 
 def _parts(x, sizes):
     parts = [paddle.empty([x.shape[0], size, *x.shape[2:]], 'float32') for size in sizes]
-    _on_all_cores(x.contiguous(), parts, sizes, False)
+    _copy_parts(x.contiguous(), parts, sizes, False)
     return parts
 
 
 def _whole(tensors):
     sizes, (n, _, height, width) = [x.shape[1] for x in tensors], tensors[0].shape
     whole = paddle.empty([n, sum(sizes), height, width], 'float32')
-    _on_all_cores(whole, [x.contiguous() for x in tensors], sizes, True)
+    _copy_parts(whole, [x.contiguous() for x in tensors], sizes, True)
     return whole
 
 
-def _on_all_cores(whole, parts, sizes, joined):
+def _copy_parts(whole, parts, sizes, joined):
     n, _, height, width = whole.shape
     ends = np.cumsum([0] + sizes) * height * width
     on_all_cores(_copy, n, whole.data_ptr(), addresses(parts), ends, n, joined)
@@ -66,8 +66,8 @@ def _on_all_cores(whole, parts, sizes, joined):
 
 @jit
 def _copy(whole, parts, ends, images, joined, begin, end):
-    """Between the parts, addresses, and the whole, an address: into the whole if `joined`. In an image of the whole,
-    part k lies at [ends[k], ends[k + 1])."""
+    """Copy the parts into the whole if `joined`, else the whole into the parts; all are addresses. In an image of the
+    whole, part k lies at [ends[k], ends[k + 1])."""
     size = ends[-1]
     for image in range(begin, end):
         of_whole = floats(whole, images * size)[image * size:][:size]

@@ -85,8 +85,8 @@ def inner(function):
 def shared(function):
     """As inner, but not inlined: for long functions that many loops call, which would take long to compile in each.
 
-    Only for functions that add up nothing in an order that the compiler may choose, so that all copies compute the same
-    bits.
+    Only for functions without sums in Python loops, whose order depends on how they are optimised, so that all copies
+    compute the same bits.
     """
     return jit(function, no_cpython_wrapper=True)
 
@@ -120,7 +120,7 @@ EMPTY = np.zeros(0, np.float32)
 
 
 def view(tensor):
-    """The memory of a tensor on the CPU as a flat array; the tensor must be contiguous and outlive it."""
+    """The memory of a contiguous tensor on the CPU as a flat array, which does not keep the tensor alive."""
     size = math.prod(tensor.shape)
     return np.frombuffer((ctypes.c_float * size).from_address(tensor.data_ptr()), np.float32) if size else EMPTY
 

@@ -9,7 +9,7 @@ import paddle
 from kernels import compiled
 from kernels.compiled import EMPTY, addresses, floats, jit, view
 from kernels.depthwise import add_correlations, convolve, in_order, spread_gradient
-from kernels.images import LOWEST, NO, ONE, ZERO, collect, copy_to_line, from_line, nchw, spread
+from kernels.images import NO, NO_FLOOR, ONE, ZERO, collect, copy_to_line, from_line, nchw, spread
 from kernels.operation import Operation
 from kernels.products import multiply, multiply_weight, transposed
 from kernels.threads import on_all_cores
@@ -95,7 +95,7 @@ def _forward(x, weight, out, arrangement, begin, end):
     for job in range(begin, end):
         c, first = job % s.channels, job // s.channels * s.group
         count = min(s.group, s.images - first)
-        spread(planes, x, nchw(first, count, c, s.channels, inside), w, tables.places, ONE, ZERO, LOWEST)
+        spread(planes, x, nchw(first, count, c, s.channels, inside), w, tables.places, ONE, ZERO, NO_FLOOR)
         convolve(line, weight[c * taps:], planes, tables, w)
         from_line(out, nchw(first, count, c, s.channels, outside), line, w, ONE, ZERO)
 
@@ -115,7 +115,7 @@ def _backward(arrays, dx, dweight, arrangement, begin, end):
         place = nchw(first, count, c, s.channels, inside)
         copy_to_line(line[w.front:], d, nchw(first, count, c, s.channels, outside), w)
         if len(dweight):
-            spread(planes, x, place, w, tables.places, ONE, ZERO, LOWEST)
+            spread(planes, x, place, w, tables.places, ONE, ZERO, NO_FLOOR)
             add_correlations(dweight[group, c * taps:], line[w.front:], planes, tables, w)
         if len(dx):
             spread_gradient(gradient, backwards[c * taps:], line, tables, w)

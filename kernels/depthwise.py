@@ -1,7 +1,7 @@
 """Depthwise convolutions of one channel of a group of images, and their gradients; windows.py says how planes and lines
 lie in memory and what w, a Window, and t, Tables, hold.
 
-A tap of the kernel is a number to multiply with, and the pixels from some place on (`correlate` of products.py). Where
+A tap of the kernel contributes its weight times the pixels from some place on (`correlate` of products.py). Where
 these are fetched anew for each tap, fetching them is the slower part. Kernels of 3x3 and 5x5 at stride 1 therefore
 compute some output rows at once, those that lie below each other at the distance of the taps: pixels that were fetched
 serve all of them.
@@ -137,6 +137,8 @@ def spread_gradient(gradient, weight, line, t, w):
 def _convolve_rows(result, weight, source, offsets, step, pitch, height, length):
     """Rows 0, 1, ..., height - 1 of the result, of `length` pixels each, and up to 3 rows more at the distance of the
     taps' rows, `step`; offsets: where each tap reads the source. All but these are addresses and numbers of elements.
+
+    A register may reach beyond the end of a row: the next row, which is computed later, has the same values there.
     """
     distance, taps = step // pitch, offsets.ctypes.data
     for first in range(min(distance, height)):
@@ -173,7 +175,7 @@ def add_correlations(result, upstream, planes, t, w):
 
 @shared
 def _add_correlations_of_rows(result, upstream, source, offsets, step, pitch, height, length):
-    """The arguments are those of _convolve_rows."""
+    """The arguments are those of _convolve_rows. Up to 3 rows more are read: zeros upstream, finite in the source."""
     distance, taps = step // pitch, offsets.ctypes.data
     for first in range(min(distance, height)):
         rows, at = (height - first + distance - 1) // distance, 4 * first * pitch

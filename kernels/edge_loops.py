@@ -192,7 +192,8 @@ def backward_pass(tensors, way, tables, s, dweights, sums, begin, end):
     """The way back through forward_pass.
 
     tensors: a Backward. dweights [groups, convolutions, C * taps + C * C]: for each convolution both gradients. sums
-    [convolutions, groups, C, 2]: of the gradient of before_0 * x + before_1, and its product with x - mean.
+    [convolutions, groups, C, 2]: of the gradient of before_0 * x + before_1, and its product with x - mean; unchanged
+    where x is NCHW.
     """
     channels = s.channels
     for k in range(begin, end):
@@ -210,10 +211,10 @@ def backward_pass(tensors, way, tables, s, dweights, sums, begin, end):
             for c in range(channels):
                 of_f = where(GROUPED, first, count, c, channels, outside)
                 of_d = where(way.d_order[j], first, count, c, channels, outside)
-                scale, slope, shift = way.coefficients[j, c]
+                c0, c1, c2 = way.coefficients[j, c]
                 for image in range(count):
                     combine_rows(address(df, c * size + image * outside), address(d, of_d.start + image * of_d.step),
-                                 address(f, of_f.start + image * of_f.step), outside, scale, slope, shift)
+                                 address(f, of_f.start + image * of_f.step), outside, c0, c1, c2)
             multiply(upstream, transposed(pointwise, channels, channels), df, channels, channels, size)
             planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
             line = np.zeros(w.line, np.float32)

@@ -10,6 +10,7 @@ from kernels.edge_loops import GROUPED, gather, where
 from kernels.images import (
     LOWEST,
     NO,
+    NO_FLOOR,
     ONE,
     YES,
     ZERO,
@@ -51,7 +52,8 @@ def pool_forward(x_address, outs, pools, s, moments, begin, end):
         planes, line = np.empty(w.block, np.float32), np.empty(w.line, np.float32)
         fill(planes, ZERO if pools.kinds[j] == AVERAGE else LOWEST)
         for c in range(s.channels):
-            spread(planes, x, nchw(first, count, c, s.channels, inside), w, t.places, ONE, ZERO, LOWEST)
+            spread(planes, x, nchw(first, count, c, s.channels, inside), w, t.places, ONE, ZERO,
+                   NO_FLOOR if pools.kinds[j] == AVERAGE else LOWEST)
             if pools.kinds[j] == AVERAGE:
                 convolve(line, ones, planes, t, w)
             else:

@@ -54,7 +54,7 @@ def fill(row, value):
 
 @inner
 def address(array, position):
-    """Of array[position]; a slice would take numba longer than a short row."""
+    """The address of array[position]; a slice would take numba longer than a short row."""
     return array.ctypes.data + 4 * position
 
 

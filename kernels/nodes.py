@@ -48,7 +48,8 @@ class _Node(Operation):
         n, c, h, w = mixed.shape
         self.sides = Sides(n, c, c * self.partial, h * w)
         out = paddle.empty([n, c * self.partial, h, w], 'float32')
-        on_all_cores(_forward, n, view(mixed.contiguous()), addresses(self.kept), self.weights, view(out), self.sides)
+        mixed = mixed.contiguous()
+        on_all_cores(_forward, n, view(mixed), addresses(self.kept), self.weights, view(out), self.sides)
         return out
 
     def backward(self, d):

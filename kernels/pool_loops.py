@@ -5,7 +5,20 @@ import numpy as np
 
 from kernels.compiled import floats, jit
 from kernels.depthwise import convolve, spread_gradient
-from kernels.images import LOWEST, ONE, ZERO, collect, fill, give_to_largest, largest, nchw, one_row, spread, two_sums
+from kernels.images import (
+    LOWEST,
+    NO_FLOOR,
+    ONE,
+    ZERO,
+    collect,
+    fill,
+    give_to_largest,
+    largest,
+    nchw,
+    one_row,
+    spread,
+    two_sums,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Poolings: a job is a channel of a group of images
@@ -29,11 +42,12 @@ def pool_forward(x, out, pool, arrangement, begin, end):
     inside, outside = w.height * w.width, w.out_height * w.out_width
     planes, line = np.empty(w.block, np.float32), np.empty(w.line, np.float32)
     fill(planes, ZERO if pool.average else LOWEST)
+    floor = NO_FLOOR if pool.average else LOWEST
     ones = np.ones(len(tables.taps), np.float32)
     for job in range(begin, end):
         first, c = job // s.channels * s.group, job % s.channels
         count = min(s.group, s.images - first)
-        spread(planes, x, nchw(first, count, c, s.channels, inside), w, tables.places, ONE, ZERO, LOWEST)
+        spread(planes, x, nchw(first, count, c, s.channels, inside), w, tables.places, ONE, ZERO, floor)
         if pool.average:
             convolve(line, ones, planes, tables, w)
         else:
@@ -61,6 +75,7 @@ def pool_backward(x, d, dx, pool, arrangement, products, begin, end):
     line, values = np.zeros(w.line, np.float32), np.empty(w.line, np.float32)
     ones = np.ones(len(tables.taps), np.float32)
     fill(planes, ZERO if pool.average else LOWEST)
+    floor = NO_FLOOR if pool.average else LOWEST
     for job in range(begin, end):
         first, c = job // s.channels * s.group, job % s.channels
         count = min(s.group, s.images - first)
@@ -74,7 +89,7 @@ def pool_backward(x, d, dx, pool, arrangement, products, begin, end):
                 for k in range(w.out_width):
                     to[k] = factors[k] * some[k]
         place = nchw(first, count, c, s.channels, inside)
-        spread(planes, x, place, w, tables.places, ONE, ZERO, LOWEST)
+        spread(planes, x, place, w, tables.places, ONE, ZERO, floor)
         if pool.average:
             spread_gradient(gradient, ones, line, tables, w)
         else:

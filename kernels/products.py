@@ -9,7 +9,10 @@ nothing is copied per tap:
     result[r, k] += sum_p rows[r, p] * source[offsets[k] + p]               `product_of_rows`
 
 Both keep a small block of the result in vector registers while they run along k or p, so that a number that is loaded
-is used several times. LLVM does not find this in a loop, therefore the innermost loops are written in its own language.
+is used several times. LLVM does not find this in a loop, therefore the innermost loops are written in LLVM IR.
+
+`.ctypes.data` keeps no array alive: numba frees an array of a function's own after its last use, even if its address is
+used later. Addresses are therefore taken of arguments only.
 """
 import numpy as np
 
@@ -18,7 +21,8 @@ from kernels.vectors import LANES, REGISTERS
 
 VECTORS = 4 if REGISTERS == 32 else 3  # registers along the pixels of a block of 4 rows
 WIDE = 8  # registers of a single row
-ROWS, MANY = (4, 6) if REGISTERS == 32 else (2, 3)  # rows of a block of 4 columns, and columns of one of 4 rows
+# The blocks of weights' gradients: of how many rows if they have 4 columns, of how many columns if they have 4 rows.
+WEIGHT_ROWS, WEIGHT_COLUMNS = (4, 6) if REGISTERS == 32 else (2, 3)
 
 if numba is not None:
     from numba.core import types
@@ -98,8 +102,8 @@ if numba is not None:
         return block
 
     _four_rows, _one_row = _block_of_product(4, VECTORS), _block_of_product(1, WIDE)
-    _one_row_of_four, _some_by_four = _block_of_product(1, VECTORS), _block_of_product_of_rows(ROWS, 4)
-    _four_by_many, _four_by_three = _block_of_product_of_rows(4, MANY), _block_of_product_of_rows(4, 3)
+    _one_narrow_row, _some_by_four = _block_of_product(1, VECTORS), _block_of_product_of_rows(WEIGHT_ROWS, 4)
+    _four_by_many, _four_by_three = _block_of_product_of_rows(4, WEIGHT_COLUMNS), _block_of_product_of_rows(4, 3)
     _one_by_six, _one_by_three = _block_of_product_of_rows(1, 6), _block_of_product_of_rows(1, 3)
 
 SLACK = LANES * WIDE  # elements that may be read and written beyond the end of a row
@@ -109,7 +113,8 @@ SLACK = LANES * WIDE  # elements that may be read and written beyond the end of 
 def product(result, result_step, weight, source, offsets, rows, length):
     """result[r * result_step + p] for r < rows, p < length, and up to SLACK elements more.
 
-    weight: [4 * ceil(rows / 4), len(offsets)] flattened; as many rows are written. All arrays have one dimension.
+    weight: [4 * ceil(rows / 4), len(offsets)] flattened; the rows of the result are written up to a multiple of 4 too.
+    All arrays have one dimension.
     """
     count = len(offsets)
     a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
@@ -135,12 +140,12 @@ def product_of_rows(result, upstream, upstream_step, source, offsets, rows, leng
     to a multiple of LANES, where source is finite.
     """
     count = len(offsets)
-    whole = count // MANY * MANY
+    whole = count // WEIGHT_COLUMNS * WEIGHT_COLUMNS
     a, b, c, d = result.ctypes.data, upstream.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for p in range(0, length, 1024):  # so that what is read again and again stays in the nearest cache
         size = min(1024, length - p)
         for r in range(0, rows, 4):
-            for k in range(0, whole, MANY):
+            for k in range(0, whole, WEIGHT_COLUMNS):
                 _four_by_many(a + 4 * (r * count + k), b + 4 * (r * upstream_step + p), c + 4 * p, d + 8 * k, count,
                               upstream_step, size)
             for k in range(whole, count, 3):
@@ -167,14 +172,19 @@ def correlate_rows(result, upstream, source, offsets, length):
 @inner
 def multiply(result, weight, source, rows, columns, size):
     """result [rows, size] = weight [rows, columns] source [columns, size]."""
-    offsets, block = _row_starts(columns, size), LANES * VECTORS
+    _multiply(result, weight, source, _row_starts(columns, size), rows, columns, size)
+
+
+@inner
+def _multiply(result, weight, source, offsets, rows, columns, size):
+    block = LANES * VECTORS
     a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for start in range(0, size if size >= block else 0, block):
         p = min(start, size - block)  # the last block overlaps the one before, whose numbers come out the same
         for r in range(0, rows - 3, 4):
             _four_rows(a + 4 * (r * size + p), b + 4 * r * columns, c + 4 * p, d, size, columns, columns)
         for r in range(rows // 4 * 4, rows):
-            _one_row_of_four(a + 4 * (r * size + p), b + 4 * r * columns, c + 4 * p, d, size, columns, columns)
+            _one_narrow_row(a + 4 * (r * size + p), b + 4 * r * columns, c + 4 * p, d, size, columns, columns)
     for r in range(rows if size < block else 0):
         row = result[r * size:][:size]
         for p in range(size):
@@ -188,18 +198,22 @@ def multiply(result, weight, source, rows, columns, size):
 @inner
 def multiply_weight(result, gradient, source, rows, columns, size):
     """Add to result [rows, columns] the product of gradient [rows, size] and the transposed source [columns, size]."""
-    offsets = _row_starts(columns, size)
+    _multiply_weight(result, gradient, source, _row_starts(columns, size), rows, columns, size)
+
+
+@inner
+def _multiply_weight(result, gradient, source, offsets, rows, columns, size):
     a, b, c, d = result.ctypes.data, gradient.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for start in range(0, size, 1024):  # so that what is read again and again stays in the nearest cache
         end = min(start + 1024, size)
         whole = (end - start) // LANES * LANES
-        for r in range(0, rows - ROWS + 1 if whole else 0, ROWS):
+        for r in range(0, rows - WEIGHT_ROWS + 1 if whole else 0, WEIGHT_ROWS):
             for k in range(0, columns - 3, 4):
                 _some_by_four(a + 4 * (r * columns + k), b + 4 * (r * size + start), c + 4 * start, d + 8 * k, columns,
                               size, whole)
         for r in range(rows):  # what the blocks leave out
             for k in range(columns):
-                first = start + whole if r < rows // ROWS * ROWS and k < columns // 4 * 4 else start
+                first = start + whole if r < rows // WEIGHT_ROWS * WEIGHT_ROWS and k < columns // 4 * 4 else start
                 total = np.float32(0)
                 for p in range(first, end):
                     total += gradient[r * size + p] * source[k * size + p]

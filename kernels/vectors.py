@@ -1,5 +1,5 @@
-"""Loops over rows of numbers in LLVM's own language, where numba's translation of a Python loop is slower: operations
-of vector registers, of which products.py and depthwise.py build theirs, and elementwise loops.
+"""Loops over rows of floats in LLVM IR, where numba's translation of a Python loop is slower: operations of vector
+registers, of which products.py and depthwise.py build theirs, and elementwise loops.
 
 All work on addresses, for which nothing is checked.
 """

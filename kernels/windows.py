@@ -5,8 +5,9 @@ left of the next one, or of the next row:
     0 0 0 0 0 0 0 0 | 0 a b c 0 A B C | 0 d e f 0 D E F | 0 g h i 0 G H I | 0 0 0 0 ...       image 4, pitch 8
 
 so each tap of the kernel is a shift along one long row: the product of the weights and the shifted rows (products.py)
-gives the outputs in the same arrangement, a `line`, with numbers between its rows that nobody reads. For a stride s the
-plane is cut into s * s planes, by row and column modulo s, of which a tap reads one.
+gives the outputs in the same arrangement, a `line`. What lies between its rows is not read after a forward pass, and
+zero in gradients. For a stride s the plane is cut into s * s planes, by row and column modulo s, of which a tap reads
+one.
 """
 import functools
 from typing import NamedTuple
@@ -54,8 +55,8 @@ class Tables(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Of a convolution or pooling; `first`: the place of its filters among those of the tensor [N, total, H, W] they
-    go to."""
+    """Of a convolution or pooling; `first`: the index of its first output channel in the tensor [N, total, H, W]
+    that the output goes to."""
 
     images: int
     group: int  # images of a job
@@ -78,7 +79,7 @@ class Arrangement(NamedTuple):
 def make_window(height, width, taps, stride, padding, out, images):
     """(Window, Tables) of a group of `images` images; taps: (row, column) of each, in padded pixels, where the window
     of the first output begins at (0, 0); out: height and width of the output."""
-    if taps == ((0, 0),) and (height, width) == out:  # a pointwise convolution: the image is one row
+    if (taps, stride, padding) == (((0, 0),), (1, 1), (0, 0)):  # a pointwise convolution: the image is one row
         height, width = 1, height * width
         out = height, width
     last = [(out[k] - 1) * stride[k] + max(tap[k] for tap in taps) for k in (0, 1)]  # that is read

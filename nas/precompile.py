@@ -42,8 +42,8 @@ def precompile():
             other.wait()
 
 
-def _images(size=8):
-    images = paddle.ones([2, 4, size, size])
+def _images():
+    images = paddle.ones([2, 4, 8, 8])
     images.stop_gradient = False
     return images
 

@@ -97,6 +97,14 @@ def test_convolutions_of_random_geometries(seed):
     compare(nn.Sequential(*layers), [draw.randint(2, 40), c_in, height, width])
 
 
+@pytest.mark.parametrize('stride, padding, sides', [(2, 1, (2, 2)), ((2, 1), (1, 0), (2, 5)), ((1, 2), 0, (5, 1)),
+                                                    (1, 0, (4, 3)), (2, 0, (5, 5))])
+def test_convolutions_of_one_pixel(stride, padding, sides):
+    """At stride 1 without padding an image is one row for them, elsewhere not, even if the output is as large."""
+    compare(nn.Sequential(nn.ReLU(), nn.Conv2D(4, 6, 1, stride, padding, bias_attr=False), nn.BatchNorm2D(6)),
+            [3, 4, *sides])
+
+
 @pytest.mark.parametrize('make', [
     lambda: ReLUConvBN(6, 9, 1, 1, 0), lambda: ReLUConvBN(8, 8, 3, 1, 1, False), lambda: SepConv(6, 5, 3, 2, 1),
     lambda: SepConv(4, 4, 5, 1, 2, False), lambda: DilConv(5, 6, 5, 2, 4, 2), lambda: Conv7x1(4, 2),

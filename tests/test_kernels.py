@@ -119,6 +119,37 @@ def test_the_compiled_depthwise_convolution_equals_paddles(kernel, padding, dila
 
 
 @needs_numba
+def test_infinite_pixels_stay_infinite():
+    x = np.ones([1, 3, 8, 8], np.float32)
+    x[0, 1, 4, 4] = -np.inf
+    layer = paddle.nn.Conv2D(3, 3, 3, padding=1, groups=3, bias_attr=False)
+    out, expected = convolutions.conv2d(paddle.to_tensor(x), layer).numpy(), layer(paddle.to_tensor(x)).numpy()
+    assert np.isinf(expected).sum() == 9 and (np.isinf(out) == np.isinf(expected)).all()
+
+
+FREED_MEMORY = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from kernels import convolutions
+import paddle
+x, layer = paddle.randn([8, 400, 8, 8]), paddle.nn.Conv2D(400, 8, 1, bias_attr=False)
+x.stop_gradient = False
+out = convolutions.conv2d(x, layer)
+assert float((out - layer(x)).abs().max()) < 1e-3
+out.sum().backward()
+"""
+
+
+@needs_numba
+@pytest.mark.skipif(sys.platform != 'linux', reason='a setting of glibc')
+def test_no_loop_reads_memory_that_is_free_again():
+    """glibc overwrites what is freed if it is told to; arrays of few bytes it keeps aside."""
+    result = subprocess.run([sys.executable, '-c', FREED_MEMORY, ROOT], capture_output=True, text=True,
+                            env=dict(os.environ, MALLOC_PERTURB_='165'))
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@needs_numba
 @pytest.mark.parametrize('channels, filters', [(1, 3), (8, 8), (5, 13), (24, 16), (16, 64)])
 @pytest.mark.parametrize('images, size', [(1, (32, 32)), (70, (3, 3)), (3, (7, 9))])
 def test_the_compiled_pointwise_convolution_equals_paddles(channels, filters, images, size):
