@@ -160,7 +160,7 @@ def depthwise_backward(arrays, floor, arrangement, wanted, first, part, memory):
     `between`, its input."""
     w, tables, s = arrangement
     planes, gradient, between, upstream, lines = memory
-    inside, taps, filled_up = w.height * w.width, len(tables.taps), (len(tables.taps) + 2) // 3 * 3
+    inside, taps = w.height * w.width, len(tables.taps)
     product(upstream[w.front:], w.line, arrays.backwards, lines[w.front:],
             offsets_of(tables.taps[:1] * 0, s.filters, w.line, 1), s.channels, w.length)
     for c in range(s.channels):
@@ -168,7 +168,7 @@ def depthwise_backward(arrays, floor, arrangement, wanted, first, part, memory):
         spread(planes, arrays.x, place, w, tables.places, arrays.before[c, 0], arrays.before[c, 1], floor)
         if wanted.weights:
             convolve(between[c * w.line:], arrays.depthwise[c * taps:], planes, tables, w)
-            add_correlations(wanted.depthwise[part, c * filled_up:], upstream[c * w.line + w.front:], planes, tables, w)
+            add_correlations(wanted.depthwise[part, c * taps:], upstream[c * w.line + w.front:], planes, tables, w)
         if wanted.x:
             spread_gradient(gradient, arrays.depthwise_backwards[c * taps:], upstream[c * w.line:], tables, w)
             give_to_input(arrays, floor, arrangement, wanted, part, place, (c, gradient, planes))

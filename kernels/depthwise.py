@@ -109,12 +109,17 @@ if numba is not None:
 
 
 @inner
+def row_length(w, width):
+    """From the first pixel of the first image in a row to the last one of the last image, for images of that width."""
+    return w.length - (w.out_height - 1) * w.pitch - w.out_width + width
+
+
+@inner
 def convolve(line, weight, planes, t, w):
     """line = the convolution of the planes with a channel's weight."""
     if w.step:
-        length = w.length - (w.out_height - 1) * w.pitch
         _convolve_rows(line.ctypes.data, weight.ctypes.data, planes.ctypes.data, t.taps, w.step, w.pitch, w.out_height,
-                       length)
+                       row_length(w, w.out_width))
     else:
         correlate(line, weight, planes, t.taps, w.length)
 
@@ -124,9 +129,9 @@ def spread_gradient(gradient, weight, line, t, w):
     """The gradient of the pixels in the planes: the way back through `convolve`; weight: of a channel, in the order of
     t.order."""
     if w.step:
-        first, last_image = t.places[0], w.length - (w.out_height - 1) * w.pitch - w.out_width
+        first = t.places[0]
         _convolve_rows(address(gradient, first), weight.ctypes.data, address(line, first), t.backwards, w.step, w.pitch,
-                       w.height, last_image + w.width)
+                       w.height, row_length(w, w.width))
         return
     for plane in range(len(t.planes)):
         begin, end = t.starts[plane], t.starts[plane + 1]
@@ -162,9 +167,8 @@ def add_correlations(result, upstream, planes, t, w):
     """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
     the outputs."""
     if w.step:
-        length = w.length - (w.out_height - 1) * w.pitch
         _add_correlations_of_rows(result.ctypes.data, upstream.ctypes.data, planes.ctypes.data, t.taps, w.step, w.pitch,
-                                  w.out_height, length)
+                                  w.out_height, row_length(w, w.out_width))
         return
     taps = up_to_multiple(t.taps)
     found = np.zeros(len(taps), np.float32)

@@ -61,13 +61,14 @@ def address(array, position):
 @shared
 def spread(planes, x, place, w, places, scale, shift, floor):
     """planes = max(floor, scale * x + shift)."""
-    for image in range(place.images if w.column_stride == 1 else 0):
+    if w.column_stride > 1:
+        _spread_columns(planes, x, place, w, places, (scale, shift, floor))
+        return
+    for image in range(place.images):
         for row in range(w.height):
             at, first = places[row], place.start + image * place.step + row * w.width
             if at >= 0:
                 scale_row(address(planes, at + image * w.image), address(x, first), w.width, scale, shift, floor)
-    if w.column_stride > 1:
-        _spread_columns(planes, x, place, w, places, (scale, shift, floor))
 
 
 @shared
@@ -99,7 +100,10 @@ def collect(dx, place, w, places, gradient, values, masked, add):
     """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the way back of spread.
     Pixels that no plane has get zeros."""
     lowest = ZERO if masked else NO_FLOOR
-    for image in range(place.images if w.column_stride == 1 else 0):
+    if w.column_stride > 1:
+        _collect_columns(dx, place, w, places, (gradient, values), lowest, add)
+        return
+    for image in range(place.images):
         for row in range(w.height):
             at, to = places[row], address(dx, place.start + image * place.step + row * w.width)
             some, value = address(gradient, at + image * w.image), address(values, at + image * w.image)
@@ -109,8 +113,6 @@ def collect(dx, place, w, places, gradient, values, masked, add):
                 masked_row(to, some, value, w.width, lowest)
             elif not add:
                 masked_row(to, to, to, w.width, HIGHEST)  # zeros
-    if w.column_stride > 1:
-        _collect_columns(dx, place, w, places, (gradient, values), lowest, add)
 
 
 @shared

@@ -68,7 +68,7 @@ class Convolution:
         filters, inputs, taps = self.filters // self.groups, self.channels // self.groups, len(tables.taps)
         k = inputs if self.separable else inputs * taps
         dense = Layout(self.groups, filters, k, -(-filters // 4) * 4, -(-k // 3) * 3)
-        return [Layout(1, self.channels, taps, self.channels, -(-taps // 3) * 3), dense] if self.separable else [dense]
+        return [Layout(1, self.channels, taps, self.channels, taps), dense] if self.separable else [dense]
 
 
 def _filled_up(weight):
