@@ -130,7 +130,7 @@ def test_infinite_pixels_stay_infinite():
 FREED_MEMORY = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from kernels import convolutions
+from kernels import compiled, convolutions
 import paddle
 x, layer = paddle.randn([8, 400, 8, 8]), paddle.nn.Conv2D(400, 8, 1, bias_attr=False)
 x.stop_gradient = False
