@@ -127,6 +127,6 @@ def whole_table(results):
     lines = []
     for result in results:
         killed = ', killed once and resumed' if result['killed'] else ''
-        lines.append(f'{result["name"]}: {len(result["epochs"])} epochs in {result["seconds"] / 3600:.2f} h on '
+        lines.append(f'{result["name"]}: {len(result["epochs"])} epochs in {result["wall_seconds"] / 3600:.2f} h on '
                      f'{result["cores"]} cores{killed}\n{result["epochs"][-1]["genotype"]}')
     return '\n'.join(lines)

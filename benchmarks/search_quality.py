@@ -16,6 +16,7 @@ examples/nasbench201.py, at the lowest priority. A run that was stopped goes on 
 repeated; a finished one is a line of benchmarks/results/<part>.jsonl and is not run again.
 """
 import argparse
+import datetime
 import json
 import os
 import random
@@ -153,7 +154,8 @@ def execute(run, output, core):
     return {'name': run.name, 'script': run.script, 'commit': commit(),
             'cores': os.cpu_count() if core is None else 1,
             'flags': {name: value for name, value in run.flags.items() if name not in ('data', 'table')},
-            'seconds': round(sum(epoch['seconds'] for epoch in epochs)), 'killed': run.part == 'whole',
+            'seconds': round(sum(epoch['seconds'] for epoch in epochs)), 'wall_seconds': wall_seconds(folder),
+            'killed': run.part == 'whole',
             'epochs': [kept_figures(epoch) for epoch in epochs], **size_of(run, folder)}
 
 
@@ -162,6 +164,21 @@ def kept_figures(epoch):
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in epoch.items()
             if name.startswith(('test_acc', 'rank_')) or name in ('epoch', 'seconds', 'train_acc', 'valid_acc',
                                                                   'genotype', 'skip_connects', 'eigenvalue')}
+
+
+def wall_seconds(folder):
+    """Seconds from the start of each process of a run to the last line of its log, validation and kills included."""
+    seconds, last = 0, None
+    with open(os.path.join(folder, 'train.log'), encoding='utf-8') as log:
+        for line in log:
+            try:
+                now = datetime.datetime.fromisoformat(line[:19])
+            except ValueError:
+                continue  # of a text with several lines
+            if last is None or line[19:].startswith(' arguments: '):  # the first line of a process
+                last = now
+            seconds, last = seconds + (now - last).total_seconds(), now
+    return round(seconds)
 
 
 def size_of(run, folder):

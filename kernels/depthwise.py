@@ -23,15 +23,15 @@ if numba is not None:
 
     from kernels.vectors import (
         INTEGER,
-        VECTOR,
         ZEROS,
         add_total,
         broadcast,
         first_lanes,
+        load,
         loop,
         multiply_add,
         pointer_of,
-        vector_at,
+        store,
     )
 
     def _block_of_convolution(kernel, rows):
@@ -54,13 +54,12 @@ if numba is not None:
                     factors = [broadcast(builder, builder.load(builder.gep(weight, [builder.add(
                         column, INTEGER(i * kernel))]))) for i in range(kernel)]
                     for q in range(rows + kernel - 1):
-                        pixels = vector_at(builder, source, at_row(start, q))
+                        pixels = load(builder, source, at_row(start, q))
                         for i in range(max(0, q - rows + 1), min(kernel, q + 1)):
                             sums[q - i] = multiply_add(builder, factors[i], pixels, sums[q - i])
                     return sums
                 for row, value in enumerate(loop(builder, [ZEROS] * rows, INTEGER(kernel), 1, body)):
-                    target = builder.gep(result, [at_row(INTEGER(0), row)])
-                    builder.store(value, builder.bitcast(target, VECTOR.as_pointer())).align = 4
+                    store(builder, value, result, at_row(INTEGER(0), row))
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 5), generate
         return block
@@ -84,11 +83,11 @@ if numba is not None:
                         def place(row):
                             return builder.add(pixel, builder.mul(builder.add(first, INTEGER(row)), step))
                         sums, left = list(sums), builder.sub(length, pixel)
-                        given = [first_lanes(builder, vector_at(builder, upstream, place(row)), left)
+                        given = [first_lanes(builder, load(builder, upstream, place(row)), left)
                                  for row in range(ROWS)]
                         for column, start in enumerate(starts):
                             for q in range(ROWS + kernel - 1):
-                                pixels = vector_at(builder, source, builder.add(start, place(q)))
+                                pixels = load(builder, source, builder.add(start, place(q)))
                                 for i in range(max(0, q - ROWS + 1), min(kernel, q + 1)):
                                     number = i * columns + column
                                     sums[number] = multiply_add(builder, given[q - i], pixels, sums[number])

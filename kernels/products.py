@@ -27,17 +27,7 @@ WEIGHT_ROWS, WEIGHT_COLUMNS = (4, 6) if REGISTERS == 32 else (2, 3)
 if numba is not None:
     from numba.core import types
 
-    from kernels.vectors import (
-        INTEGER,
-        VECTOR,
-        ZEROS,
-        add_total,
-        broadcast,
-        loop,
-        multiply_add,
-        pointer_of,
-        vector_at,
-    )
+    from kernels.vectors import INTEGER, ZEROS, add_total, broadcast, load, loop, multiply_add, pointer_of, store
 
     def _block_of_product(rows, vectors):
         """result[r, p] for `rows` rows and `vectors` registers of pixels.
@@ -54,7 +44,7 @@ if numba is not None:
 
                 def body(k, sums):
                     start = builder.load(builder.gep(offsets, [k]))
-                    pixels = [vector_at(builder, source, builder.add(start, INTEGER(v * LANES)))
+                    pixels = [load(builder, source, builder.add(start, INTEGER(v * LANES)))
                               for v in range(vectors)]
                     results = []
                     for r in range(rows):
@@ -66,8 +56,7 @@ if numba is not None:
                 for number, value in enumerate(loop(builder, [ZEROS] * (rows * vectors), count, 1, body)):
                     place = builder.add(builder.mul(INTEGER(number // vectors), result_step),
                                         INTEGER(number % vectors * LANES))
-                    target = builder.bitcast(builder.gep(result, [place]), VECTOR.as_pointer())
-                    builder.store(value, target).align = 4
+                    store(builder, value, result, place)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 7), generate
         return block
@@ -87,9 +76,9 @@ if numba is not None:
                 starts = [builder.load(builder.gep(offsets, [INTEGER(k)])) for k in range(columns)]
 
                 def body(p, sums):
-                    values, results = [vector_at(builder, source, builder.add(p, start)) for start in starts], []
+                    values, results = [load(builder, source, builder.add(p, start)) for start in starts], []
                     for r in range(rows):  # one after the other: there are registers for one of them only
-                        gradient = vector_at(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_step)))
+                        gradient = load(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_step)))
                         results += [multiply_add(builder, gradient, values[k], sums[r * columns + k])
                                     for k in range(columns)]
                     return results

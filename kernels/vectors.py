@@ -24,11 +24,17 @@ if numba is not None:
     def pointer_of(builder, address, kind=FLOAT):
         return builder.inttoptr(address, kind.as_pointer())
 
-    def vector_at(builder, pointer, position):
-        """LANES numbers from pointer[position] on."""
-        vector = builder.load(builder.bitcast(builder.gep(pointer, [position]), VECTOR.as_pointer()))
-        vector.align = 4
-        return vector
+    def _kind(lanes):
+        return ir.VectorType(FLOAT, lanes) if lanes > 1 else FLOAT
+
+    def load(builder, pointer, position, lanes=LANES):
+        """A vector of the numbers from pointer[position] on, or the number there."""
+        place = builder.bitcast(builder.gep(pointer, [position]), _kind(lanes).as_pointer())
+        return builder.load(place, align=4)
+
+    def store(builder, value, pointer, position):
+        """Write a vector, or a number, to pointer[position]."""
+        builder.store(value, builder.bitcast(builder.gep(pointer, [position]), value.type.as_pointer()), align=4)
 
     def broadcast(builder, number, kind=FLOAT):
         return _filled(builder, ir.VectorType(kind, LANES), number, LANES)
@@ -99,16 +105,6 @@ if numba is not None:
             builder.position_at_end(after)
             position = p
 
-    def _kind(lanes):
-        return ir.VectorType(FLOAT, lanes) if lanes > 1 else FLOAT
-
-    def _load(builder, pointer, position, lanes):
-        place = builder.bitcast(builder.gep(pointer, [position]), _kind(lanes).as_pointer())
-        return builder.load(place, align=4)
-
-    def _store(builder, value, pointer, position):
-        builder.store(value, builder.bitcast(builder.gep(pointer, [position]), value.type.as_pointer()), align=4)
-
     def _elementwise(sources, scalars, compute):
         """target[p] = compute(builder, values of the sources at p, scalars) for p < size, with vectors or, at the end
         of a row, numbers as values and scalars.
@@ -119,9 +115,9 @@ if numba is not None:
             pointers = [pointer_of(builder, address) for address in arguments[:1 + sources]]
 
             def body(p, lanes):
-                values = [_load(builder, pointer, p, lanes) for pointer in pointers[1:]]
+                values = [load(builder, pointer, p, lanes) for pointer in pointers[1:]]
                 numbers = [_filled(builder, _kind(lanes), scalar, lanes) for scalar in arguments[2 + sources:]]
-                _store(builder, compute(builder, values, numbers), pointers[0], p)
+                store(builder, compute(builder, values, numbers), pointers[0], p)
             _along(builder, arguments[1 + sources], body)
             return context.get_dummy_value()
         signature = types.void(*[types.int64] * (2 + sources), *[types.float32] * scalars)
@@ -186,11 +182,11 @@ if numba is not None:
 
                 def body(p, lanes):
                     first = builder.mul(p, INTEGER(2))
-                    values = [_load(builder, source, builder.add(first, INTEGER(k)), lanes) for k in (0, lanes)]
+                    values = [load(builder, source, builder.add(first, INTEGER(k)), lanes) for k in (0, lanes)]
                     numbers = [_filled(builder, _kind(lanes), scalar, lanes) for scalar in arguments[4:]]
                     for k in kept:
                         some = _choose(builder, *values, list(range(k, 2 * lanes, 2)))
-                        _store(builder, _scaled(builder, [some], numbers), (even, odd)[k], p)
+                        store(builder, _scaled(builder, [some], numbers), (even, odd)[k], p)
                 _along(builder, arguments[3], body)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 4, *[types.float32] * 3), generate
@@ -206,15 +202,15 @@ if numba is not None:
                 target, *pointers = [pointer_of(builder, address) for address in arguments[:5]]
 
                 def body(p, lanes):
-                    values = [_load(builder, pointer, p, lanes) for pointer in pointers]
+                    values = [load(builder, pointer, p, lanes) for pointer in pointers]
                     limits = [_filled(builder, _kind(lanes), lowest, lanes) for lowest in arguments[6:]]
                     given = [_masked(builder, values[k::2], limits[k:]) for k in (0, 1)]
                     for k in (0, lanes):
                         position = builder.add(builder.mul(p, INTEGER(2)), INTEGER(k))
                         some = _choose(builder, *given, [(k + i) // 2 + (k + i) % 2 * lanes for i in range(lanes)])
                         if add:
-                            some = builder.fadd(_load(builder, target, position, lanes), some)
-                        _store(builder, some, target, position)
+                            some = builder.fadd(load(builder, target, position, lanes), some)
+                        store(builder, some, target, position)
                 _along(builder, arguments[5], body)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 6, *[types.float32] * 2), generate

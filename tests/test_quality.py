@@ -142,3 +142,10 @@ def test_the_readme_has_the_means_of_the_results(page):
     assert set(shown) == set(accuracies) and all(len(values) == 3 for values in accuracies.values())
     for method, values in accuracies.items():
         assert shown[method] == pytest.approx(sum(values) / 3, abs=0.0051), method
+
+
+def test_wall_seconds_leave_out_the_time_between_two_processes(tmp_path):
+    (tmp_path / 'train.log').write_text('2026-01-01 23:59:50 arguments: --epochs=2\nsecond line of a text\n'
+                                        '2026-01-02 00:00:20 Train Epoch 0\n'
+                                        '2026-01-03 10:00:00 arguments: --epochs=2\n2026-01-03 10:01:05 written\n')
+    assert search_quality.wall_seconds(tmp_path) == 30 + 65
