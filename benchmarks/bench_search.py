@@ -17,7 +17,6 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
-import math
 import multiprocessing
 import os
 import statistics
@@ -143,32 +142,14 @@ def limit(args):
     import numpy as np
     import paddle
 
-    from kernels import edges
+    from kernels import blocks
     from training.summary import count_macs
-    # bytes of what a pass reads and writes once; see the functions' docstrings for the arguments
-    tensors = {
-        'forward_pass': lambda t, order, before, tables, s, *rest: s.images * s.channels * (
-            distinct(t.x) * pixels(tables, 'height', 'width') + len(t.x) * pixels(tables, 'out_height', 'out_width')),
-        'pool_forward': lambda x, outs, pools, s, *rest: s.images * s.channels * (
-            pixels(pools.tables, 'height', 'width') + len(outs) * pixels(pools.tables, 'out_height', 'out_width')),
-        'add_up': lambda terms, scale, mean, outs, s, pixels: s.images * s.channels * pixels * (
-            distinct(terms.addresses) + len(outs)),
-        'gradient_sums': lambda terms, mean, upstream, s, pixels, *rest: s.images * s.channels * pixels * (
-            distinct(terms.addresses) + len(upstream)),
-        'backward_pass': lambda t, way, tables, s, *rest: s.images * s.channels * (
-            pixels(tables, 'height', 'width') * (distinct(t.x) + distinct(t.dx))
-            + pixels(tables, 'out_height', 'out_width') * (len(t.x) + distinct(t.d))),
-        'pool_backward': lambda t, pools, s: s.images * s.channels * (
-            2 * pixels(pools.tables, 'height', 'width')
-            + pixels(pools.tables, 'out_height', 'out_width') * (len(t.f) + len(t.upstream))),
-    }
-    moved, on_all_cores = collections.Counter(), edges.on_all_cores
+    moved, in_step = collections.Counter(), blocks.in_step
 
-    def count(function, jobs, *arguments):
-        if jobs and function.__name__ in tensors:
-            moved[function.__name__] += 4 * tensors[function.__name__](*arguments)
-        return on_all_cores(function, jobs, *arguments)
-    edges.on_all_cores = count
+    def count(function, parts, tables, call, *others):
+        moved[function.__name__] += bytes_moved(tables, call, *others)
+        return in_step(function, parts, tables, call, *others)
+    blocks.in_step = count
     step()
     moved.clear()
     start = time.perf_counter()
@@ -222,13 +203,19 @@ def timed(function, times):
     return seconds[1:]
 
 
-def distinct(addresses):
-    return len(set(addresses.ravel().tolist()))
-
-
-def pixels(tables, *sides):
-    from kernels.windows import Window
-    return math.prod(int(tables[0, Window._fields.index(side)]) for side in sides)
+def bytes_moved(tables, call, gradients=None):
+    """Bytes that a pass of kernels/forward.py, or with gradients of kernels/backward.py, must read and write if each
+    step reads and writes each tensor once, and those of a level that read one tensor read it together."""
+    sizes = 4 * tables.images * call.values['channels'] * call.values['pixels']
+    levels = [call.steps[begin:end] for begin, end in zip(tables.levels, tables.levels[1:])]
+    sources = sum(sizes[list(set(steps['source']))].sum() for steps in levels)
+    results = sum(sizes[list(set(steps['result']))].sum() for steps in levels)
+    terms = sizes[list(set(call.norms['value'][tables.terms['norm']]))].sum()
+    outs = sizes[call.norms['value'][tables.terms['norm'][0]]] * len(call.outs)
+    if gradients is None:
+        return sources + results + terms + outs
+    # the sums, then the way back: f and its gradient once each, the sources and their gradients
+    return (terms + outs) + (2 * results + 2 * sources)
 
 
 def fastest(function, times=5):

@@ -1,226 +1,179 @@
-"""Chains of ReLU, convolution and batch norm, and weighted sums of such chains and poolings, as one operation each: on
-a CPU the layers of a cell that nas/acceleration.py does not compute by source state are computed by these.
+"""Chains of ReLU, convolution and batch norm, and weighted sums of such chains and poolings, as one operation each.
 
-    unit            ReLU (or not), a dense convolution or a depthwise and a pointwise one, batch norm (or not)
-    chain           units one after the other: ReLUConvBN, SepConv, a stem
-    weighted sum    sum_k w_k * operation_k(x) of chains, poolings and the identity: a mixed operation
+    unit     ReLU (or not), a dense convolution or a depthwise and a pointwise one, batch norm (or not)
+    chain    units one after the other: ReLUConvBN, SepConv, a stem
+    block    out_t = sum_k w_tk * operation_tk(x) of chains, poolings and the identity: a layer by itself, a mixed
+             operation, or all edges t that leave a state of a cell
 
-Each convolution is one pass over the images (block_loops.py). The batch norm behind it needs the mean and variance of
-all of its output f first; then it is a scale and a shift, that the next pass applies while it reads f. So of a unit
-only f is written to memory. Batch norm is linear in the gradient d of its output (Ioffe, Szegedy 2015, section 3): with
-M values a channel
-
-    df = c0 * d + c1 * f + c2,  c0 = gamma / std,  c1 = -c0 * sum(d * (f - mean)) / (std^2 * M),
-    c2 = -c0 * sum(d) / M - c1 * mean
-
-which the way back through the convolution applies while it reads d and f. In evaluation mode c1 = c2 = 0.
+A plan (plans.py) says what is to be computed for inputs of one shape. One compiled function then computes all of it on
+all cores (forward.py), another one the gradients (backward.py): between the convolutions nothing happens in Python.
 """
 import numpy as np
 import paddle
 
-from kernels.compiled import available, view
+from kernels.backward import Gradients, backward_pass
+from kernels.compiled import addresses, available
+from kernels.forward import Call, forward_pass
 from kernels.operation import Operation
-from kernels.pool_loops import Pool, add_up, gradient_sums, pool_backward, pool_forward
-from kernels.threads import on_all_cores
-from kernels.unit_pass import UnitPass, addresses_of, unchanged
-from kernels.units import Pooling, Unit
-
-IDENTITY, NOTHING = 'identity', 'nothing'  # operations of a Block
+from kernels.plans import NCHW, Plan
+from kernels.threads import in_step
+from kernels.units import Pooling
 
 
 class Block:
-    """sum_k w_k * operation_k(x), or one operation without a weight.
+    """out_t = sum_k w_tk * operation_tk(x), or one output of one operation without a weight.
 
-    operations: for each k a list of Unit (a chain), a Pooling, IDENTITY or NOTHING: zeros. smallest: the block applies
-    only if its units take at least so many multiply-adds. Parameters must not be changed in place between the way there
-    and the way back, which reads them again.
+    outputs: for each output a list of operations: a list of Unit (a chain), a Pooling, IDENTITY or NOTHING: zeros.
+    Poolings of one kind are computed once for all outputs. positions [outputs, operations]: where w_tk lies in the
+    flattened tensor of weights (default: in this order). smallest: the block applies only if its units take at least so
+    many multiply-adds. Parameters must not be changed in place between the way there and the way back, which reads them
+    again. Whoever makes a block notices when a layer gets other tensors.
     """
 
-    def __init__(self, operations, smallest=0):
-        self.operations, self.smallest = operations, smallest
-        self.units = [unit for operation in operations if isinstance(operation, list) for unit in operation]
-        self.shapes = {}
+    def __init__(self, outputs, positions=None, smallest=0):
+        self.outputs, self.smallest = outputs, smallest
+        operations = [operation for output in outputs for operation in output]
+        self.positions = (np.arange(len(operations)).reshape(len(outputs), -1) if positions is None
+                          else np.array(positions))
+        chains = [operation for operation in operations if isinstance(operation, list)]
+        poolings = [operation for operation in operations if isinstance(operation, Pooling)]
+        self.depth = max(map(len, chains + [poolings[:1]]))
+        units = [unit for chain in chains for unit in chain]
+        norms = [each.norm for each in units + poolings if each.norm is not None]
+        convolutions = [convolution for unit in units for convolution in unit.convolutions]
+        parameters = ([tensor for convolution in convolutions
+                       for tensor in (convolution.depthwise, convolution.weight, convolution.bias)]
+                      + [tensor for norm in norms for tensor in (norm.weight, norm.bias)])
+        self.parameters = [tensor for tensor in parameters if tensor is not None]
+        self.statistics = [tensor for norm in norms for tensor in (norm._mean, norm._variance)]
+        self.stacks = self._stacks() if len(outputs) > 1 else [[tensor] for tensor in self.parameters]
+        place_of = {id(tensor): (stack, sum(before.size for before in tensors[:k]))
+                    for stack, tensors in enumerate(self.stacks) for k, tensor in enumerate(tensors)}
+        self.places = np.array([place_of[id(tensor)] for tensor in self.parameters], np.int64).reshape(-1, 2)
+        self.numbers = {id(tensor): number for tensors in (self.parameters, self.statistics)
+                        for number, tensor in enumerate(tensors)}
+        self.plans = {}
+
+    def _stacks(self):
+        """Parameters of one shape, but for their first side, which Paddle gets as one tensor: each input of an
+        operation takes Python's time."""
+        stacks = {}
+        for tensor in self.parameters:
+            stacks.setdefault(tuple(tensor.shape[1:]), []).append(tensor)
+        return list(stacks.values())
+
+    def number(self, tensor):
+        """Of a parameter or a statistic; -1 for None."""
+        return -1 if tensor is None else self.numbers[id(tensor)]
+
+    def plan_of(self, x):
+        shape = tuple(x.shape)
+        if shape not in self.plans:
+            self.plans[shape] = Plan(self, shape)
+        return self.plans[shape]
 
     def applies(self, x, weights=None):
-        """Whether the compiled passes cover an input: single precision on a CPU, the channels of the layers."""
-        if not available(x) or x.ndim != 4 or not x.size:
-            return False
-        shape = tuple(x.shape)
-        if shape not in self.shapes:
-            self.shapes[shape] = self._output_shape(shape)
-        return (self.shapes[shape] is not None
-                and (weights is None or available(weights) and weights.shape == [len(self.operations)])
-                and all(available(tensor) for unit in self.units for tensor in unit.parameters() + unit.statistics())
-                and all(tensor.is_contiguous() for unit in self.units for tensor in unit.statistics()))
-
-    def _output_shape(self, shape):
-        found, multiply_adds = set(), 0
-        for operation in self.operations:
-            out = shape
-            for step in operation if isinstance(operation, list) else [operation]:
-                before, out = out, out if out is None or step in (IDENTITY, NOTHING) else step.output_shape(out)
-                if out is not None and isinstance(step, Unit):
-                    multiply_adds += step.multiply_adds(before)
-            if operation != NOTHING:
-                found.add(out)
-        return found.pop() if len(found) == 1 and multiply_adds >= self.smallest else None
+        """Whether the compiled passes cover an input: single precision on a CPU, shapes that the layers allow. Paddle
+        says what is wrong with the others."""
+        return (available(x) and x.ndim == 4 and x.size > 0 and (weights is None or available(weights))
+                and all(tensor.dtype == paddle.float32 for tensor in self.parameters + self.statistics)
+                and all(available(tensor) for tensor in self.parameters[:1])
+                and all(tensor.is_contiguous() for tensor in self.statistics)
+                and (weights is None or weights.size > self.positions.max()) and self.plan_of(x).fit)
 
     def __call__(self, x, weights=None):
-        """x [N, C, H, W], to which the block applies; weights: a tensor [operations] or None."""
-        parameters = [tensor for unit in self.units for tensor in unit.parameters()]
-        return _BlockOperation(self, weights is not None)(x, *[weights] * (weights is not None), *parameters)
+        """A list of the outputs. x [N, C, H, W], to which the block applies; weights: a tensor, of one dimension or
+        more, or None."""
+        stacks = [paddle.concat(tensors) if len(tensors) > 1 else tensors[0] for tensors in self.stacks]
+        out = BlockOperation(self.plan_of(x), weights is not None)(x, *[weights] * (weights is not None), *stacks)
+        return list(out) if isinstance(out, (tuple, list)) else [out]
+
+    def addresses_of(self, stacks):
+        """The addresses of the parameters, and 0 for None, from those of the stacks."""
+        return np.append(addresses(stacks)[self.places[:, 0]] + 4 * self.places[:, 1], 0)
 
 
-class _BlockOperation(Operation):
-    """A block for x, the weights if there are any, and the parameters."""
+class BlockOperation(Operation):
+    """A block for x, the weights if there are any, and the stacks of parameters."""
 
-    def __init__(self, block, weighted):
-        self.block, self.weighted = block, weighted
+    def __init__(self, plan, weighted):
+        self.plan, self.weighted = plan, weighted
 
     def forward(self, x, *tensors):
-        weights = tensors[0] if self.weighted else None
-        parameters = [tensor.contiguous() for tensor in tensors[self.weighted:]]
-        run = Pass(self.block, x.contiguous(), weights, parameters)
-        if any(self.wanted):
-            self.run = run
-        return run.forward(keep=any(self.wanted))
+        outs = self.prepare(x, *tensors)
+        in_step(forward_pass, self.plan.tables.parts, self.plan.tables, self.call)
+        self.call = self.call._replace(memory=self.call.memory[:0], moments=self.call.moments[:0])
+        return tuple(outs) if len(outs) > 1 else outs[0]
 
-    def backward(self, d):
-        dx, dweights, dparameters = self.run.backward(d.contiguous(), self.wanted[0], self.weighted and self.wanted[1],
-                                                      self.wanted[1 + self.weighted:])
-        return [dx, *[dweights] * self.weighted, *dparameters]
+    def prepare(self, x, *tensors):
+        """Get everything ready for forward_pass. Returns the outputs, still without their values."""
+        plan, block = self.plan, self.plan.block
+        self.x, self.weights = x.contiguous(), tensors[0] if self.weighted else None
+        self.stacks = [stack.contiguous() for stack in tensors[self.weighted:]]
+        outs = [paddle.empty(plan.shape, 'float32') for _ in block.outputs]
+        # The last unit can write the output itself, where nothing is to be kept of what its batch norm reads.
+        last = block.outputs[0][0][-1] if isinstance(block.outputs[0][0], list) else None
+        self.direct = not self.weighted and last is not None and (
+            last.norm is None or not last.norm.training and not any(self.wanted))
+        self.data = np.empty(plan.data, np.float32)
+        self.call = self._tables(outs)
+        return outs
 
+    def _tables(self, outs):
+        """The Call of this way through the plan."""
+        plan, block, tables = self.plan, self.plan.block, self.plan.tables
+        values, norms, steps = plan.values.copy(), plan.norms.copy(), plan.steps.copy()
+        values['data'] = self.data.ctypes.data + 4 * plan.data_at
+        values['data'][0] = self.x.data_ptr()
+        if self.direct:
+            values['data'][-1], values['order'][-1] = outs[0].data_ptr(), NCHW
+        parameters = block.addresses_of(self.stacks)
+        steps['depthwise'], steps['weight'] = parameters[plan.step_parameters].T
+        norms['gamma'], norms['beta'], norms['bias'] = parameters[plan.norm_parameters].T
+        running = np.append(addresses(block.statistics), 0)[plan.norm_statistics]
+        norms['running_mean'], norms['running_variance'] = running.T
+        norms['trains'] = [norm is not None and norm.training for norm, _ in plan.norm_layers]
+        trained = norms['trains'].any()
+        values['trains'][norms['value'][norms['trains'] > 0]] = 1
+        strengths = np.ones(len(tables.terms), np.float32)
+        if self.weighted:
+            strengths = self.weights.numpy().ravel()[plan.positions]
+        statistics = np.zeros((4, len(norms), tables.channels), np.float32)
+        statistics[1:3] = 1
+        moments = np.empty((len(values), tables.groups if trained else 0, tables.channels, 2))
+        memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
+        return Call(values, norms, steps, addresses([] if self.direct else outs), strengths, *statistics, moments,
+                    memory)
 
-class Pass:
-    """One way through a block and back.
-
-    x, parameters: contiguous tensors; weights: a tensor [operations] or None.
-    """
-
-    def __init__(self, block, x, weights, parameters):
-        self.block, self.x, self.shape = block, x, tuple(x.shape)
-        self.strength = None if weights is None else weights.numpy()
-        self.chains = {}
-        parameters = iter(parameters)
-        self.parameters = {id(unit): [next(parameters) for _ in unit.parameters()] for unit in block.units}
-
-    def forward(self, keep=True):
-        """The output; keep: what the way back needs."""
-        block = self.block
-        out = paddle.empty(block.shapes[self.shape], 'float32')
-        flat, source = view(out), view(self.x)
-        if self.strength is None and isinstance(block.operations[0], Pooling):
-            self._pool(block.operations[0], source, flat, 1, False)
-            return out
-        terms = []  # (array, scale and shift of it)
-        for k, operation in enumerate(block.operations):
-            strength = np.float32(1 if self.strength is None else self.strength[k])
-            if operation == IDENTITY:
-                terms.append((source, strength * unchanged(self.shape[1])))
-            elif isinstance(operation, list):
-                direct = flat if self.strength is None and (not keep or operation[-1].norm is None) else None
-                units = self.chains[k] = self._chain(operation, source, direct)
-                if direct is not None:
-                    return out
-                terms.append((units[-1].f, strength * units[-1].affine))
-        started = bool(terms)
-        if started:
-            arrays, affine = zip(*terms)
-            on_all_cores(add_up, self.shape[0], addresses_of(arrays), np.array(affine), flat, False, self.shape[0])
-        for k, operation in enumerate(block.operations):
-            if isinstance(operation, Pooling):
-                self._pool(operation, source, flat, self.strength[k], started)
-                started = True
-        return out
-
-    def _pool(self, pooling, source, out, weight, add):
-        arrangement, divisors, _ = pooling.arrangement(self.shape)
-        on_all_cores(pool_forward, _channels_of_groups(arrangement.shape), source, out,
-                     Pool(pooling.average, divisors, np.float32(weight), add), arrangement)
-
-    def _chain(self, units, source, direct):
-        """A UnitPass for each unit; direct: where the output of the last one goes, batch norm included, or None."""
-        passes, shape, before = [], self.shape, unchanged(self.shape[1])
-        for unit in units:
-            passes.append(UnitPass(unit, self.parameters[id(unit)], shape, source, before))
-            passes[-1].forward(direct if unit is units[-1] else None)
-            source, before, shape = passes[-1].f, passes[-1].affine, passes[-1].shape
-        return passes
-
-    def backward(self, d, x_wanted, weights_wanted, parameters_wanted):
-        """The gradients of x, of the weights and of the parameters, each or None."""
-        block, flat = self.block, view(d)
-        dx = paddle.empty(self.shape, 'float32') if x_wanted or any(isinstance(operation, Pooling)
-                                                                    for operation in block.operations) else None
-        target, written = None if dx is None else view(dx), False
-        strength = np.ones(1, np.float32) if self.strength is None else self.strength
-        dstrength = np.zeros(len(block.operations), np.float32)
-        for k, operation in enumerate(block.operations):
-            if isinstance(operation, Pooling):
-                dstrength[k] = self._pool_backward(operation, flat, target, strength[k], written)
-                written = True
-        terms = [(k, self.chains.get(k, [None])[-1]) for k, operation in enumerate(block.operations)
-                 if operation == IDENTITY or isinstance(operation, list)]
-        wanted, gradients = iter(parameters_wanted), []
-        for (k, last), sums in zip(terms, self._sums(flat, terms, weights_wanted)):
-            if last is None:
-                dstrength[k] = sums[:, 1].sum()
-                if x_wanted:
-                    scale = strength[k] * unchanged(self.shape[1])[None]
-                    on_all_cores(add_up, self.shape[0], addresses_of([flat]), scale, target, written, self.shape[0])
-                    written = True
-                continue
-            dstrength[k] = last.strength_gradient(sums)
-            wanted_here = [[next(wanted) for _ in self.parameters[id(unit)]] for unit in block.operations[k]]
-            gradients += self._chain_backward(self.chains[k], flat, strength[k] * sums, strength[k],
-                                              target if x_wanted else None, written, wanted_here)
-            written = written or x_wanted
-        return (dx if x_wanted else None, paddle.to_tensor(dstrength) if weights_wanted else None, gradients)
-
-    def _sums(self, d, terms, weights_wanted):
-        """For each term the sums over a channel of d and of d * (f - mean), [C, 2] each; zeros where nobody needs
-        them."""
-        c = self.block.shapes[self.shape][1]
-        needed = [weights_wanted or last is not None and last.unit.norm is not None for _, last in terms]
-        some = [last for (_, last), use in zip(terms, needed) if use]
-        parts = min(self.shape[0], 16)
-        sums = np.zeros((parts, len(some), c, 2))
-        if some:
-            means = np.array([np.zeros(c, np.float32) if last is None else last.mean for last in some])
-            addresses = addresses_of([view(self.x) if last is None else last.f for last in some])
-            on_all_cores(gradient_sums, parts, addresses, means, d, self.shape[0], sums)
-        found = iter(sums.sum(0))
-        return [next(found) if use else np.zeros((c, 2)) for use in needed]
-
-    def _pool_backward(self, pooling, d, dx, weight, add):
-        arrangement, divisors, _ = pooling.arrangement(self.shape)
-        products = np.zeros(_channels_of_groups(arrangement.shape), np.float32)
-        on_all_cores(pool_backward, len(products), view(self.x), d, dx,
-                     Pool(pooling.average, divisors, np.float32(weight), add), arrangement, products)
-        return products.sum(dtype=np.float64)
-
-    @staticmethod
-    def _chain_backward(units, d, sums, strength, dx, add, wanted):
-        """The gradients of a chain's parameters; add what reaches x to dx. The gradient of the chain's output is
-        strength * d; sums [C, 2]: of this gradient and of its products with f - mean."""
-        gradients = [[None] * len(some) for some in wanted]
-        for position in range(len(units) - 1, -1, -1):
-            unit, previous = units[position], units[position - 1] if position else None
-            more = any(any(some) for some in wanted[:position]) or dx is not None  # than this unit's own gradients
-            if not more and not any(wanted[position]):
-                break
-            target = (dx if previous is None else np.empty(len(previous.f), np.float32)) if more else None
-            mean = np.zeros(unit.x_shape[1], np.float32) if previous is None else previous.mean
-            found = unit.norm_gradients(sums)
-            weights, sums = unit.backward(d, unit.coefficients(sums, strength), target, previous is None and add, mean,
-                                          more and previous is not None, wanted[position])
-            gradients[position] = [gradient if want else None
-                                   for gradient, want in zip(weights + found, wanted[position])]
-            if not more:
-                break
-            d, strength = target, np.float32(1)
-        return [gradient for of_unit in gradients for gradient in of_unit]
-
-
-def _channels_of_groups(shape):
-    return -(-shape.images // shape.group) * shape.channels
+    def backward(self, *ds):
+        plan, block, tables, call = self.plan, self.plan.block, self.plan.tables, self.call
+        x_wanted, others = self.wanted[0], self.wanted[1 + self.weighted:]
+        strengths_wanted, weights_wanted = self.weighted and self.wanted[1], any(others)
+        ds = [d.contiguous() for d in ds]
+        dx = paddle.empty(self.x.shape, 'float32') if x_wanted else None
+        gradients = np.empty(plan.gradients if x_wanted or weights_wanted else 0, np.float32)
+        dstacks = [paddle.empty(stack.shape, 'float32') if weights_wanted else None for stack in self.stacks]
+        norms, values, steps = call.norms, call.values, call.steps
+        norms['summed'] = ((norms['trains'] + norms['gamma'] + norms['bias'] > 0)
+                           | (norms['term'] >= 0) * strengths_wanted)
+        if len(gradients):
+            values['gradient'][plan.has_gradient] = gradients.ctypes.data + 4 * plan.gradients_at[plan.has_gradient]
+        values['gradient'][0] = dx.data_ptr() if x_wanted else 0
+        if weights_wanted:
+            of_parameters = block.addresses_of(dstacks)
+            steps['depthwise_gradient'], steps['weight_gradient'] = of_parameters[plan.step_parameters].T
+            for name, column in zip(('gamma', 'beta', 'bias'), of_parameters[plan.norm_parameters].T):
+                norms[name + '_gradient'] = column
+        found = Gradients(addresses(ds), np.zeros((tables.parts, len(norms), tables.channels, 2)),
+                          np.zeros((len(norms), tables.channels, 3), np.float32), np.zeros(len(tables.terms)),
+                          np.empty((tables.parts, plan.weights if weights_wanted else 0), np.float32),
+                          np.empty(plan.weights, np.float32), weights_wanted)
+        memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
+        in_step(backward_pass, tables.parts, tables, call._replace(memory=memory), found)
+        dweights = None
+        if strengths_wanted:
+            dweights = np.zeros(self.weights.size, np.float32)
+            dweights[plan.positions] = found.strengths
+            dweights = paddle.to_tensor(dweights.reshape(self.weights.shape))
+        return [dx, *[dweights] * self.weighted,
+                *[gradient if wanted else None for gradient, wanted in zip(dstacks, others)]]

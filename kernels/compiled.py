@@ -47,7 +47,8 @@ def group_size(images, most):
     return max(size for size in sizes if images_per_core(size) <= 1.05 * fewest)
 
 
-REORDER = {'reassoc', 'contract', 'nsz', 'arcp'}  # sums may be reordered, which vector registers need; NaN stays NaN
+IN_ORDER = {'contract', 'nsz'}  # products and sums may become one instruction; NaN stays NaN
+REORDER = IN_ORDER | {'reassoc', 'arcp'}  # sums may be reordered, which vector registers need
 
 
 @functools.lru_cache(None)
@@ -60,35 +61,38 @@ def _cache_folder():
     return str(pathlib.Path(numba.config.CACHE_DIR or here / '__pycache__') / f'loops-{state:08x}')
 
 
-def jit(function, **options):
+def jit(function, fastmath=REORDER, **options):
     """Compile a function when it is first called; it runs without Python's lock."""
     if numba is None:
         return function
     folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _cache_folder()  # read when the function is decorated
     try:
-        return numba.njit(nogil=True, fastmath=REORDER, error_model='numpy', cache=True, no_cfunc_wrapper=True,
+        return numba.njit(nogil=True, fastmath=fastmath, error_model='numpy', cache=True, no_cfunc_wrapper=True,
                           **options)(function)
     finally:
         numba.config.CACHE_DIR = folder
 
 
 def inner(function):
-    """As jit, for a function that only compiled ones call. What Python needs to call it is left out, which takes longer
-    to compile than a short loop.
-
-    It is inlined always: a process that compiles would else run the machine code of the function itself, and one that
-    finds its caller in the cache the copy that was optimised with the caller, which adds up in another order.
-    """
+    """As jit, for a short function that only compiled ones call, in which it is inlined. What Python needs to call it
+    is left out, which takes longer to compile than a short loop."""
     return jit(function, no_cpython_wrapper=True, forceinline=True)
 
 
 def shared(function):
-    """As inner, but not inlined: for long functions that many loops call, which would take long to compile in each.
+    """As inner, but not inlined: for functions that would take long to compile in each that calls them.
 
-    Only for functions without sums in Python loops, whose order depends on how they are optimised, so that all copies
-    compute the same bits.
+    Sums keep the order in which they are written, in its inner functions too: a process that compiles runs the machine
+    code of the function itself, and one that finds its caller in the cache a copy that was optimised with the caller.
+    Long sums are therefore those of vectors.py.
     """
-    return jit(function, no_cpython_wrapper=True)
+    return jit(function, IN_ORDER, no_cpython_wrapper=True)
+
+
+def pasted(function):
+    """As shared, for a long function that is called at one place: it becomes a part of its caller before anything is
+    compiled."""
+    return jit(function, IN_ORDER, inline='always', no_cpython_wrapper=True)
 
 
 def is_cached(function):

@@ -11,7 +11,7 @@ from kernels.compiled import EMPTY, addresses, floats, jit, view
 from kernels.depthwise import add_correlations, convolve, in_order, spread_gradient
 from kernels.images import NO, NO_FLOOR, ONE, ZERO, collect, copy_to_line, from_line, nchw, spread
 from kernels.operation import Operation
-from kernels.products import multiply, multiply_weight, transposed
+from kernels.products import multiply, multiply_weight, starts_of, transpose
 from kernels.threads import on_all_cores
 from kernels.windows import Arrangement, Shape, output_size, square
 
@@ -107,7 +107,8 @@ def _backward(arrays, dx, dweight, arrangement, begin, end):
     w, tables, s = arrangement
     inside, outside, taps = w.height * w.width, w.out_height * w.out_width, len(tables.taps)
     planes, gradient = np.zeros(w.block, np.float32), np.empty(w.block, np.float32)
-    backwards = in_order(weight, tables.order, s.channels)
+    backwards = np.empty(len(weight), np.float32)
+    in_order(backwards, weight, tables.order, s.channels)
     for job in range(begin, end):
         c, group = job % s.channels, job // s.channels
         first, line = group * s.group, np.zeros(w.line, np.float32)
@@ -155,11 +156,14 @@ def _multiply(memory, images, channels, filters, pixels, backwards, begin, end):
     [N, filters, pixels] and, if there is one, the bias [filters]."""
     x, weight = floats(memory[0], images * channels * pixels), floats(memory[1], filters * channels)
     out = floats(memory[2], images * filters * pixels)
+    matrix = np.empty(filters * channels, np.float32)
     if backwards:
-        weight = transposed(weight, channels, filters)
+        transpose(matrix, weight, channels, filters)
+    else:
+        matrix[:] = weight
     for image in range(begin, end):
         result = out[image * filters * pixels:][:filters * pixels]
-        multiply(result, weight, x[image * channels * pixels:][:channels * pixels], filters, channels, pixels)
+        multiply(result, pixels, matrix, x[image * channels * pixels:], starts_of(channels, pixels), filters, pixels)
         if len(memory) > 3:
             bias = floats(memory[3], filters)
             for o in range(filters):
@@ -176,8 +180,8 @@ def _multiply_weight(memory, images, channels, filters, pixels, sums, begin, end
     for part in range(begin, end):
         for image in range(images * part // len(sums), images * (part + 1) // len(sums)):
             upstream = gradient[image * filters * pixels:][:filters * pixels]
-            multiply_weight(sums[part], upstream, x[image * channels * pixels:][:channels * pixels], filters, channels,
-                            pixels)
+            multiply_weight(sums[part], upstream, pixels, x[image * channels * pixels:], starts_of(channels, pixels),
+                            filters, pixels)
             for o in range(sums.shape[1] - filters * channels):
                 row, total = upstream[o * pixels:][:pixels], np.float32(0)
                 for p in range(pixels):

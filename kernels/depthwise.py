@@ -113,7 +113,7 @@ def row_length(w, width):
     return w.length - (w.out_height - 1) * w.pitch - w.out_width + width
 
 
-@inner
+@shared
 def convolve(line, weight, planes, t, w):
     """line = the convolution of the planes with a channel's weight."""
     if w.step:
@@ -123,7 +123,7 @@ def convolve(line, weight, planes, t, w):
         correlate(line, weight, planes, t.taps, w.length)
 
 
-@inner
+@shared
 def spread_gradient(gradient, weight, line, t, w):
     """The gradient of the pixels in the planes: the way back through `convolve`; weight: of a channel, in the order of
     t.order."""
@@ -161,7 +161,7 @@ def _convolve_rows(result, weight, source, offsets, step, pitch, height, length)
                     _four_of_5x5(result + at, weight, source + at, taps, step)
 
 
-@inner
+@shared
 def add_correlations(result, upstream, planes, t, w):
     """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
     the outputs."""
@@ -192,13 +192,11 @@ def _add_correlations_of_rows(result, upstream, source, offsets, step, pitch, he
 
 
 @inner
-def in_order(weight, order, channels):
-    """A depthwise weight [C, taps] with its taps in that order."""
-    result = np.empty(len(weight), np.float32)
+def in_order(result, weight, order, channels):
+    """result = a depthwise weight [C, taps] with its taps in that order."""
     for c in range(channels):
         for tap in range(len(order)):
             result[c * len(order) + tap] = weight[c * len(order) + order[tap]]
-    return result
 
 
 @inner

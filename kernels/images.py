@@ -11,7 +11,9 @@ from kernels.compiled import inner, shared
 from kernels.vectors import (
     add_masked_pairs,
     add_masked_row,
-    combine_rows,
+    add_moments,
+    add_products,
+    add_sum,
     masked_pairs,
     masked_row,
     scale_even,
@@ -143,7 +145,7 @@ def _collect_columns(dx, place, w, places, planes, lowest, add):
                     dx[to] = dx[to] + given if add else given
 
 
-@inner
+@shared
 def from_line(out, place, line, w, scale, shift):
     """out = scale * line + shift."""
     for image in range(place.images):
@@ -152,17 +154,7 @@ def from_line(out, place, line, w, scale, shift):
             scale_row(address(out, to), address(line, at), w.out_width, scale, shift, NO_FLOOR)
 
 
-@inner
-def to_line(line, d, f, place, w, coefficients):
-    """line = c0 * d + c1 * f + c2 of three coefficients, with what lies between the rows as it was."""
-    for image in range(place.images):
-        for row in range(w.out_height):
-            at, first = image * w.image + row * w.pitch, place.start + image * place.step + row * w.out_width
-            combine_rows(address(line, at), address(d, first), address(f, first), w.out_width,
-                         coefficients[0], coefficients[1], coefficients[2])
-
-
-@inner
+@shared
 def copy_to_line(line, x, place, w):
     """line = x, with what lies between the rows as it was."""
     for image in range(place.images):
@@ -172,36 +164,25 @@ def copy_to_line(line, x, place, w):
 
 
 @inner
-def moments_of(result, x, place, pixels):
-    """result = mean and sum of squared deviations of a channel."""
-    total = ZERO
-    for image in range(place.images):
-        some = x[place.start + image * place.step:][:pixels]
-        for p in range(pixels):
-            total += some[p]
-    mean, squares, rest = total / np.float32(place.images * pixels), ZERO, ZERO
-    for image in range(place.images):
-        some = x[place.start + image * place.step:][:pixels]
-        for p in range(pixels):
-            squares += (some[p] - mean) * (some[p] - mean)
-            rest += some[p] - mean  # what rounding has left
-    result[0], result[1] = mean + rest / np.float32(place.images * pixels), squares
+def take_moments(result, x, start, size):
+    """result = mean and sum of squared deviations of the `size` elements from x[start] on."""
+    result[:] = 0
+    add_sum(result.ctypes.data, address(x, start), size)
+    mean = np.float32(result[0] / size)
+    result[:] = 0
+    add_moments(result.ctypes.data, address(x, start), size, mean)
+    result[0] = mean + result[0] / size  # what rounding has left
 
 
 @inner
-def two_sums(result, d, f, place, pixels, mean):
+def two_sums(result, d, place_of_d, f, place_of_f, pixels, mean):
     """Add the sums of d and of d * (f - mean) of a channel to result."""
-    total = both = ZERO
-    for image in range(place.images):
-        one, other = d[place.start + image * place.step:][:pixels], f[place.start + image * place.step:][:pixels]
-        for p in range(pixels):
-            total += one[p]
-            both += one[p] * (other[p] - mean)
-    result[0] += total
-    result[1] += both
+    for image in range(place_of_d.images):
+        add_products(result.ctypes.data, address(d, place_of_d.start + image * place_of_d.step),
+                     address(f, place_of_f.start + image * place_of_f.step), pixels, mean)
 
 
-@inner
+@shared
 def largest(line, planes, taps, length):
     """line = the largest pixel of each window."""
     to, last = line[:length], len(taps) - 1
@@ -218,7 +199,7 @@ def largest(line, planes, taps, length):
             to[p] = value if value > other else other
 
 
-@inner
+@shared
 def give_to_largest(gradient, left, line, planes, taps, length):
     """Give what is left of each output's gradient to the first pixel of its window that is as large."""
     fill(gradient, ZERO)

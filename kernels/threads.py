@@ -1,11 +1,15 @@
 """Compiled functions on all cores of a CPU.
 
-A step of a search calls 600 to 1,700 of them, many of which take a tenth of a millisecond, and waking a sleeping
-thread takes half as long. Therefore a thread that has nothing to do looks for a new task for a while before it goes to
-sleep, as the threads of OpenMP do. Not for long: other programs need the cores too.
+A step of a search calls hundreds of them, many of which take a tenth of a millisecond, and waking a sleeping thread
+takes half as long. Therefore a thread that has nothing to do looks for a new task for a while before it goes to sleep,
+as the threads of OpenMP do. Not for long: other programs need the cores too.
+
+`on_all_cores` runs independent jobs. A function of several steps, each of which needs the whole result of the one
+before, is run by `in_step`; between the steps its threads call `meet`.
 
 numba's own threads take twice as long to compile, and another OpenMP beside Paddle's makes both slow.
 """
+import ctypes
 import functools
 import os
 import platform
@@ -14,11 +18,13 @@ import threading
 
 import numpy as np
 
-from kernels.compiled import jit, numba
+from kernels.compiled import inner, jit, numba
 from runtime.parallel import cpu_threads
 
 LOOKS = 5000  # before a thread goes to sleep: 0.1 to 0.2 ms on x86, less on processors without its instruction `pause`
 TASK, DONE = 0, 8  # indices in Helper.counts, 64 bytes apart: in different cache lines
+ARRIVALS, GIVE_WAY = 0, 8  # indices in the array of a meeting: the counter, the address of _give_way()
+ENDED = 2**62  # of ARRIVALS: nobody waits any more
 
 if numba is not None:
     from llvmlite import ir
@@ -44,6 +50,24 @@ if numba is not None:
             return context.get_dummy_value()
         return types.void(types.int64, types.int64), generate
 
+    @numba.extending.intrinsic
+    def _add_one(context, address):
+        """Add 1 to an integer that other threads change too; they see what this thread wrote before."""
+        def generate(context, builder, signature, arguments):
+            pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+            builder.atomic_rmw('add', pointer, ir.IntType(64)(1), 'acq_rel')
+            return context.get_dummy_value()
+        return types.void(types.int64), generate
+
+    @numba.extending.intrinsic
+    def _call(context, address):
+        """Call the C function without arguments at an address."""
+        def generate(context, builder, signature, arguments):
+            kind = ir.FunctionType(ir.IntType(32), [])
+            builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [])
+            return context.get_dummy_value()
+        return types.void(types.int64), generate
+
 
 @jit
 def _reaches(address, count, looks):
@@ -59,6 +83,30 @@ def _set(address, count):
     _store(address, count)
 
 
+@functools.lru_cache(None)
+def _give_way():
+    """The address of the function of the operating system by which a thread lets others run, or 0."""
+    try:
+        library, name = (ctypes.windll.kernel32, 'SwitchToThread') if os.name == 'nt' else (ctypes.CDLL(None),
+                                                                                              'sched_yield')
+        return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return 0
+
+
+@inner
+def meet(meeting, threads, number):
+    """Wait in a function that in_step runs until all of its threads have come to their meeting with this number, which
+    counts from 1."""
+    if threads > 1:
+        arrivals, looks = meeting.ctypes.data + 8 * ARRIVALS, 0
+        _add_one(arrivals)
+        while _load(arrivals) < threads * number:
+            looks += 1
+            if looks > LOOKS and meeting[GIVE_WAY] != 0:  # there are more threads than cores
+                _call(meeting[GIVE_WAY])
+
+
 class Helper(threading.Thread):
     """A thread that does one task after the other: start_task gives it one, finish waits for its end.
 
@@ -71,10 +119,11 @@ class Helper(threading.Thread):
         self.address = self.counts.ctypes.data
         self.tasks, self.ends, self.given, self.error = queue.SimpleQueue(), queue.SimpleQueue(), 0, None
 
-    def start_task(self, function, *arguments):
+    def start_task(self, function, arguments, on_error):
+        """on_error: called without arguments if the task ends with an exception."""
         while not self.ends.empty():
             self.ends.get()
-        self.tasks.put((function, arguments))
+        self.tasks.put((function, arguments, on_error))
         self.given += 1
         _set(self.address + 8 * TASK, self.given)
 
@@ -98,13 +147,14 @@ class Helper(threading.Thread):
         done = 0
         while True:
             _reaches(self.address + 8 * TASK, done + 1, LOOKS)  # then get() need not sleep
-            function, arguments = self.tasks.get()
+            function, arguments, on_error = self.tasks.get()
             try:
                 function(*arguments)
             except BaseException as error:
                 self.error = error
+                on_error()
             done += 1
-            function = arguments = None
+            function = arguments = on_error = None
             _set(self.address + 8 * DONE, done)
             self.ends.put(None)
 
@@ -131,9 +181,12 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def on_all_cores(function, jobs, *arguments):
+def on_all_cores(function, jobs, *arguments, on_error=lambda: None):
     """Call function(*arguments, begin, end), compiled by `jit`, on all cores, each with its part of range(jobs). On one
-    core if such a call is running already, in this thread or another one."""
+    core if such a call is running already, in this thread or another one.
+
+    on_error: called once or more, without arguments, if a call ends with an exception.
+    """
     parts = min(cpu_threads(), jobs)
     if parts < 2 or not _in_use.acquire(blocking=False):
         if jobs > 0:
@@ -144,8 +197,11 @@ def on_all_cores(function, jobs, *arguments):
         bounds = [jobs * part // parts for part in range(parts + 1)]
         for helper, begin, end in zip(_helpers(), bounds[1:], bounds[2:]):
             started.append(helper)
-            helper.start_task(function, *arguments, begin, end)
+            helper.start_task(function, (*arguments, begin, end), on_error)
         function(*arguments, *bounds[:2])
+    except BaseException:
+        on_error()
+        raise
     finally:
         try:
             errors = [helper.finish() for helper in started]
@@ -154,3 +210,15 @@ def on_all_cores(function, jobs, *arguments):
     for error in errors:
         if error is not None:
             raise error
+
+
+def in_step(function, parts, *arguments):
+    """Call function(*arguments, meeting, begin, end) on `parts` threads at once, at most as many as there are cores,
+    with begin = the thread's number and end = begin + 1; or in one thread with 0 and `parts`.
+
+    The function calls meet(meeting, threads, number) as often in each thread.
+    """
+    meeting = np.zeros(16, np.int64)
+    meeting[GIVE_WAY] = _give_way()
+    on_all_cores(function, parts, *arguments, meeting,
+                 on_error=lambda: _set(meeting.ctypes.data + 8 * ARRIVALS, ENDED))

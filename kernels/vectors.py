@@ -9,6 +9,7 @@ LANES, REGISTERS = 8, 16  # numbers in a vector register, and how many registers
 # Made below, if there is numba:
 scale_row = combine_rows = masked_row = add_masked_row = None
 scale_pairs = scale_even = scale_odd = masked_pairs = add_masked_pairs = None
+add_sum = add_moments = add_products = None
 
 if numba is not None:
     from llvmlite import binding, ir
@@ -44,13 +45,16 @@ if numba is not None:
         name = f'llvm.fma.v{LANES}f32'
         return builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), [a, b, c])
 
-    def add_total(builder, target, vector):
-        """Add the sum of a vector's numbers to target[0]."""
+    def total_of(builder, vector):
+        """The sum of a vector's numbers."""
         name = f'llvm.vector.reduce.fadd.v{LANES}f32'
         add = builder.module.globals.get(name) or ir.Function(builder.module,
                                                               ir.FunctionType(FLOAT, [FLOAT, VECTOR]), name)
-        total = builder.call(add, [ir.Constant(FLOAT, -0.0), vector], fastmath=('reassoc',))
-        builder.store(builder.fadd(builder.load(target), total), target)
+        return builder.call(add, [ir.Constant(FLOAT, -0.0), vector], fastmath=('reassoc',))
+
+    def add_total(builder, target, vector):
+        """Add the sum of a vector's numbers to target[0]."""
+        builder.store(builder.fadd(builder.load(target), total_of(builder, vector)), target)
 
     def first_lanes(builder, vector, count):
         """A vector whose lanes from number `count` on are zeros."""
@@ -86,24 +90,84 @@ if numba is not None:
         builder.position_at_end(after)
         return results
 
-    def _along(builder, size, body):
+    def along(builder, size, body, widths=(LANES, 4, 1)):
         """body(p, lanes) for p in range(size), in vectors of numbers first and in single ones at the end."""
         position = INTEGER(0)
-        for lanes in (LANES, 4, 1):
-            before = builder.block
-            test, start, after = [builder.append_basic_block(name) for name in ('test', 'loop', 'after')]
-            builder.branch(test)
-            builder.position_at_end(test)
-            p = builder.phi(INTEGER)
-            p.add_incoming(position, before)
-            following = builder.add(p, INTEGER(lanes))
-            builder.cbranch(builder.icmp_signed('<=', following, size), start, after)
-            builder.position_at_end(start)
-            body(p, lanes)
-            _as_it_is(builder, builder.branch(test))
-            p.add_incoming(following, builder.block)
-            builder.position_at_end(after)
-            position = p
+        for lanes in widths:
+            position, _ = _while_there_are(builder, position, size, lanes, [], lambda p, _: body(p, lanes) or [])
+
+    def _while_there_are(builder, position, size, step, sums, body):
+        """while position + step <= size: sums = body(position, sums); position += step. Returns both."""
+        before = builder.block
+        test, start, after = [builder.append_basic_block(name) for name in ('test', 'loop', 'after')]
+        builder.branch(test)
+        builder.position_at_end(test)
+        p, present = builder.phi(INTEGER), [builder.phi(value.type) for value in sums]
+        following = builder.add(p, INTEGER(step))
+        builder.cbranch(builder.icmp_signed('<=', following, size), start, after)
+        builder.position_at_end(start)
+        results = body(p, present)
+        _as_it_is(builder, builder.branch(test))
+        for phi, initial, value in zip([p, *present], [position, *sums], [following, *results]):
+            phi.add_incoming(initial, before)
+            phi.add_incoming(value, builder.block)
+        builder.position_at_end(after)
+        return p, present
+
+    def _sums(sources, scalars, count, compute):
+        """target[k] += sum_p compute(builder, values of the sources at p, scalars)[k] for k < count, p < size; the
+        target has double precision. Four vectors at a time have sums of their own: none waits for another.
+
+        Arguments: addresses of the target and of the sources, size, scalars.
+        """
+        def generate(context, builder, signature, arguments):
+            target = pointer_of(builder, arguments[0], ir.DoubleType())
+            pointers = [pointer_of(builder, address) for address in arguments[1:1 + sources]]
+
+            def some(lanes, vectors):
+                numbers = [_filled(builder, _kind(lanes), scalar, lanes) for scalar in arguments[2 + sources:]]
+
+                def body(p, sums):
+                    results = []
+                    for v in range(vectors):
+                        place = builder.add(p, INTEGER(v * lanes))
+                        values = [load(builder, pointer, place, lanes) for pointer in pointers]
+                        results += compute(builder, values, numbers)
+                    return [builder.fadd(total, value) for total, value in zip(sums, results)]
+                return body
+            position, sums = INTEGER(0), [ZEROS] * (4 * count)
+            for vectors in (4, 1):
+                position, sums = _while_there_are(builder, position, arguments[1 + sources], vectors * LANES, sums,
+                                                  some(LANES, vectors))
+                while len(sums) > count:
+                    sums = [builder.fadd(one, other) for one, other in zip(sums, sums[len(sums) // 2:])]
+            totals = [total_of(builder, vector) for vector in sums]
+            _, totals = _while_there_are(builder, position, arguments[1 + sources], 1, totals, some(1, 1))
+            for k, total in enumerate(totals):
+                place = builder.gep(target, [INTEGER(k)])
+                builder.store(builder.fadd(builder.load(place), builder.fpext(total, ir.DoubleType())), place)
+            return context.get_dummy_value()
+        return types.void(*[types.int64] * (2 + sources), *[types.float32] * scalars), generate
+
+    @numba.extending.intrinsic
+    def add_sum(context, target, source, size):
+        """target[0] += sum(source): addresses, of double and of single precision, and the number of elements."""
+        return _sums(1, 0, 1, lambda builder, values, scalars: values)
+
+    @numba.extending.intrinsic
+    def add_moments(context, target, source, size, mean):
+        """target[0] += sum(source - mean), target[1] += sum((source - mean)**2)."""
+        def compute(builder, values, scalars):
+            rest = builder.fsub(values[0], scalars[0])
+            return [rest, builder.fmul(rest, rest)]
+        return _sums(1, 1, 2, compute)
+
+    @numba.extending.intrinsic
+    def add_products(context, target, d, f, size, mean):
+        """target[0] += sum(d), target[1] += sum(d * (f - mean))."""
+        def compute(builder, values, scalars):
+            return [values[0], builder.fmul(values[0], builder.fsub(values[1], scalars[0]))]
+        return _sums(2, 1, 2, compute)
 
     def _elementwise(sources, scalars, compute):
         """target[p] = compute(builder, values of the sources at p, scalars) for p < size, with vectors or, at the end
@@ -118,7 +182,7 @@ if numba is not None:
                 values = [load(builder, pointer, p, lanes) for pointer in pointers[1:]]
                 numbers = [_filled(builder, _kind(lanes), scalar, lanes) for scalar in arguments[2 + sources:]]
                 store(builder, compute(builder, values, numbers), pointers[0], p)
-            _along(builder, arguments[1 + sources], body)
+            along(builder, arguments[1 + sources], body)
             return context.get_dummy_value()
         signature = types.void(*[types.int64] * (2 + sources), *[types.float32] * scalars)
         return signature, generate
@@ -187,7 +251,7 @@ if numba is not None:
                     for k in kept:
                         some = _choose(builder, *values, list(range(k, 2 * lanes, 2)))
                         store(builder, _scaled(builder, [some], numbers), (even, odd)[k], p)
-                _along(builder, arguments[3], body)
+                along(builder, arguments[3], body)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 4, *[types.float32] * 3), generate
         return scale_pairs
@@ -211,7 +275,7 @@ if numba is not None:
                         if add:
                             some = builder.fadd(load(builder, target, position, lanes), some)
                         store(builder, some, target, position)
-                _along(builder, arguments[5], body)
+                along(builder, arguments[5], body)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 6, *[types.float32] * 2), generate
         return masked_pairs

@@ -14,7 +14,7 @@ The edges that leave a state share much of their work, and none of them needs mo
     partial channels (PC-DARTS) the channel shuffle and the sum over a node's edges can be exchanged: the kept channels
                      of a state are pooled once, each node is concatenated and shuffled once
 
-On a CPU and in single precision kernels/edges.py computes the stacked part in compiled passes; everywhere else Paddle's
+On a CPU and in single precision kernels/blocks.py computes all of it in compiled passes; everywhere else Paddle's
 operations do, fewer and larger ones. An operation that is none of these is computed by calling it, beside the others.
 """
 from typing import NamedTuple
@@ -24,14 +24,18 @@ import paddle.nn as nn
 import paddle.nn.functional as F
 
 from genotypes import edge_number
+from kernels.blocks import Block
 from kernels.channels import split_channels
 from kernels.compiled import available
 from kernels.convolutions import is_pointwise, is_square, square_geometry
-from kernels.edge_sizes import FIRST, SECOND
-from kernels.edges import POOLINGS, Edges
 from kernels.nodes import node_of
+from nas.layers import POOLINGS, operation_of
 from nas.stacked import SeparableUnits, StackedNorms, StackedReductions, join, split
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
+
+# Where the depthwise convolution, the pointwise one and the batch norm are in `op` of a SepConv; a DilConv has only the
+# first three.
+FIRST, SECOND = slice(1, 4), slice(5, 8)
 
 
 class FusedCell:
@@ -128,23 +132,22 @@ class OutgoingEdges:
         self.reductions = [ops[column] for column in reductions for ops in operations]
         self.stacked_reductions = StackedReductions(self.reductions)
         self.others = [(row, column, edge[column]) for row, edge in zip(rows, operations) for column in columns(None)]
-        compiled = sorted(separable + dilated + poolings + self.bare_poolings + identities)
-        self.compiled = None
-        if compiled != identities:
-            self.compiled = Edges([[ops[column] for column in compiled] for ops in operations], rows,
-                                  [compiled] * len(rows))
+        self.reduces = all(operation_of(op) for op in self.reductions)  # whether the compiled passes cover them
+        compiled = sorted(separable + dilated + poolings + self.bare_poolings + identities + reductions * self.reduces)
+        self.compiled = None if compiled == identities else self._block([compiled] * len(rows), range(len(rows)))
 
     def __call__(self, x, weights, scales):
         """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it
         adds to its node."""
         parts = []
-        if self.compiled is not None and self.compiled.applies(x, weights):
+        compiled = self.compiled is not None and self.compiled.applies(x, weights)
+        if compiled:
             parts += self.compiled(x, weights)
         else:
             parts += self.stacked(x, scales.of(self))
             parts += [weights[row, column] * ops[column](x) for column in self.bare_poolings
                       for row, ops in zip(self.rows, self.operations)]
-        if self.reductions:
+        if self.reductions and not (compiled and self.reduces):
             parts += self.stacked_reductions(x, *scales.of(self)[0].reductions)
         parts += [weights[row, column] * op(x) for row, column, op in self._others_by_edge()]
         return [parts[edge::self.edges] for edge in range(self.edges)]
@@ -170,13 +173,21 @@ class OutgoingEdges:
         return terms
 
     def _compile_draw(self, active):
-        """(the edges whose only active operation the compiled passes cover, Edges of them or None)."""
+        """(the edges whose only active operation the compiled passes cover, a Block of them or None)."""
         covered = [edge for edge, columns in enumerate(active) if len(columns) == 1
-                   and self.kinds[columns[0]] in (SepConv, DilConv, Identity, 'pooling', 'bare pooling')]
+                   and self.kinds[columns[0]] not in (None, Zero)
+                   and operation_of(self.operations[edge][columns[0]]) is not None]
         if all(self.kinds[active[edge][0]] is Identity for edge in covered):
             return [], None
-        return covered, Edges([[self.operations[edge][active[edge][0]]] for edge in covered],
-                              [self.rows[edge] for edge in covered], [active[edge] for edge in covered])
+        return covered, self._block(active, covered)
+
+    def _block(self, columns, edges):
+        """A Block of the operations in columns[edge] of each of the edges; None if it does not cover all of them."""
+        operations = [[operation_of(self.operations[edge][column]) for column in columns[edge]] for edge in edges]
+        if any(operation is None for of_edge in operations for operation in of_edge):
+            return None
+        return Block(operations, [[self.rows[edge] * len(self.kinds) + column for column in columns[edge]]
+                                  for edge in edges])
 
     def _others_by_edge(self):
         """The operations that are not known here, all edges of one column after the other."""

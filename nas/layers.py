@@ -11,9 +11,9 @@ import paddle
 import paddle.nn as nn
 
 from kernels import compiled, convolutions
-from kernels.blocks import IDENTITY, NOTHING, Block
+from kernels.blocks import Block
 from kernels.convolutions import is_pointwise, is_square
-from kernels.edges import POOLINGS
+from kernels.plans import IDENTITY, NOTHING
 from kernels.scaling import scaled
 from kernels.units import Convolution, Pooling, Unit
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
@@ -24,6 +24,7 @@ from operations import Conv7x1, DilConv, DropPath, FactorizedReduce, Identity, R
 # Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2 million 0.9
 # to 1.0, at 9.4 million (3x3, 16x16 pixels) 1.7, at 12.6 million (1x1, 32x32 pixels) 1.5.
 SMALLEST = 4e6
+POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
 CALLS_OP = (ReLUConvBN, SepConv, DilConv, Conv7x1)  # whose forward calls the nn.Sequential `op`
 
 
@@ -95,12 +96,15 @@ class CompiledLayer:
             self.record = Record([layer, *layer.sublayers()])
         if type(layer) is nn.Sequential and not weights:
             for part in self.parts:
-                x = part(x) if not isinstance(part, Block) or part.applies(x) else _one_by_one(part.layers, x)
+                if not isinstance(part, Block):
+                    x = part(x)
+                else:
+                    x = part(x)[0] if part.applies(x) else _one_by_one(part.layers, x)
             return x
         block, *others = self.parts
         if not isinstance(block, Block) or not block.applies(x, *weights):
             return None
-        return sum([weights[0][k] * layer[k](x) for k in others], block(x, *weights))
+        return sum([weights[0][k] * layer[k](x) for k in others], block(x, *weights)[0])
 
 
 def _one_by_one(layers, x):
@@ -116,13 +120,13 @@ def parts_of(layer):
     if type(layer) is nn.Sequential:
         return _parts_of_sequential(list(layer))
     if type(layer) is WeightedSum and is_known_code(WeightedSum, 'forward'):
-        operations = [_operation(op) for op in layer]
+        operations = [operation_of(op) for op in layer]
         block = _block([NOTHING if op is None else op for op in operations])
         if not any(isinstance(op, (list, Pooling)) for op in operations):
             return [None]
         return [block, *[k for k, op in enumerate(operations) if op is None]]
     known = type(layer) in (nn.Conv2D, FactorizedReduce, *POOLINGS)
-    operation = _operation(layer, alone=True) if known else None
+    operation = operation_of(layer, alone=True) if known else None
     return [None if operation is None else _block([operation])]
 
 
@@ -130,8 +134,8 @@ def _block(operations):
     """The Block of these operations. That of a single convolution serves large inputs only."""
     chain = operations[0]
     single = (len(operations) == 1 and isinstance(chain, list) and len(chain) == 1
-              and not chain[0].convolutions[0].separable)
-    return Block(operations, SMALLEST if single else 0)
+              and chain[0].convolutions[0].depthwise is None)
+    return Block([operations], smallest=SMALLEST if single else 0)
 
 
 def _parts_of_sequential(layers):
@@ -155,21 +159,24 @@ def _chain(layers):
         relu = position < len(layers) and _is_plain(layers[position], nn.ReLU)
         position += relu
         some = layers[position:position + 2]
-        if len(some) == 2 and _is_depthwise(some[0]) and _is_pointwise(some[1]):
+        if len(some) == 2 and _is_depthwise(some[0]) and _is_pointwise(some[1], with_bias=True):
             convolution = Convolution(some[1], some[0])
-        elif some and _is_dense(some[0]):
+            position += 2
+        elif some and _is_dense(some[0], with_bias=True):
             convolution = Convolution(some[0])
+            position += 1
         else:
             return units, done
-        position += len(convolution.layers)
         norm = layers[position] if position < len(layers) and _is_norm(layers[position]) else None
+        if norm is None and convolution.bias is not None:
+            return units, done
         units.append(Unit(relu, [convolution], norm))
         done = position + (norm is not None)
 
 
-def _operation(op, alone=False):
-    """What a Block needs of an operation, or None. alone: the layer's own forward function asks, so its hooks, which
-    Paddle calls, and that function are not looked at."""
+def operation_of(op, alone=False):
+    """An operation as a Block takes it, or None where these do not cover it. alone: the layer's own forward function
+    asks, so its hooks, which Paddle calls, and that function are not looked at."""
     if not alone and (has_hooks(op) or vars(op).get('forward') is not None and not is_ours(vars(op)['forward'])):
         return None
     kind = type(op)
@@ -177,6 +184,8 @@ def _operation(op, alone=False):
         if kind.forward is not PADDLE_FORWARDS[kind]:
             return None
         if kind is nn.Sequential:
+            if len(op) == 2 and type(op[0]) in POOLINGS and _is_plain(op[0], type(op[0])) and _is_norm(op[1]):
+                return Pooling(*op) if _is_plain_pooling(op[0]) else None
             units, count = _chain(list(op))
             return units if units and count == len(op) else None
         if kind in POOLINGS:
@@ -185,7 +194,7 @@ def _operation(op, alone=False):
     if kind not in (Identity, Zero, FactorizedReduce, *CALLS_OP) or not is_known_code(kind, 'forward'):
         return None
     if kind in CALLS_OP:
-        return _operation(op.op)
+        return operation_of(op.op)
     if kind is FactorizedReduce:
         return _reduction(op)
     return IDENTITY if kind is Identity else NOTHING if op.stride == 1 else None
@@ -221,17 +230,17 @@ def _is_convolution(layer, alone=False, with_bias=False):
                  and all(type(p) is int and p >= 0 for p in layer._updated_padding)))
 
 
-def _is_dense(layer, alone=False):
+def _is_dense(layer, alone=False, with_bias=False):
     """Whether a layer is a convolution, not a depthwise one: there kernels/convolutions.py is faster."""
-    return _is_convolution(layer, alone) and not (layer._groups > 1 and layer.weight.shape[1] == 1)
+    return _is_convolution(layer, alone, with_bias) and not (layer._groups > 1 and layer.weight.shape[1] == 1)
 
 
 def _is_depthwise(layer):
     return _is_convolution(layer) and list(layer.weight.shape[:2]) == [layer._groups, 1]
 
 
-def _is_pointwise(layer):
-    return _is_convolution(layer) and layer._groups == 1 and is_pointwise(layer)
+def _is_pointwise(layer, with_bias=False):
+    return _is_convolution(layer, with_bias=with_bias) and layer._groups == 1 and is_pointwise(layer)
 
 
 def _is_norm(layer):

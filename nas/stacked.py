@@ -3,9 +3,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from kernels.blocks import Block
 from kernels.convolutions import square_geometry
-from kernels.units import Convolution, Unit
 
 
 class SeparableUnits:
@@ -32,26 +30,22 @@ class SeparableUnits:
 
 class StackedNorms:
     """Batch norms side by side as one. Its running statistics are one tensor, of which each batch norm's own are a
-    piece of memory. It has the attributes of a nn.BatchNorm2D that kernels/units.py reads."""
+    piece of memory."""
 
     def __init__(self, norms):
-        self.norms, self._mean, self._variance = norms, None, None
-        self.weight = self.bias = None
+        self.norms, self.mean, self.variance = norms, None, None
 
     def __call__(self, y, scale, bias):
         """scale * batch_norm(y) + bias; y [N, C of all, H, W], scale and bias [C of all]."""
-        self.stack_statistics()
-        return F.batch_norm(y, self._mean, self._variance, scale, bias, self.training, self._momentum, self._epsilon)
+        self._stack_statistics()
+        first = self.norms[0]
+        return F.batch_norm(y, self.mean, self.variance, scale, bias, first.training, first._momentum, first._epsilon)
 
-    def stack_statistics(self):
+    def _stack_statistics(self):
         """Take over the running statistics that are new, copied or replaced."""
         means, variances = [norm._mean for norm in self.norms], [norm._variance for norm in self.norms]
-        if self._mean is None or not (is_stack(self._mean, means) and is_stack(self._variance, variances)):
-            self._mean, self._variance = stack_memory(means), stack_memory(variances)
-
-    training = property(lambda self: self.norms[0].training)
-    _momentum = property(lambda self: self.norms[0]._momentum)
-    _epsilon = property(lambda self: self.norms[0]._epsilon)
+        if self.mean is None or not (is_stack(self.mean, means) and is_stack(self.variance, variances)):
+            self.mean, self.variance = stack_memory(means), stack_memory(variances)
 
 
 class StackedReductions:
@@ -59,22 +53,10 @@ class StackedReductions:
 
     def __init__(self, layers):
         self.layers, self.norms = layers, StackedNorms([layer.bn for layer in layers])
-        self.convolutions = [conv for layer in layers for conv in (layer.conv_1, layer.conv_2)]
-        self.block = None
 
     def __call__(self, x, scale, bias):
         """x [N, C, H, W], scale and bias [edges * C] of the batch norms -> for each edge [N, C, H', W']."""
-        self.norms.stack_statistics()
-        self.norms.weight, self.norms.bias = scale, bias
-        try:
-            if self.block is None and all(conv.bias is None for conv in self.convolutions):
-                self.block = Block([[Unit(True, [Convolution(conv, corner=k % 2)
-                                                 for k, conv in enumerate(self.convolutions)], self.norms)]])
-            compiled = self.block is not None and self.block.applies(x)
-            y = self.block(x) if compiled else self.norms(reduce_together(self.layers, F.relu(x)), scale, bias)
-        finally:
-            self.norms.weight = self.norms.bias = None  # they keep the graph of this step
-        return split(y, len(self.layers))
+        return split(self.norms(reduce_together(self.layers, F.relu(x)), scale, bias), len(self.layers))
 
 
 def stack_memory(tensors):

@@ -7,10 +7,11 @@ from test_acceleration import twins
 
 import genotypes
 from kernels import convolutions, operation
-from kernels.edges import Edges
+from kernels.blocks import Block
 from model import NetworkCIFAR
 from nas.acceleration import accelerate
 from nas.architect import weight_parameters
+from nas.layers import operation_of
 
 
 @pytest.fixture(params=[True, False], ids=['lists', 'slots'])
@@ -120,10 +121,10 @@ def test_equal_pixels_in_a_window_of_max_pooling(stride, size):
     paddle.seed(0)
     pools = paddle.nn.Sequential(paddle.nn.MaxPool2D(3, stride, 1), paddle.nn.BatchNorm2D(3, weight_attr=False,
                                                                                           bias_attr=False))
-    edges = Edges([[pools]], [0], [[0]])
+    block = Block([[operation_of(pools)]])
     x = paddle.randint(0, 3, [5, 3, *size]).astype('float32')  # many are equal
     x.stop_gradient = False
-    ours, theirs = edges(x, paddle.to_tensor([[1.5]]))[0], 1.5 * pools(x)
+    ours, theirs = block(x, paddle.to_tensor([1.5]))[0], 1.5 * pools(x)
     upstream = paddle.randn(ours.shape)
     a, b = [paddle.grad((out * upstream).sum(), [x])[0].numpy() for out in (ours, theirs)]
     assert relative_error(a, b) < 1e-5

@@ -249,11 +249,11 @@ def test_states_that_the_edges_do_not_cover(change):
             op.op[1]._updated_padding = [0, 0]
     if change == 'statistics':
         mixed._ops[5].op[3]._variance = paddle.create_parameter([3], 'float32')
-    edges = fused.OutgoingEdges([list(mixed._ops)], [0], fused.is_supported).compiled
-    statistics = [value.numpy() for value in edges.statistics]
+    block = fused.OutgoingEdges([list(mixed._ops)], [0], fused.is_supported).compiled
+    statistics = [value.numpy() for value in block.statistics]
     x = paddle.zeros(shape, 'float64' if change == 'precision' else 'float32')
-    assert not edges.applies(x, paddle.ones([1, 8], 'float64' if change == 'weights' else 'float32'))
-    assert all(np.array_equal(a, b.numpy()) for a, b in zip(statistics, edges.statistics))
+    assert not block.applies(x, paddle.ones([1, 8], 'float64' if change == 'weights' else 'float32'))
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(statistics, block.statistics))
 
 
 @needs_numba
@@ -344,22 +344,23 @@ def test_products_of_matrices_of_any_size(rows, columns, size):
     import numba
 
     from kernels import products
-    multiply, multiply_weight, transposed = [numba.njit(function) for function in (
+    multiply, multiply_weight, transpose = [numba.njit(function) for function in (
         lambda *arguments: products.multiply(*arguments), lambda *arguments: products.multiply_weight(*arguments),
-        lambda *arguments: products.transposed(*arguments))]
+        lambda *arguments: products.transpose(*arguments))]
     rng = np.random.default_rng(0)
     weight, source, gradient = [rng.normal(size=shape).astype(np.float32)
                                 for shape in ((rows, columns), (columns, size), (rows, size))]
-    found = []
+    found, starts = [], np.arange(columns) * size
     for _ in range(2):
         out = np.full(rows * size + 256, 7, np.float32)
-        multiply(out, weight.ravel(), source.ravel(), rows, columns, size)
+        multiply(out, size, weight.ravel(), source.ravel(), starts, rows, size)
         dweight = np.full(rows * columns + 256, 7, np.float32)
-        multiply_weight(dweight, gradient.ravel(), source.ravel(), rows, columns, size)
+        multiply_weight(dweight, gradient.ravel(), size, source.ravel(), starts, rows, size)
         found.append(np.concatenate([out, dweight]))
     assert (out[rows * size:] == 7).all() and (dweight[rows * columns:] == 7).all()
     assert relative_error(out[:rows * size].reshape(rows, size), weight.astype(np.float64) @ source) < 1e-5
     expected = 7 + gradient.astype(np.float64) @ source.T
     assert relative_error(dweight[:rows * columns].reshape(rows, columns), expected) < 1e-5
     assert (found[0] == found[1]).all()
-    assert (transposed(weight.ravel(), rows, columns) == weight.T.ravel()).all()
+    transpose(out, weight.ravel(), rows, columns)
+    assert (out[:rows * columns] == weight.T.ravel()).all()

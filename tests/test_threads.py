@@ -95,8 +95,8 @@ def test_an_interruption_waits_for_the_helpers(three_cores, monkeypatch, where):
         monkeypatch.setattr(threads.Helper, '_wait', interrupt)
     if where == 'between two starts':
         start = threads.Helper.start_task
-        monkeypatch.setattr(threads.Helper, 'start_task', lambda helper, function, begin, end: interrupt()
-                            if begin == 2 else start(helper, function, begin, end))
+        monkeypatch.setattr(threads.Helper, 'start_task', lambda helper, function, bounds, on_error: interrupt()
+                            if bounds[0] == 2 else start(helper, function, bounds, on_error))
     with pytest.raises(KeyboardInterrupt):
         threads.on_all_cores(function, 3)
     assert sorted(ended) == ([1] if where == 'between two starts' else [1, 2])
