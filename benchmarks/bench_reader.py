@@ -3,8 +3,9 @@
     python benchmarks/bench_reader.py                                       CIFAR-sized images, in memory
     python benchmarks/bench_reader.py --data_dir=PATH [--num_workers=2]   photos of a folder with train_list.txt too
 
-The peer is written with paddle.vision.transforms: pad and crop, flip, to array, normalise, cutout. Both run in turn,
-in one process; the medians of the rounds and their ratio are printed, and the peak of the process's memory.
+The peer of the CIFAR-sized images is written with paddle.vision.transforms: pad and crop, flip, to array, normalise,
+cutout; that of the photos with PIL and numpy: decode, crop and resize, flip, to array, normalise. Ours and the peer run
+in turn, in one process; the medians of the rounds and their ratio are printed, and the peak of the process's memory.
 """
 import argparse
 import os
@@ -15,7 +16,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import Image, ImageOps  # noqa: E402
 
 from runtime.log import peak_memory_mb, quiet_warnings  # noqa: E402
 
@@ -70,9 +71,34 @@ def bench_cifar(rounds, batch_size):
             min(ratios), max(ratios)))
 
 
+def plain_photos(source):
+    """The peer: a function that decodes and augments some photos one after the other, with the crops of the source."""
+    mean, std = [np.array(values, 'float32') * 255 for values in transforms.IMAGENET_PIXELS]
+
+    def batch(indices):
+        images = []
+        for path, uniform in zip([source.paths[i] for i in source.indices[indices]],
+                                 np.random.random((len(indices), source.crop.draws))):
+            with Image.open(path) as image:
+                box = source.crop.box(*image.size, uniform)
+                image = image.convert('RGB').resize((source.crop.size, source.crop.size), Image.BILINEAR, box=box)
+            if source.crop.flip(uniform):
+                image = ImageOps.mirror(image)
+            images.append(((np.asarray(image, 'float32') - mean) / std).transpose(2, 0, 1))
+        return np.stack(images)
+    return batch
+
+
 def bench_photos(data_dir, rounds, batch_size, num_workers):
     source = reader.imagenet_reader(data_dir, 'train')
     source = source.subset(np.resize(np.arange(len(source)), 1000))
+    peer = plain_photos(source)
+    rates = [(images_per_second(lambda indices: source.batch(indices, np.random.random((len(indices), source.draws))),
+                                len(source), 4 * batch_size, batch_size),
+              images_per_second(peer, len(source), 4 * batch_size, batch_size)) for _ in range(rounds + 1)][1:]
+    ratios = [a / b for a, b in rates]
+    print('photos to 224x224, batches: {:.0f} images/s, one at a time {:.0f} images/s, ratio {:.2f} ({:.2f} to '
+          '{:.2f})'.format(*map(statistics.median, zip(*rates)), statistics.median(ratios), min(ratios), max(ratios)))
     for workers in (0, num_workers):
         rates = []
         for _ in range(rounds):

@@ -7,14 +7,17 @@
     windows.py       how images lie in memory while they are convolved or pooled: start here to read the loops
     images.py        copies between tensors and that arrangement, sums over channels, max pooling
     depthwise.py     a depthwise convolution of one channel and its gradients
-    batch_norm.py    what a batch norm does between two loops over images
     operation.py     how loops become an operation of Paddle with a gradient
+
+    units.py         the convolutions, batch norms and poolings that a block is made of
+    plans.py         what is to be computed for a block, as tables: start here to read the blocks
+    forward.py       computes it
+    weights.py       weights as the way back reads them, and the sums of their gradients
+    backward.py      the gradients
+    blocks.py        all of it as one operation: a chain of convolutions, a mixed operation, all edges of a state
 
     convolutions.py  single depthwise and pointwise convolutions
     channels.py      tensors cut or joined along the channels
     nodes.py         a node of a cell with partial channels
     scaling.py       images times a number for each, for drop path
-    blocks.py        chains of ReLU, convolution and batch norm, mixed operations, poolings: blocks.py says what is
-                     computed, units.py and unit_pass.py prepare it, block_loops.py and pool_loops.py are the loops
-    edges.py         all edges that leave a state of a cell: edge_sizes.py, edge_loops.py and edge_pools.py likewise
 """

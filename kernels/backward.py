@@ -14,12 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compiled import floats, inner, jit, pasted, shared
-from kernels.depthwise import add_correlations, convolve, in_order, spread_gradient
+from kernels.depthwise import add_correlations, convolve, spread_gradient
 from kernels.forward import array_of, memory_of, multiply_windows, place_of, read_input, row_step
 from kernels.images import (
     LOWEST,
+    NO,
     NO_FLOOR,
     ONE,
+    YES,
     ZERO,
     Place,
     address,
@@ -33,10 +35,11 @@ from kernels.images import (
     spread,
     two_sums,
 )
-from kernels.products import multiply, multiply_weight, offsets_of, starts_of, transpose
+from kernels.products import multiply, multiply_weight, offsets_of, starts_of
 from kernels.threads import meet
 from kernels.units import AVERAGE, DENSE, ONE_TAP, POINTWISE, SEPARABLE
 from kernels.vectors import combine_rows
+from kernels.weights import add_parts, turn_weights
 from kernels.windows import unpack
 
 
@@ -86,7 +89,7 @@ def backward_pass(tables, call, gradients, meeting, begin, end):
                     if call.values[call.steps[number].source].gradient == 0 and not gradients.weights_wanted:
                         continue
                     if call.steps[number].kind >= AVERAGE:
-                        pool_back(tables, call, gradients, number, group, memory)
+                        pool_back(tables, call, gradients, number, group, part, memory)
                     elif call.steps[number].kind == DENSE:
                         dense_back(tables, call, gradients, number, group, part, memory)
                     else:
@@ -274,13 +277,13 @@ def identities_back(tables, call, gradients, group):
     x, first = call.values[0], group * tables.group
     size, begin = tables.images * x.channels * x.pixels, first * x.channels * x.pixels
     count = min(tables.group, tables.images - first) * x.channels * x.pixels
-    dx, added = floats(x.gradient, size)[begin:][:count], False
+    dx, added = floats(x.gradient, size)[begin:][:count], NO
     for term in range(len(tables.terms)):
         number, output = tables.terms[term].norm, tables.terms[term].output
         if call.norms[number].value == 0:
             d = floats(gradients.outs[output], size)[begin:][:count]
             scale_or_add(dx, gradients.coefficients[number, 0, 0], d, added)
-            added = True
+            added = YES
 
 
 @inner
@@ -295,7 +298,7 @@ def scale_or_add(row, scale, values, add):
 
 
 @pasted
-def pool_back(tables, call, gradients, number, group, memory):
+def pool_back(tables, call, gradients, number, group, part, memory):
     """Of a pooling, which has a norm in each output that contains it."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
     result, first = call.values[step.result], group * tables.group
@@ -315,7 +318,7 @@ def pool_back(tables, call, gradients, number, group, memory):
             d, (c0, c1, c2) = floats(gradients.outs[tables.terms[term].output], size), gradients.coefficients[norm, c]
             for image in range(count):
                 row, given = memory.rows[image * pixels:][:pixels], d[of_d.start + image * of_d.step:][:pixels]
-                scale_or_add(row, c0, given, True)
+                scale_or_add(row, c0, given, YES)
                 if call.norms[norm].trains:
                     some = f[grouped.start + image * grouped.step:][:pixels]
                     for p in range(pixels):
@@ -330,59 +333,4 @@ def pool_back(tables, call, gradients, number, group, memory):
             spread(memory.planes, array_of(tables, source), place, w, t.places, ONE, ZERO, LOWEST)
             copy_to_line(memory.between, f, grouped, w)
             give_to_largest(memory.gradient, memory.line[w.front:], memory.between, memory.planes, t.taps, w.length)
-        give_to_source(tables, call, gradients, number, first, 0, (c, memory.gradient, memory.planes))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pasted
-def turn_weights(tables, call, gradients, number):
-    """The weights of a convolution as the way back reads them: for each group of the convolution, for each plane, a
-    matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of Tables.order."""
-    step, (_, t) = call.steps[number], unpack(tables.geometry[number])
-    if step.kind >= AVERAGE:
-        return
-    inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
-    if step.kind == SEPARABLE:
-        in_order(gradients.turned[step.depthwise_at:], floats(step.depthwise, step.channels * taps), t.order,
-                 step.channels)
-    per_pair = taps if step.kind == DENSE else 1  # elements for a pair of channel and filter
-    weight = floats(step.weight, step.filters * inputs * per_pair)
-    for k in range(step.groups):
-        at = k * filters * inputs * per_pair
-        if step.kind != DENSE:
-            transpose(gradients.turned[step.weight_at + at:], weight[at:], filters, inputs)
-            continue
-        to = step.weight_at + at
-        for plane in range(len(t.planes)):
-            for channel in range(inputs):
-                for filter_ in range(filters):
-                    for position in range(t.starts[plane], t.starts[plane + 1]):
-                        gradients.turned[to] = weight[at + (filter_ * inputs + channel) * taps + t.order[position]]
-                        to += 1
-
-
-@pasted
-def add_parts(tables, call, gradients, number, part):
-    """A part of the gradients of a convolution's weights, from the sums of all parts."""
-    step, (_, t) = call.steps[number], unpack(tables.geometry[number])
-    if step.kind >= AVERAGE:
-        return
-    size = step.channels * len(t.taps)
-    if step.kind == SEPARABLE:
-        add_rows(floats(step.depthwise_gradient, size), gradients.partial, step.depthwise_at, size, part)
-    size = step.filters * step.channels // step.groups * (len(t.taps) if step.kind == DENSE else 1)
-    add_rows(floats(step.weight_gradient, size), gradients.partial, step.weight_at, size, part)
-
-
-@inner
-def add_rows(out, parts, at, size, part):
-    begin, end = size * part // len(parts), size * (part + 1) // len(parts)
-    to = out[begin:end]
-    for number in range(len(parts)):
-        some = parts[number, at + begin:at + end]
-        for k in range(len(to)):
-            to[k] = some[k] if number == 0 else to[k] + some[k]
+        give_to_source(tables, call, gradients, number, first, part, (c, memory.gradient, memory.planes))

@@ -8,10 +8,8 @@ serve all of them.
 
     pixels of row q   ->   output row q with the taps of the kernel's row 0, output row q - 1 with those of row 1, ...
 """
-import numpy as np
-
 from kernels.compiled import inner, numba, shared
-from kernels.images import address
+from kernels.images import address, start_of
 from kernels.products import correlate, correlate_rows
 from kernels.vectors import LANES, REGISTERS
 
@@ -117,7 +115,7 @@ def row_length(w, width):
 def convolve(line, weight, planes, t, w):
     """line = the convolution of the planes with a channel's weight."""
     if w.step:
-        _convolve_rows(line.ctypes.data, weight.ctypes.data, planes.ctypes.data, t.taps, w.step, w.pitch, w.out_height,
+        _convolve_rows(start_of(line), start_of(weight), start_of(planes), t.taps, w.step, w.pitch, w.out_height,
                        row_length(w, w.out_width))
     else:
         correlate(line, weight, planes, t.taps, w.length)
@@ -129,7 +127,7 @@ def spread_gradient(gradient, weight, line, t, w):
     t.order."""
     if w.step:
         first = t.places[0]
-        _convolve_rows(address(gradient, first), weight.ctypes.data, address(line, first), t.backwards, w.step, w.pitch,
+        _convolve_rows(address(gradient, first), start_of(weight), address(line, first), t.backwards, w.step, w.pitch,
                        w.height, row_length(w, w.width))
         return
     for plane in range(len(t.planes)):
@@ -166,14 +164,10 @@ def add_correlations(result, upstream, planes, t, w):
     """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
     the outputs."""
     if w.step:
-        _add_correlations_of_rows(result.ctypes.data, upstream.ctypes.data, planes.ctypes.data, t.taps, w.step, w.pitch,
+        _add_correlations_of_rows(start_of(result), start_of(upstream), start_of(planes), t.taps, w.step, w.pitch,
                                   w.out_height, row_length(w, w.out_width))
         return
-    taps = up_to_multiple(t.taps)
-    found = np.zeros(len(taps), np.float32)
-    correlate_rows(found, upstream, planes, taps, w.length)
-    for tap in range(len(t.taps)):
-        result[tap] += found[tap]
+    correlate_rows(result, upstream, planes, t.taps, w.length)
 
 
 @shared
@@ -197,12 +191,3 @@ def in_order(result, weight, order, channels):
     for c in range(channels):
         for tap in range(len(order)):
             result[c * len(order) + tap] = weight[c * len(order) + order[tap]]
-
-
-@inner
-def up_to_multiple(taps):
-    """The taps, and zeros up to a multiple of 3, as correlate_rows needs them."""
-    result = np.zeros((len(taps) + 2) // 3 * 3, np.int64)
-    for tap in range(len(taps)):
-        result[tap] = taps[tap]
-    return result

@@ -185,11 +185,13 @@ def correlate(result, weight, source, offsets, length):
 
 @inner
 def correlate_rows(result, upstream, source, offsets, length):
-    """multiply_weight of a single row; len(offsets) is a multiple of 3, and upstream has zeros from `length` on up to a
-    multiple of LANES, where source is finite."""
+    """multiply_weight of a single row; upstream has zeros from `length` on up to a multiple of LANES, where source is
+    finite."""
     a, b, c, d = result.ctypes.data, upstream.ctypes.data, source.ctypes.data, offsets.ctypes.data
-    for k in range(0, len(offsets), 3):
+    for k in range(0, len(offsets) - 2, 3):
         _one_by_three(a + 4 * k, b, c, d + 8 * k, 0, 0, length)
+    for k in range(len(offsets) // 3 * 3, len(offsets)):
+        _one_by_one(a + 4 * k, b, c, d + 8 * k, 0, 0, length)
 
 
 @inner

@@ -1,0 +1,56 @@
+"""The weights of a plan's convolutions as the way back reads them, and the sums that become their gradients."""
+from kernels.compiled import floats, inner, pasted
+from kernels.depthwise import in_order
+from kernels.products import transpose
+from kernels.units import AVERAGE, DENSE, SEPARABLE
+from kernels.windows import unpack
+
+
+@pasted
+def turn_weights(tables, call, gradients, number):
+    """The weights of a convolution as the way back reads them: for each group of the convolution, for each plane, a
+    matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of Tables.order."""
+    step, (_, t) = call.steps[number], unpack(tables.geometry[number])
+    if step.kind >= AVERAGE:
+        return
+    inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
+    if step.kind == SEPARABLE:
+        in_order(gradients.turned[step.depthwise_at:], floats(step.depthwise, step.channels * taps), t.order,
+                 step.channels)
+    per_pair = taps if step.kind == DENSE else 1  # elements for a pair of channel and filter
+    weight = floats(step.weight, step.filters * inputs * per_pair)
+    for k in range(step.groups):
+        at = k * filters * inputs * per_pair
+        if step.kind != DENSE:
+            transpose(gradients.turned[step.weight_at + at:], weight[at:], filters, inputs)
+            continue
+        to = step.weight_at + at
+        for plane in range(len(t.planes)):
+            for channel in range(inputs):
+                for filter_ in range(filters):
+                    for position in range(t.starts[plane], t.starts[plane + 1]):
+                        gradients.turned[to] = weight[at + (filter_ * inputs + channel) * taps + t.order[position]]
+                        to += 1
+
+
+@pasted
+def add_parts(tables, call, gradients, number, part):
+    """A part of the gradients of a convolution's weights, from the sums of all parts."""
+    step, (_, t) = call.steps[number], unpack(tables.geometry[number])
+    if step.kind >= AVERAGE:
+        return
+    size = step.channels * len(t.taps)
+    if step.kind == SEPARABLE:
+        add_rows(floats(step.depthwise_gradient, size), gradients.partial, step.depthwise_at, size, part)
+    size = step.filters * step.channels // step.groups * (len(t.taps) if step.kind == DENSE else 1)
+    add_rows(floats(step.weight_gradient, size), gradients.partial, step.weight_at, size, part)
+
+
+@inner
+def add_rows(out, parts, at, size, part):
+    begin, end = size * part // len(parts), size * (part + 1) // len(parts)
+    to = out[begin:end]
+    for number in range(len(parts)):
+        some = parts[number, at + begin:at + end]
+        for k in range(len(to)):
+            to[k] = some[k] if number == 0 else to[k] + some[k]
