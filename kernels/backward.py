@@ -89,7 +89,8 @@ def backward_pass(tables, call, gradients, meeting, begin, end):
                     if call.values[call.steps[number].source].gradient == 0 and not gradients.weights_wanted:
                         continue
                     if call.steps[number].kind >= AVERAGE:
-                        pool_back(tables, call, gradients, number, group, part, memory)
+                        if call.values[0].gradient != 0:
+                            pool_back(tables, call, gradients, number, group, part, memory)
                     elif call.steps[number].kind == DENSE:
                         dense_back(tables, call, gradients, number, group, part, memory)
                     else:
@@ -332,5 +333,6 @@ def pool_back(tables, call, gradients, number, group, part, memory):
             place = place_of(source, first, count, c)
             spread(memory.planes, array_of(tables, source), place, w, t.places, ONE, ZERO, LOWEST)
             copy_to_line(memory.between, f, grouped, w)
-            give_to_largest(memory.gradient, memory.line[w.front:], memory.between, memory.planes, t.taps, w.length)
+            give_to_largest(memory.gradient[:w.block], memory.line[w.front:], memory.between, memory.planes, t.taps,
+                            w.length)
         give_to_source(tables, call, gradients, number, first, part, (c, memory.gradient, memory.planes))

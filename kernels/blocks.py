@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from kernels.backward import Gradients, backward_pass
-from kernels.compiled import addresses, available
+from kernels.compiled import addresses, available, new_tensor
 from kernels.forward import Call, forward_pass
 from kernels.operation import Operation
 from kernels.plans import NCHW, Plan
@@ -27,7 +27,8 @@ class Block:
     Poolings of one kind are computed once for all outputs. positions [outputs, operations]: where w_tk lies in the
     flattened tensor of weights (default: in this order). smallest: the block applies only if its units take at least so
     many multiply-adds. Parameters must not be changed in place between the way there and the way back, which reads them
-    again. Whoever makes a block notices when a layer gets other tensors.
+    again. A block keeps the tensors of its layers: if a layer gets others, make a new block (nas/changes.Record tells
+    when). Plans are kept for each shape of an input.
     """
 
     def __init__(self, outputs, positions=None, smallest=0):
@@ -37,7 +38,7 @@ class Block:
                           else np.array(positions))
         chains = [operation for operation in operations if isinstance(operation, list)]
         poolings = [operation for operation in operations if isinstance(operation, Pooling)]
-        self.depth = max(map(len, chains + [poolings[:1]]))
+        self.depth = max([1, *map(len, chains)])
         units = [unit for chain in chains for unit in chain]
         norms = [each.norm for each in units + poolings if each.norm is not None]
         convolutions = [convolution for unit in units for convolution in unit.convolutions]
@@ -46,6 +47,9 @@ class Block:
                       + [tensor for norm in norms for tensor in (norm.weight, norm.bias)])
         self.parameters = [tensor for tensor in parameters if tensor is not None]
         self.statistics = [tensor for norm in norms for tensor in (norm._mean, norm._variance)]
+        # Gradients of a tensor that two steps use would overwrite each other.
+        self.repeats = len({id(tensor) for tensor in self.parameters + self.statistics}) < len(
+            self.parameters + self.statistics)
         self.stacks = self._stacks() if len(outputs) > 1 else [[tensor] for tensor in self.parameters]
         place_of = {id(tensor): (stack, sum(before.size for before in tensors[:k]))
                     for stack, tensors in enumerate(self.stacks) for k, tensor in enumerate(tensors)}
@@ -75,11 +79,11 @@ class Block:
     def applies(self, x, weights=None):
         """Whether the compiled passes cover an input: single precision on a CPU, shapes that the layers allow. Paddle
         says what is wrong with the others."""
-        return (available(x) and x.ndim == 4 and x.size > 0 and (weights is None or available(weights))
+        return (not self.repeats and available(x) and x.ndim == 4 and x.size > 0
+                and (weights is None or available(weights) and weights.size > self.positions.max())
                 and all(tensor.dtype == paddle.float32 for tensor in self.parameters + self.statistics)
-                and all(available(tensor) for tensor in self.parameters[:1])
-                and all(tensor.is_contiguous() for tensor in self.statistics)
-                and (weights is None or weights.size > self.positions.max()) and self.plan_of(x).fit)
+                and all(available(tensor) for tensor in self.parameters[:1])  # a layer's tensors are in one place
+                and all(tensor.is_contiguous() for tensor in self.statistics) and self.plan_of(x).fit)
 
     def __call__(self, x, weights=None):
         """A list of the outputs. x [N, C, H, W], to which the block applies; weights: a tensor, of one dimension or
@@ -102,7 +106,7 @@ class BlockOperation(Operation):
     def forward(self, x, *tensors):
         outs = self.prepare(x, *tensors)
         in_step(forward_pass, self.plan.tables.parts, self.plan.tables, self.call)
-        self.call = self.call._replace(memory=self.call.memory[:0], moments=self.call.moments[:0])
+        self.call = self.call._replace(memory=np.empty((0, 0), np.float32), moments=np.empty((0, 0, 0, 2)))
         return tuple(outs) if len(outs) > 1 else outs[0]
 
     def prepare(self, x, *tensors):
@@ -110,7 +114,7 @@ class BlockOperation(Operation):
         plan, block = self.plan, self.plan.block
         self.x, self.weights = x.contiguous(), tensors[0] if self.weighted else None
         self.stacks = [stack.contiguous() for stack in tensors[self.weighted:]]
-        outs = [paddle.empty(plan.shape, 'float32') for _ in block.outputs]
+        outs = [new_tensor(plan.shape) for _ in block.outputs]
         # The last unit can write the output itself, where nothing is to be kept of what its batch norm reads.
         last = block.outputs[0][0][-1] if isinstance(block.outputs[0][0], list) else None
         self.direct = not self.weighted and last is not None and (
@@ -150,9 +154,9 @@ class BlockOperation(Operation):
         x_wanted, others = self.wanted[0], self.wanted[1 + self.weighted:]
         strengths_wanted, weights_wanted = self.weighted and self.wanted[1], any(others)
         ds = [d.contiguous() for d in ds]
-        dx = paddle.empty(self.x.shape, 'float32') if x_wanted else None
+        dx = new_tensor(self.x.shape) if x_wanted else None
         gradients = np.empty(plan.gradients if x_wanted or weights_wanted else 0, np.float32)
-        dstacks = [paddle.empty(stack.shape, 'float32') if weights_wanted else None for stack in self.stacks]
+        dstacks = [new_tensor(stack.shape) if weights_wanted else None for stack in self.stacks]
         norms, values, steps = call.norms, call.values, call.steps
         norms['summed'] = ((norms['trains'] + norms['gamma'] + norms['bias'] > 0)
                            | (norms['term'] >= 0) * strengths_wanted)

@@ -2,7 +2,7 @@
 import numpy as np
 import paddle
 
-from kernels.compiled import addresses, available, floats, jit
+from kernels.compiled import addresses, available, floats, jit, new_tensor
 from kernels.operation import Operation
 from kernels.threads import on_all_cores
 
@@ -46,14 +46,14 @@ class _Concat(Operation):
 
 
 def _parts(x, sizes):
-    parts = [paddle.empty([x.shape[0], size, *x.shape[2:]], 'float32') for size in sizes]
+    parts = [new_tensor([x.shape[0], size, *x.shape[2:]]) for size in sizes]
     _copy_parts(x.contiguous(), parts, sizes, False)
     return parts
 
 
 def _whole(tensors):
     sizes, (n, _, height, width) = [x.shape[1] for x in tensors], tensors[0].shape
-    whole = paddle.empty([n, sum(sizes), height, width], 'float32')
+    whole = new_tensor([n, sum(sizes), height, width])
     _copy_parts(whole, [x.contiguous() for x in tensors], sizes, True)
     return whole
 

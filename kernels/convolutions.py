@@ -3,17 +3,19 @@
 Paddle's own depthwise kernel runs on one core; for a pointwise convolution, which is a product of matrices, it copies
 every image first.
 """
+from typing import NamedTuple
+
 import numpy as np
 import paddle
 
 from kernels import compiled
-from kernels.compiled import EMPTY, addresses, floats, jit, view
+from kernels.compiled import EMPTY, addresses, floats, jit, new_tensor, view
 from kernels.depthwise import add_correlations, convolve, in_order, spread_gradient
 from kernels.images import NO, NO_FLOOR, ONE, ZERO, collect, copy_to_line, from_line, nchw, spread
 from kernels.operation import Operation
 from kernels.products import multiply, multiply_weight, starts_of, transpose
 from kernels.threads import on_all_cores
-from kernels.windows import Arrangement, Shape, output_size, square
+from kernels.windows import Tables, Window, output_size, square
 
 
 def conv2d(x, layer):
@@ -60,6 +62,22 @@ def square_geometry(layer):
     return layer.weight.shape[2], layer._stride[0], layer._updated_padding[0], layer._dilation[0]
 
 
+class Shape(NamedTuple):
+    """Of a depthwise convolution."""
+
+    images: int
+    group: int  # images of a job
+    channels: int
+
+
+class Arrangement(NamedTuple):
+    """How the loops go through a depthwise convolution."""
+
+    window: Window
+    tables: Tables
+    shape: Shape
+
+
 class _Depthwise(Operation):
 
     def __init__(self, *geometry):
@@ -68,9 +86,9 @@ class _Depthwise(Operation):
     def forward(self, x, weight):
         self.x, self.weight = x, weight = x.contiguous(), weight.contiguous()
         n, c, h, w = x.shape
-        shape = Shape(n, compiled.group_size(n, compiled.ROW // (h * w)), c, c, c, 0, c)
+        shape = Shape(n, compiled.group_size(n, compiled.ROW // (h * w)), c)
         self.arrangement = Arrangement(*square(h, w, *self.geometry, shape.group), shape)
-        out = paddle.empty([n, c, *[output_size(side, *self.geometry) for side in (h, w)]], 'float32')
+        out = new_tensor([n, c, *[output_size(side, *self.geometry) for side in (h, w)]])
         on_all_cores(_forward, c * -(-n // self.arrangement.shape.group), view(x), view(weight), view(out),
                      self.arrangement)
         return out
@@ -79,7 +97,7 @@ class _Depthwise(Operation):
         x, weight = self.x, self.weight
         gradient = gradient.contiguous()
         c, groups = x.shape[1], -(-x.shape[0] // self.arrangement.shape.group)
-        dx = paddle.empty(x.shape, 'float32') if self.wanted[0] else None
+        dx = new_tensor(x.shape) if self.wanted[0] else None
         dweight = np.zeros((groups if self.wanted[1] else 0, weight.size), np.float32)
         on_all_cores(_backward, c * groups, (view(x), view(weight), view(gradient)), EMPTY if dx is None else view(dx),
                      dweight, self.arrangement)
@@ -129,7 +147,7 @@ class _Pointwise(Operation):
     def forward(self, x, weight, *bias):
         self.x, self.weight, *bias = [tensor.contiguous() for tensor in (x, weight, *bias)]
         n, c, h, w = x.shape
-        out = paddle.empty([n, weight.shape[0], h, w], 'float32')
+        out = new_tensor([n, weight.shape[0], h, w])
         on_all_cores(_multiply, n, addresses([self.x, self.weight, out, *bias]), n, c, weight.shape[0], h * w, False)
         return out
 
@@ -139,7 +157,7 @@ class _Pointwise(Operation):
         (n, c, h, w), filters = x.shape, weight.shape[0]
         gradients = [None] * len(self.wanted)
         if self.wanted[0]:
-            gradients[0] = paddle.empty(x.shape, 'float32')
+            gradients[0] = new_tensor(x.shape)
             on_all_cores(_multiply, n, addresses([gradient, weight, gradients[0]]), n, filters, c, h * w, True)
         if any(self.wanted[1:]):
             parts = min(n, 64)  # whose sums are put together afterwards, in the same order on any number of cores

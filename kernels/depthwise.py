@@ -9,7 +9,7 @@ serve all of them.
     pixels of row q   ->   output row q with the taps of the kernel's row 0, output row q - 1 with those of row 1, ...
 """
 from kernels.compiled import inner, numba, shared
-from kernels.images import address, start_of
+from kernels.images import address
 from kernels.products import correlate, correlate_rows
 from kernels.vectors import LANES, REGISTERS
 
@@ -115,7 +115,7 @@ def row_length(w, width):
 def convolve(line, weight, planes, t, w):
     """line = the convolution of the planes with a channel's weight."""
     if w.step:
-        _convolve_rows(start_of(line), start_of(weight), start_of(planes), t.taps, w.step, w.pitch, w.out_height,
+        _convolve_rows(address(line, 0), address(weight, 0), address(planes, 0), t.taps, w.step, w.pitch, w.out_height,
                        row_length(w, w.out_width))
     else:
         correlate(line, weight, planes, t.taps, w.length)
@@ -127,7 +127,7 @@ def spread_gradient(gradient, weight, line, t, w):
     t.order."""
     if w.step:
         first = t.places[0]
-        _convolve_rows(address(gradient, first), start_of(weight), address(line, first), t.backwards, w.step, w.pitch,
+        _convolve_rows(address(gradient, first), address(weight, 0), address(line, first), t.backwards, w.step, w.pitch,
                        w.height, row_length(w, w.width))
         return
     for plane in range(len(t.planes)):
@@ -164,7 +164,7 @@ def add_correlations(result, upstream, planes, t, w):
     """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
     the outputs."""
     if w.step:
-        _add_correlations_of_rows(start_of(result), start_of(upstream), start_of(planes), t.taps, w.step, w.pitch,
+        _add_correlations_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.step, w.pitch,
                                   w.out_height, row_length(w, w.out_width))
         return
     correlate_rows(result, upstream, planes, t.taps, w.length)

@@ -44,7 +44,8 @@ class Call(NamedTuple):
     """What is new in each call: the tables of plans.py with their addresses, and arrays.
 
     outs: addresses of the outputs. strengths [terms]: the weights. mean, inverse (1 / standard deviation), scale, shift
-    [norms, C]: scale * f + shift is what the norm gives. moments [values, groups, C, 2]: of the values that need them.
+    [norms, C]: scale * f + shift is what the norm gives. moments [values, groups, C, 2]: mean and sum of
+    squared deviations of each group of images, of the values that need them.
     memory [parts, elements].
     """
 
@@ -146,27 +147,27 @@ def convolve_group(tables, call, number, group, memory):
     columns = inputs * len(t.taps) if dense else inputs
     weight = floats(step.weight, step.filters * columns)
     offsets = offsets_of(t.taps, inputs, w.block) if dense else starts_of(inputs, pitch)
-    for part in range(step.groups):
-        to = step.first + part * filters
+    for k in range(step.groups):
+        to = step.first + k * filters
         if dense:
-            multiply(memory.rows, w.line, weight[part * filters * columns:], memory.planes[part * inputs * w.block:],
+            multiply(memory.rows, w.line, weight[k * filters * columns:], memory.planes[k * inputs * w.block:],
                      offsets, filters, w.length)
         else:
             target, from_row = memory.rows, pitch
             if result.order != NCHW:
                 target, from_row = f[(first * result.channels + to * count) * result.pixels:], size
-            multiply(target, from_row, weight[part * filters * columns:], memory.between[part * inputs * pitch:],
+            multiply(target, from_row, weight[k * filters * columns:], memory.between[k * inputs * pitch:],
                      offsets, filters, size)
-        for k in range(filters if dense or result.order == NCHW else 0):
-            place, scale, shift = place_of(result, first, count, to + k), ONE, ZERO
+        for row in range(filters if dense or result.order == NCHW else 0):
+            place, scale, shift = place_of(result, first, count, to + row), ONE, ZERO
             if result.order == NCHW:
-                scale, shift = call.scale[step.result_norm, to + k], call.shift[step.result_norm, to + k]
+                scale, shift = call.scale[step.result_norm, to + row], call.shift[step.result_norm, to + row]
             if dense:
-                from_line(f, place, memory.rows[k * w.line:], w, scale, shift)
+                from_line(f, place, memory.rows[row * w.line:], w, scale, shift)
                 continue
             for image in range(count):
                 scale_row(address(f, place.start + image * place.step),
-                          address(memory.rows, k * pitch + image * result.pixels), result.pixels, scale, shift,
+                          address(memory.rows, row * pitch + image * result.pixels), result.pixels, scale, shift,
                           NO_FLOOR)
     for c in range(step.first, step.first + step.filters if result.trains else step.first):
         take_moments(call.moments[step.result, group, c], f, place_of(result, first, count, c).start, size)

@@ -55,13 +55,6 @@ def fill(row, value):
 
 
 @inner
-def start_of(array):
-    """The address of an array, as a number of the type that `address` gives, or numba would compile what gets it
-    twice."""
-    return np.int64(array.ctypes.data)
-
-
-@inner
 def address(array, position):
     """The address of array[position]; a slice would take numba longer than a short row."""
     return np.int64(array.ctypes.data) + 4 * position

@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from kernels.compiled import EMPTY, addresses, available, floats, jit, view
+from kernels.compiled import EMPTY, addresses, available, floats, jit, new_tensor, view
 from kernels.operation import Operation
 from kernels.threads import on_all_cores
 
@@ -47,7 +47,7 @@ class _Node(Operation):
         self.kept, self.weights = [tensor.contiguous() for tensor in kept], weights.numpy()
         n, c, h, w = mixed.shape
         self.sides = Sides(n, c, c * self.partial, h * w)
-        out = paddle.empty([n, c * self.partial, h, w], 'float32')
+        out = new_tensor([n, c * self.partial, h, w])
         mixed = mixed.contiguous()
         on_all_cores(_forward, n, view(mixed), addresses(self.kept), self.weights, view(out), self.sides)
         return out
@@ -55,8 +55,8 @@ class _Node(Operation):
     def backward(self, d):
         mixed_wanted, weights_wanted, *kept_wanted = self.wanted
         sides, d = self.sides, d.contiguous()
-        dmixed = paddle.empty([sides.images, sides.mixed, *d.shape[2:]], 'float32') if mixed_wanted else None
-        dkept = [paddle.empty(kept.shape, 'float32') for kept in self.kept] if any(kept_wanted) else []
+        dmixed = new_tensor([sides.images, sides.mixed, *d.shape[2:]]) if mixed_wanted else None
+        dkept = [new_tensor(kept.shape) for kept in self.kept] if any(kept_wanted) else []
         sums = np.zeros((min(PARTS, sides.images), len(self.kept) if weights_wanted else 0))
         on_all_cores(_backward, len(sums), view(d), EMPTY if dmixed is None else view(dmixed),
                      (addresses(self.kept), addresses(dkept)), self.weights, sides, sums)

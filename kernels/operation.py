@@ -15,9 +15,8 @@ class Operation:
 
     A subclass defines forward(*tensors), which returns a tensor or a tuple of tensors, and backward(*gradients), which
     gets the gradients of these and returns a list with a gradient, or None, for each of the tensors. Both run without
-    gradients of their own, so
-    there are no second derivatives: asking for them raises an error that says so. Paddle does not notice when a tensor
-    that backward reads is changed in place before it.
+    gradients of their own, so there are no second derivatives: asking for them raises an error that says so. Paddle
+    does not notice when a tensor that backward reads is changed in place before it.
 
     wanted: for each tensor whether its gradient may be asked for; False for all under paddle.no_grad().
     """

@@ -32,23 +32,25 @@ def _table(*names, **others):
 
 
 # Fields called after a tensor are its address, filled in at each call, 0 where there is none.
-VALUE = _table('channels', 'pixels', 'order', 'trains', 'data', 'gradient')
-NORM = _table('value', 'made', 'used',  # the levels that compute and that read the value; that of terms is the last one
+VALUE = _table('channels', 'pixels', 'order', 'trains',  # trains: whether a batch norm behind it needs its moments
+               'data', 'gradient')
+NORM = _table('value', 'made', 'used',  # the level that computes the value, and that reads it: for terms one more
               'term', 'trains', 'summed',  # its term or -1; whether of a batch; whether its gradient's sums are needed
               'gamma', 'beta', 'bias', 'gamma_gradient', 'beta_gradient', 'bias_gradient',
               'running_mean', 'running_variance', momentum=np.float64, epsilon=np.float64)
 STEP = _table('kind', 'source', 'norm', 'relu', 'result', 'result_norm',
               'first', 'channels', 'filters', 'groups',  # first: of its filters, in the result
-              'adds', 'last',  # whether a step of the level before it, and none behind it, reads the source
+              'adds', 'last',  # whether an identity or an earlier step has written the source's gradient before, so
+              # that this one adds to it; whether it is complete after this step, since no later one reads the source
               'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
               'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
 TERM = _table('output', 'norm')
 
 
-class Tables(NamedTuple):
+class PlanTables(NamedTuple):
     """What is the same in all calls.
 
-    group: images of a group. parts: of the groups, one for each thread. channels: most of a value. weights: elements of
+    group: images of a group. parts: of the work, one for each thread. channels: most of a value. weights: elements of
     all weights. geometry: a packed (Window, Tables) for each step. levels: where the steps of each begin, and the end.
     terms: of TERM, by output. outputs: where the terms of each begin, and the end. sections: where the parts of a
     thread's memory begin, see forward.Memory. divisors: 1 / pixels of all windows of poolings.
@@ -72,9 +74,10 @@ class Plan:
     """The tables of a Block for inputs [N, C, H, W] of one shape.
 
     fit: whether the block applies; if not, that is all there is. tables, and of values, norms and steps the tables with
-    the fields that do not change. positions: of the terms' weights. parameters, statistics: for each step or norm the
-    numbers of its tensors among those of the block, -1 for none. shape: of an output. data, gradients: elements of all
-    values but x, and of the gradients of those that a step reads.
+    the fields that do not change. positions: of the terms' weights. step_parameters, norm_parameters, norm_statistics:
+    for each step or norm the numbers of its tensors among those of the block, -1 for none. shape: of an output. data,
+    gradients: elements of all values but x, and of the gradients of those that a step reads (has_gradient); data_at,
+    gradients_at: where each begins. norm_layers: the BatchNorm2D of each norm and the bias in front of it, or None.
     """
 
     def __init__(self, block, shape):
@@ -93,22 +96,28 @@ class Plan:
     def _sides(shape):
         return shape[0], shape[1] * shape[2]
 
+    def _is_single_value(self, norm, shape):
+        """Whether a batch norm would see one value per channel, which Paddle's returns unchanged."""
+        return norm is not None and self.images * shape[1] * shape[2] == 1
+
     def _add(self, output, k, operation):
         """Add an operation of an output; returns the shape (C, H, W) of what it gives, None where it does not apply."""
         number, shape, norms = 0, self.input, (None, None)
         if isinstance(operation, Pooling):
             shape, norms = operation.output_shape(shape), (operation.norm, None)
+            if shape is not None and self._is_single_value(operation.norm, shape):
+                return None
             if shape is not None and operation.key() not in self.pools:
                 self.pools[operation.key()] = self._add_value(shape)
-                self._add_step(0, operation, 0, 0, self.input, self.pools[operation.key()], 0, operation.norm)
+                self._add_step(0, operation, 0, 0, self.input, self.pools[operation.key()], 0, None)
             number = self.pools.get(operation.key())
         elif operation != IDENTITY:
             norm = 0
             for level, unit in enumerate(operation):
                 before, source = shape, number
                 shape = unit.output_shape(before)
-                if shape is None or unit.norm is not None and self.images * shape[1] * shape[2] == 1:
-                    return None  # of a single value per channel Paddle's batch norm returns its input
+                if shape is None or self._is_single_value(unit.norm, shape):
+                    return None
                 number, first = self._add_value(shape), 0
                 for convolution in unit.convolutions:
                     self._add_step(level, convolution, source, norm, before, number, first, unit)
@@ -154,8 +163,9 @@ class Plan:
         divisors = self._build_steps(rows)
         groups = -(-self.images // group)
         terms = np.array(self.term_rows, TERM)
-        self.tables = Tables(
-            self.images, group, groups, max(1, min(cpu_threads(), groups)), int(self.values['channels'].max()),
+        parts = max(1, min(cpu_threads(), groups * max(map(len, self.step_rows))))  # a job is a step and a group
+        self.tables = PlanTables(
+            self.images, group, groups, parts, int(self.values['channels'].max()),
             self.weights, pack(windows), np.cumsum([0] + [len(level) for level in self.step_rows]), terms,
             np.searchsorted(terms['output'], np.arange(len(self.block.outputs) + 1)),
             self._sections(rows, windows, group), divisors)

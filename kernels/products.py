@@ -101,7 +101,7 @@ if numba is not None:
         return block
 
     @numba.extending.intrinsic
-    def _add_products(context, result, one, other, count):
+    def _add_rest(context, result, one, other, count):
         """result[0] += sum_p one[p] * other[p]: addresses, the number of elements."""
         def generate(context, builder, signature, arguments):
             result, one, other = [pointer_of(builder, address) for address in arguments[:3]]
@@ -118,7 +118,7 @@ if numba is not None:
     _four_by_many, _four_by_one = _block_of_product_of_rows(4, WEIGHT_COLUMNS), _block_of_product_of_rows(4, 1)
     _one_by_three, _one_by_one = _block_of_product_of_rows(1, 3), _block_of_product_of_rows(1, 1)
 
-SLACK = LANES * WIDE  # elements that may be read and written beyond the end of a row by correlate and correlate_rows
+SLACK = LANES * WIDE  # elements beyond the end of a row that correlate may read and write
 
 
 @shared
@@ -171,7 +171,7 @@ def multiply_weight(result, gradient, gradient_step, source, offsets, rows, size
                 _one_by_one(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, step, whole)
         for r in range(rows if whole < count else 0):
             for k in range(columns):
-                _add_products(a + 4 * (r * columns + k), b + 4 * (r * step + start + whole),
+                _add_rest(a + 4 * (r * columns + k), b + 4 * (r * step + start + whole),
                               c + 4 * (offsets[k] + start + whole), count - whole)
 
 

@@ -216,7 +216,8 @@ def in_step(function, parts, *arguments):
     """Call function(*arguments, meeting, begin, end) on `parts` threads at once, at most as many as there are cores,
     with begin = the thread's number and end = begin + 1; or in one thread with 0 and `parts`.
 
-    The function calls meet(meeting, threads, number) as often in each thread.
+    The function calls meet(meeting, threads, number) as often in each thread. If one of them ends with an exception,
+    the others no longer wait and their results mean nothing.
     """
     meeting = np.zeros(16, np.int64)
     meeting[GIVE_WAY] = _give_way()

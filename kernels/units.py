@@ -26,6 +26,11 @@ class Convolution:
         self.kind = (SEPARABLE if depthwise is not None else DENSE if max(self.kernel) > 1 else
                      POINTWISE if corner is None and (self.stride, self.padding) == ((1, 1), (0, 0)) else ONE_TAP)
 
+    def fits(self):
+        """Whether the sizes of the tensors agree."""
+        inputs = self.weight.shape[1] * self.groups
+        return inputs == self.channels and (self.bias is None or self.bias.shape == [self.filters])
+
     def output_sides(self, sides):
         """Height and width of the output; less than 1 where there is none."""
         if self.corner is not None:
@@ -47,8 +52,9 @@ class Convolution:
 
 
 def _has_channels(norm, channels):
-    """Whether a batch norm, if there is one, is for so many channels."""
-    return norm is None or norm._mean.shape == norm._variance.shape == [channels]
+    """Whether all tensors of a batch norm, if there is one, are for so many channels."""
+    return norm is None or all(tensor is None or tensor.shape == [channels]
+                               for tensor in (norm._mean, norm._variance, norm.weight, norm.bias))
 
 
 class Unit:
@@ -61,7 +67,7 @@ class Unit:
 
     def output_shape(self, shape):
         """(C, H, W) of the output for an input of one, or None where the unit does not apply."""
-        if any(convolution.channels != shape[0] for convolution in self.convolutions):
+        if any(convolution.channels != shape[0] or not convolution.fits() for convolution in self.convolutions):
             return None
         sides = self.convolutions[0].output_sides(shape[1:])
         if min(sides) < 1 or not _has_channels(self.norm, self.filters):

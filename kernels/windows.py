@@ -54,27 +54,6 @@ class Tables(NamedTuple):
     backwards: np.ndarray
 
 
-class Shape(NamedTuple):
-    """Of a convolution or pooling; `first`: the index of its first output channel in the tensor [N, total, H, W]
-    that the output goes to."""
-
-    images: int
-    group: int  # images of a job
-    channels: int
-    filters: int
-    groups: int
-    first: int
-    total: int
-
-
-class Arrangement(NamedTuple):
-    """How the loops go through one convolution or pooling."""
-
-    window: Window
-    tables: Tables
-    shape: Shape
-
-
 @functools.lru_cache(1024)
 def make_window(height, width, taps, stride, padding, out, images):
     """(Window, Tables) of a group of `images` images; taps: (row, column) of each, in padded pixels, where the window

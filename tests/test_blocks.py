@@ -8,6 +8,8 @@ import paddle.nn as nn
 import pytest
 from conftest import needs_numba, relative_error
 
+from kernels.blocks import Block
+from kernels.plans import IDENTITY, NOTHING
 from kernels.scaling import scaled
 from kernels.windows import make_window
 from nas import accelerate
@@ -131,6 +133,57 @@ def test_operations(make, shape):
 @pytest.mark.parametrize('shape', [(2, 3, 8, 8), (40, 2, 9, 7), (1, 1, 33, 34)])
 def test_poolings(kind, arguments, ceil_mode, shape):
     compare(kind(*arguments, ceil_mode=ceil_mode), shape)
+
+
+def test_a_layer_that_is_used_twice_is_left_to_paddle():
+    """Its gradient is the sum of two."""
+    convolution = nn.Conv2D(4, 4, 3, 1, 1, bias_attr=False)
+    compare(nn.Sequential(nn.ReLU(), convolution, nn.BatchNorm2D(4), nn.ReLU(), convolution, nn.BatchNorm2D(4)),
+            [3, 4, 8, 8], calls=0)
+    operation = ReLUConvBN(4, 4, 1, 1, 0)
+    compare(WeightedSum([operation, operation]), [3, 4, 8, 8], [0.5, 2], calls=0)
+
+
+@pytest.mark.parametrize('change', ['scale', 'pointwise', 'bias'])
+def test_tensors_of_other_sizes_are_refused_as_by_paddle(change):
+    """The loops would read beyond them."""
+    layer = nn.Sequential(nn.ReLU(), nn.Conv2D(8, 8, 3, 1, 1, groups=8, bias_attr=False),
+                          nn.Conv2D(4 if change == 'pointwise' else 8, 6, 1, bias_attr=None if change == 'bias' else
+                                    False), nn.BatchNorm2D(6))
+    if change == 'scale':
+        layer[3].weight = paddle.create_parameter([3], 'float32')
+    if change == 'bias':
+        layer[2].bias = paddle.create_parameter([3], 'float32')
+    for network in (layer, accelerate(copy.deepcopy(layer))):
+        with pytest.raises(Exception, match=r'(?i)channel|shape|size|dim'):
+            network(paddle.randn([2, 8, 6, 6]))
+
+
+def test_a_bias_in_front_of_a_batch_norm():
+    compare(nn.Sequential(nn.Conv2D(4, 6, 3, 1, 1), nn.BatchNorm2D(6), nn.ReLU(), nn.Conv2D(6, 5, 1),
+                          nn.BatchNorm2D(5)), [3, 4, 8, 8])
+
+
+def test_a_pooling_with_a_batch_norm_of_one_value_per_channel():
+    """Paddle's batch norm returns its input then."""
+    layer = WeightedSum([nn.Sequential(nn.AvgPool2D(2), nn.BatchNorm2D(3)), nn.MaxPool2D(2)])
+    compare(layer, [1, 3, 2, 2], [0.5, 2], calls=0)
+    compare(layer, [2, 3, 2, 2], [0.5, 2])
+
+
+def test_weights_of_another_shape_mean_what_is_written():
+    layer = WeightedSum([ReLUConvBN(4, 4, 1, 1, 0), nn.MaxPool2D(3, 1, 1)])
+    compare(layer, [2, 4, 5, 5], np.ones((2, 5)), calls=0)
+
+
+def test_identities_alone():
+    block = Block([[IDENTITY, NOTHING], [NOTHING, IDENTITY], [NOTHING, NOTHING]])
+    x, weights = paddle.randn([3, 2, 4, 4]), paddle.arange(6, dtype='float32')
+    x.stop_gradient = weights.stop_gradient = False
+    outs = block(x, weights)
+    assert [float((out - factor * x).abs().max()) for out, factor in zip(outs, (0, 3, 0))] == [0, 0, 0]
+    dx, dweights = paddle.grad(outs[0].sum() + outs[1].sum(), [x, weights])
+    assert (dx == 3).all() and relative_error(dweights.numpy()[[0, 3]], [float(x.sum())] * 2) < 1e-5
 
 
 class Doubled(nn.Layer):

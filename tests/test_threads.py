@@ -129,3 +129,51 @@ def test_a_child_process_has_helpers_of_its_own(three_cores):
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@jit
+def _sum_of_all(given, sums, meeting, begin, end):
+    """Twice: each thread writes its number, then all add up what the others have written."""
+    threads_ = len(given) if end - begin < len(given) else 1
+    for number in range(2):
+        for part in range(begin, end):
+            given[part] = (part + 1) * 10 ** number
+        threads.meet(meeting, threads_, 2 * number + 1)
+        for part in range(begin, end):
+            for other in range(len(given)):
+                sums[number, part] += given[other]
+        threads.meet(meeting, threads_, 2 * number + 2)
+
+
+@pytest.mark.parametrize('parts', [1, 2, 3])
+@pytest.mark.parametrize('busy', [False, True])
+def test_threads_wait_for_each_other(three_cores, parts, busy):
+    """In threads of their own, or in one where another call has the helpers."""
+    if busy:
+        threads._in_use.acquire()
+    try:
+        for _ in range(50):
+            given, sums = np.zeros(parts), np.zeros((2, parts))
+            threads.in_step(_sum_of_all, parts, given, sums)
+            total = sum(range(1, parts + 1))
+            assert (sums == [[total] * parts, [10 * total] * parts]).all()
+    finally:
+        if busy:
+            threads._in_use.release()
+
+
+@jit
+def _wait(meeting, count):
+    threads.meet(meeting, count, 1)
+
+
+@pytest.mark.parametrize('failing', [0, 1, 2])
+def test_nobody_waits_for_a_thread_that_has_failed(three_cores, failing):
+    def function(meeting, begin, end):
+        if begin == failing:
+            raise ArithmeticError
+        _wait(meeting, 3)
+    with pytest.raises(ArithmeticError):
+        threads.in_step(function, 3)
+    assert threads._in_use.acquire(blocking=False)
+    threads._in_use.release()
