@@ -135,13 +135,13 @@ def test_poolings(kind, arguments, ceil_mode, shape):
     compare(kind(*arguments, ceil_mode=ceil_mode), shape)
 
 
-def test_a_layer_that_is_used_twice_is_left_to_paddle():
-    """Its gradient is the sum of two."""
+def test_a_layer_that_is_used_twice():
+    """Its gradient is the sum of two: the layers are computed one by one."""
     convolution = nn.Conv2D(4, 4, 3, 1, 1, bias_attr=False)
     compare(nn.Sequential(nn.ReLU(), convolution, nn.BatchNorm2D(4), nn.ReLU(), convolution, nn.BatchNorm2D(4)),
-            [3, 4, 8, 8], calls=0)
+            [3, 4, 8, 8], calls=2)
     operation = ReLUConvBN(4, 4, 1, 1, 0)
-    compare(WeightedSum([operation, operation]), [3, 4, 8, 8], [0.5, 2], calls=0)
+    compare(WeightedSum([operation, operation]), [3, 4, 8, 8], [0.5, 2], calls=2)
 
 
 @pytest.mark.parametrize('change', ['scale', 'pointwise', 'bias'])
@@ -166,14 +166,14 @@ def test_a_bias_in_front_of_a_batch_norm():
 
 def test_a_pooling_with_a_batch_norm_of_one_value_per_channel():
     """Paddle's batch norm returns its input then."""
-    layer = WeightedSum([nn.Sequential(nn.AvgPool2D(2), nn.BatchNorm2D(3)), nn.MaxPool2D(2)])
-    compare(layer, [1, 3, 2, 2], [0.5, 2], calls=0)
+    layer = WeightedSum([nn.Sequential(nn.AvgPool2D(2, 2), nn.BatchNorm2D(3)), nn.MaxPool2D(2, 2)])
+    compare(layer, [1, 3, 2, 2], [0.5, 2], calls=2)
     compare(layer, [2, 3, 2, 2], [0.5, 2])
 
 
 def test_weights_of_another_shape_mean_what_is_written():
     layer = WeightedSum([ReLUConvBN(4, 4, 1, 1, 0), nn.MaxPool2D(3, 1, 1)])
-    compare(layer, [2, 4, 5, 5], np.ones((2, 5)), calls=0)
+    compare(layer, [2, 4, 5, 5], np.ones((2, 5)), calls=2)
 
 
 def test_identities_alone():
