@@ -28,8 +28,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DROP_PATH_PROB = {'cifar': 0.2, 'imagenet': 0.0}  # as in the last epoch of train.py and of train_imagenet.py
 
 
-def make_step(args, plain, compiled_loops=True):
-    """(the network, a function that takes one step of the search or of training)."""
+def make_step(args, plain, compiled_loops=True, adam_epsilon=1e-8):
+    """(the network, a function that takes one step of the search or of training). adam_epsilon: of the architecture's
+    optimizer."""
     import paddle
 
     from kernels import compiled  # before Paddle
@@ -58,6 +59,7 @@ def make_step(args, plain, compiled_loops=True):
     if args.evaluate:
         return model, make_scoring(accelerate(model), batches[0])
     search = searcher.DARTSearch(model, lambda: [], lambda: [], paddle.CPUPlace(), unrolled=args.unrolled)
+    search.architect.optimizer._epsilon = adam_epsilon
     return model, lambda arch_step=True: search.train_step(*batches[0], *batches[1], arch_step=arch_step)
 
 
@@ -144,12 +146,12 @@ def limit(args):
 
     from kernels import blocks
     from training.summary import count_macs
-    moved, in_step = collections.Counter(), blocks.in_step
+    moved, with_barrier = collections.Counter(), blocks.with_barrier
 
     def count(function, parts, tables, call, *others):
         moved[function.__name__] += bytes_moved(tables, call, *others)
-        return in_step(function, parts, tables, call, *others)
-    blocks.in_step = count
+        return with_barrier(function, parts, tables, call, *others)
+    blocks.with_barrier = count
     step()
     moved.clear()
     start = time.perf_counter()
@@ -214,7 +216,7 @@ def bytes_moved(tables, call, gradients=None):
     outs = sizes[call.norms['value'][tables.terms['norm'][0]]] * len(call.outs)
     if gradients is None:
         return sources + results + terms + outs
-    # the sums, then the way back: f and its gradient once each, the sources and their gradients
+    # the sums, then the steps: f and its gradient once each, the sources and their gradients
     return (terms + outs) + (2 * results + 2 * sources)
 
 

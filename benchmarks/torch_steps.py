@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: E402
 
 import genotypes  # noqa: E402
 from benchmarks.bench_search import DROP_PATH_PROB  # noqa: E402
+from benchmarks.paddle_steps import ADAM_EPSILON  # noqa: E402
 from benchmarks.torch_networks import SearchNetwork, TrainedNetwork  # noqa: E402
 from benchmarks.turns import serve  # noqa: E402
 from runtime.parallel import cpu_threads  # noqa: E402
@@ -72,11 +73,12 @@ def load_weights(model, arrays):
 
 
 def make_search_step(model, train, valid):
-    """A step of the architecture, first order, then one of the weights; the options are the defaults of search.py."""
+    """A step of the architecture, first order, then one of the weights; the options are the defaults of search.py but
+    for Adam's epsilon."""
     arch = model.arch_parameters()
     known = set(map(id, arch))
     weights = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    arch_optimizer = torch.optim.Adam(arch, 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+    arch_optimizer = torch.optim.Adam(arch, 3e-4, betas=(0.5, 0.999), eps=ADAM_EPSILON, weight_decay=1e-3)
     optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
 
     def step():

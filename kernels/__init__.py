@@ -12,7 +12,7 @@
     units.py         the convolutions, batch norms and poolings that a block is made of
     plans.py         what is to be computed for a block, as tables: start here to read the blocks
     forward.py       computes it
-    weights.py       weights as the way back reads them, and the sums of their gradients
+    weights.py       weights as the backward pass reads them, and the sums of their gradients
     backward.py      the gradients
     blocks.py        all of it as one operation: a chain of convolutions, a mixed operation, all edges of a state
 

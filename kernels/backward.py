@@ -1,4 +1,4 @@
-"""The compiled way back through a plan (plans.py), from the gradients of the outputs to those of x, the weights of the
+"""The compiled backward pass of a plan (plans.py), from the gradients of the outputs to those of x, the weights of the
 sums and the parameters.
 
 Batch norm is linear in the gradient d of its output (Ioffe, Szegedy 2015, section 3). With M values a channel
@@ -6,7 +6,7 @@ Batch norm is linear in the gradient d of its output (Ioffe, Szegedy 2015, secti
     df = c0 * d + c1 * f + c2,  c0 = gamma / std,  c1 = -c0 * sum(d * (f - mean)) / (std^2 * M),
     c2 = -c0 * sum(d) / M - c1 * mean
 
-so one pass over the gradients takes both sums, and the way back through the convolution applies c0, c1 and c2 while it
+so one pass over the gradients takes both sums, and the backward pass of the convolution applies c0, c1 and c2 while it
 reads d and f. In evaluation mode c1 = c2 = 0.
 """
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from kernels.images import (
     two_sums,
 )
 from kernels.products import multiply, multiply_weight, offsets_of, starts_of
-from kernels.threads import meet
+from kernels.threads import wait_at
 from kernels.units import AVERAGE, DENSE, ONE_TAP, POINTWISE, SEPARABLE
 from kernels.vectors import combine_rows
 from kernels.weights import add_parts, turn_weights
@@ -44,12 +44,12 @@ from kernels.windows import unpack
 
 
 class Gradients(NamedTuple):
-    """Arrays of the way back.
+    """Arrays of the backward pass.
 
     outs: addresses of the gradients of the outputs, NCHW. sums [parts, norms, C, 2]: of the gradient d of what a norm
     gives and of d * (f - mean). coefficients [norms, C, 3]: c0, c1, c2, with the strength of a term in c0. strengths
     [terms]: the gradients of the weights of the sums. partial [parts, weights]: sums of the convolutions' gradients;
-    turned [weights]: their weights as the way back reads them. weights_wanted: whether these gradients are.
+    turned [weights]: their weights as the backward pass reads them. weights_wanted: whether these gradients are.
     """
 
     outs: np.ndarray
@@ -62,8 +62,8 @@ class Gradients(NamedTuple):
 
 
 @jit
-def backward_pass(tables, call, gradients, meeting, begin, end):
-    """Compute the gradients. For threads.in_step."""
+def backward_pass(tables, call, gradients, barrier, begin, end):
+    """Compute the gradients. For threads.with_barrier."""
     parts, groups, levels = tables.parts, tables.groups, len(tables.levels) - 1
     threads = parts if end - begin < parts else 1
     outputs = len(gradients.outs)
@@ -73,13 +73,13 @@ def backward_pass(tables, call, gradients, meeting, begin, end):
             turn_weights(tables, call, gradients, number)
         for job in range(outputs * groups * part // parts, outputs * groups * (part + 1) // parts):
             sum_gradients(tables, call, gradients, job % outputs, job // outputs, part)
-    meet(meeting, threads, 1)
+    wait_at(barrier, threads, 1)
     for level in range(levels, 0, -1):  # of the values; the steps that have computed them are those of level - 1
         for part in range(begin, end):
             for number in range(part, len(call.norms), parts):
                 if call.norms[number].used == level:
                     find_coefficients(tables, call, gradients, number)
-        meet(meeting, threads, 2 * (levels - level) + 2)
+        wait_at(barrier, threads, 2 * (levels - level) + 2)
         for part in range(begin, end):
             memory = memory_of(tables, call, part)
             for group in range(groups * part // parts, groups * (part + 1) // parts):
@@ -95,7 +95,7 @@ def backward_pass(tables, call, gradients, meeting, begin, end):
                         dense_back(tables, call, gradients, number, group, part, memory)
                     else:
                         product_back(tables, call, gradients, number, group, part, memory)
-        meet(meeting, threads, 2 * (levels - level) + 3)
+        wait_at(barrier, threads, 2 * (levels - level) + 3)
     for part in range(begin, end):
         for number in range(len(call.steps) if gradients.weights_wanted else 0):
             add_parts(tables, call, gradients, number, part)
@@ -197,8 +197,9 @@ def product_back(tables, call, gradients, number, group, part, memory):
                  starts_of(filters, pitch), inputs, size)
     if step.kind != POINTWISE:
         fill(memory.planes[:w.block], ZERO)
-        fill(memory.gradient[:w.block], ZERO)
         fill(memory.line[:w.line], ZERO)
+    if step.kind == ONE_TAP:
+        fill(memory.gradient[:w.block], ZERO)  # pixels that no tap reads
     depthwise = floats(step.depthwise, step.channels * taps)
     for c in range(step.channels):
         place, in_rows = place_of(source, first, count, c), Place(c * pitch, pixels, count)

@@ -16,7 +16,7 @@ from kernels.compiled import addresses, available, new_tensor
 from kernels.forward import Call, forward_pass
 from kernels.operation import Operation
 from kernels.plans import NCHW, Plan
-from kernels.threads import in_step
+from kernels.threads import with_barrier
 from kernels.units import Pooling
 
 
@@ -26,9 +26,9 @@ class Block:
     outputs: for each output a list of operations: a list of Unit (a chain), a Pooling, IDENTITY or NOTHING: zeros.
     Poolings of one kind are computed once for all outputs. positions [outputs, operations]: where w_tk lies in the
     flattened tensor of weights (default: in this order). smallest: the block applies only if its units take at least so
-    many multiply-adds. Parameters must not be changed in place between the way there and the way back, which reads them
-    again. A block keeps the tensors of its layers: if a layer gets others, make a new block (nas/changes.Record tells
-    when). Plans are kept for each shape of an input.
+    many multiply-adds. Parameters must not be changed in place between the forward and the backward pass, which reads
+    them again. A block keeps the tensors of its layers: if a layer gets others, make a new block (nas/changes.Record
+    tells when). Plans are kept for each shape of an input.
     """
 
     def __init__(self, outputs, positions=None, smallest=0):
@@ -47,9 +47,9 @@ class Block:
                       + [tensor for norm in norms for tensor in (norm.weight, norm.bias)])
         self.parameters = [tensor for tensor in parameters if tensor is not None]
         self.statistics = [tensor for norm in norms for tensor in (norm._mean, norm._variance)]
+        self.tensors = self.parameters + self.statistics
         # Gradients of a tensor that two steps use would overwrite each other.
-        self.repeats = len({id(tensor) for tensor in self.parameters + self.statistics}) < len(
-            self.parameters + self.statistics)
+        self.repeats = len(set(map(id, self.tensors))) < len(self.tensors)
         self.stacks = self._stacks() if len(outputs) > 1 else [[tensor] for tensor in self.parameters]
         place_of = {id(tensor): (stack, sum(before.size for before in tensors[:k]))
                     for stack, tensors in enumerate(self.stacks) for k, tensor in enumerate(tensors)}
@@ -81,7 +81,7 @@ class Block:
         says what is wrong with the others."""
         return (not self.repeats and available(x) and x.ndim == 4 and x.size > 0
                 and (weights is None or available(weights) and weights.size > self.positions.max())
-                and all(tensor.dtype == paddle.float32 for tensor in self.parameters + self.statistics)
+                and all(tensor.dtype == paddle.float32 for tensor in self.tensors)
                 and all(available(tensor) for tensor in self.parameters[:1])  # a layer's tensors are in one place
                 and all(tensor.is_contiguous() for tensor in self.statistics) and self.plan_of(x).fit)
 
@@ -105,7 +105,7 @@ class BlockOperation(Operation):
 
     def forward(self, x, *tensors):
         outs = self.prepare(x, *tensors)
-        in_step(forward_pass, self.plan.tables.parts, self.plan.tables, self.call)
+        with_barrier(forward_pass, self.plan.tables.parts, self.plan.tables, self.call)
         self.call = self.call._replace(memory=np.empty((0, 0), np.float32), moments=np.empty((0, 0, 0, 2)))
         return tuple(outs) if len(outs) > 1 else outs[0]
 
@@ -124,7 +124,7 @@ class BlockOperation(Operation):
         return outs
 
     def _tables(self, outs):
-        """The Call of this way through the plan."""
+        """The Call of this forward pass."""
         plan, block, tables = self.plan, self.plan.block, self.plan.tables
         values, norms, steps = plan.values.copy(), plan.norms.copy(), plan.steps.copy()
         values['data'] = self.data.ctypes.data + 4 * plan.data_at
@@ -173,7 +173,7 @@ class BlockOperation(Operation):
                           np.empty((tables.parts, plan.weights if weights_wanted else 0), np.float32),
                           np.empty(plan.weights, np.float32), weights_wanted)
         memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
-        in_step(backward_pass, tables.parts, tables, call._replace(memory=memory), found)
+        with_barrier(backward_pass, tables.parts, tables, call._replace(memory=memory), found)
         dweights = None
         if strengths_wanted:
             dweights = np.zeros(self.weights.size, np.float32)

@@ -123,7 +123,7 @@ def convolve(line, weight, planes, t, w):
 
 @shared
 def spread_gradient(gradient, weight, line, t, w):
-    """The gradient of the pixels in the planes: the way back through `convolve`; weight: of a channel, in the order of
+    """The gradient of the pixels in the planes: the backward pass of `convolve`; weight: of a channel, in the order of
     t.order."""
     if w.step:
         first = t.places[0]

@@ -1,4 +1,4 @@
-"""The compiled way through a plan (plans.py), from x to the outputs; windows.py describes how images are convolved.
+"""The compiled forward pass of a plan (plans.py); windows.py describes how images are convolved.
 
 The kinds of steps, for a group of images:
 
@@ -8,9 +8,9 @@ The kinds of steps, for a group of images:
     DENSE       a product whose rows are the channels once for each tap of the kernel
     AVERAGE, LARGEST   poolings
 
-What lies between ReLU and product is never written to a tensor; the way back computes it again where the weights'
+What lies between ReLU and product is never written to a tensor; the backward pass computes it again where the weights'
 gradient needs it. A batch norm needs the mean and variance of all images before the next step can begin: at the end of
-each level all threads meet, compute them, and meet again.
+each level all threads wait for each other, compute them, and wait again.
 """
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ from kernels.images import (
 )
 from kernels.plans import NCHW
 from kernels.products import multiply, offsets_of, starts_of
-from kernels.threads import meet
+from kernels.threads import wait_at
 from kernels.units import AVERAGE, DENSE, POINTWISE, SEPARABLE
 from kernels.vectors import scale_row
 from kernels.windows import unpack
@@ -44,9 +44,8 @@ class Call(NamedTuple):
     """What is new in each call: the tables of plans.py with their addresses, and arrays.
 
     outs: addresses of the outputs. strengths [terms]: the weights. mean, inverse (1 / standard deviation), scale, shift
-    [norms, C]: scale * f + shift is what the norm gives. moments [values, groups, C, 2]: mean and sum of
-    squared deviations of each group of images, of the values that need them.
-    memory [parts, elements].
+    [norms, C]: scale * f + shift is what the norm gives. moments [values, groups, C, 2]: mean and sum of squared
+    deviations of each group of images, of the values that need them. memory [parts, elements].
     """
 
     values: np.ndarray
@@ -90,15 +89,15 @@ def memory_of(tables, call, part):
 
 
 @jit
-def forward_pass(tables, call, meeting, begin, end):
-    """Compute the outputs. For threads.in_step."""
+def forward_pass(tables, call, barrier, begin, end):
+    """Compute the outputs. For threads.with_barrier."""
     parts, groups = tables.parts, tables.groups
     threads = parts if end - begin < parts else 1
     for part in range(begin, end):
         for number in range(part, len(call.norms), parts):
             if not call.norms[number].trains:
                 take_statistics(tables, call, number)
-    meet(meeting, threads, 1)
+    wait_at(barrier, threads, 1)
     for level in range(len(tables.levels) - 1):
         first, steps = tables.levels[level], tables.levels[level + 1] - tables.levels[level]
         for part in range(begin, end):
@@ -109,12 +108,12 @@ def forward_pass(tables, call, meeting, begin, end):
                     convolve_group(tables, call, number, group, memory)
                 else:
                     pool_group(tables, call, number, group, memory)
-        meet(meeting, threads, 2 * level + 2)
+        wait_at(barrier, threads, 2 * level + 2)
         for part in range(begin, end):
             for number in range(part, len(call.norms), parts):
                 if call.norms[number].trains and call.norms[number].made == level:
                     take_statistics(tables, call, number)
-        meet(meeting, threads, 2 * level + 3)
+        wait_at(barrier, threads, 2 * level + 3)
     outputs = len(call.outs)
     for part in range(begin, end):
         for job in range(outputs * groups * part // parts, outputs * groups * (part + 1) // parts):

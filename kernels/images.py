@@ -99,7 +99,7 @@ def _spread_columns(planes, x, place, w, places, numbers):
 
 @shared
 def collect(dx, place, w, places, gradient, values, masked, add):
-    """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the way back of spread.
+    """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the backward pass of spread.
     Pixels that no plane has get zeros."""
     lowest = ZERO if masked else NO_FLOOR
     if w.column_stride > 1:
@@ -119,7 +119,7 @@ def collect(dx, place, w, places, gradient, values, masked, add):
 
 @shared
 def _collect_columns(dx, place, w, places, planes, lowest, add):
-    """The way back of _spread_columns; planes: of the gradients and of the values."""
+    """The backward pass of _spread_columns; planes: of the gradients and of the values."""
     stride, (gradient, values) = w.column_stride, planes
     for image in range(place.images):
         for row in range(w.height):

@@ -109,7 +109,7 @@ class Plan:
                 return None
             if shape is not None and operation.key() not in self.pools:
                 self.pools[operation.key()] = self._add_value(shape)
-                self._add_step(0, operation, 0, 0, self.input, self.pools[operation.key()], 0, None)
+                self._add_step(0, operation, 0, 0, False, self.input, self.pools[operation.key()], 0)
             number = self.pools.get(operation.key())
         elif operation != IDENTITY:
             norm = 0
@@ -120,7 +120,7 @@ class Plan:
                     return None
                 number, first = self._add_value(shape), 0
                 for convolution in unit.convolutions:
-                    self._add_step(level, convolution, source, norm, before, number, first, unit)
+                    self._add_step(level, convolution, source, norm, unit.relu, before, number, first)
                     first += convolution.filters
                 norms = unit.norm, unit.convolutions[0].bias
                 if unit is not operation[-1]:
@@ -141,9 +141,8 @@ class Plan:
         self.norm_layers.append(layers)
         return len(self.norm_rows) - 1
 
-    def _add_step(self, level, layer, source, norm, shape, result, first, unit):
+    def _add_step(self, level, layer, source, norm, relu, shape, result, first):
         """layer: a Convolution of a unit, or a Pooling; shape (C, H, W) of the source."""
-        relu = not isinstance(layer, Pooling) and unit.relu
         self.step_rows[level].append((layer, source, norm, relu, shape, result, first))
 
     def _multiply_adds(self):

@@ -172,7 +172,7 @@ def multiply_weight(result, gradient, gradient_step, source, offsets, rows, size
         for r in range(rows if whole < count else 0):
             for k in range(columns):
                 _add_rest(a + 4 * (r * columns + k), b + 4 * (r * step + start + whole),
-                              c + 4 * (offsets[k] + start + whole), count - whole)
+                          c + 4 * (offsets[k] + start + whole), count - whole)
 
 
 @inner

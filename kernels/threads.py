@@ -5,7 +5,7 @@ takes half as long. Therefore a thread that has nothing to do looks for a new ta
 as the threads of OpenMP do. Not for long: other programs need the cores too.
 
 `on_all_cores` runs independent jobs. A function of several steps, each of which needs the whole result of the one
-before, is run by `in_step`; between the steps its threads call `meet`.
+before, is run by `with_barrier`; between the steps its threads wait for each other at the barrier.
 
 numba's own threads take twice as long to compile, and another OpenMP beside Paddle's makes both slow.
 """
@@ -23,7 +23,7 @@ from runtime.parallel import cpu_threads
 
 LOOKS = 5000  # before a thread goes to sleep: 0.1 to 0.2 ms on x86, less on processors without its instruction `pause`
 TASK, DONE = 0, 8  # indices in Helper.counts, 64 bytes apart: in different cache lines
-ARRIVALS, GIVE_WAY = 0, 8  # indices in the array of a meeting: the counter, the address of _give_way()
+ARRIVALS, YIELD = 0, 8  # indices in the array of a barrier: the counter, the address from _yield_function()
 ENDED = 2**62  # of ARRIVALS: nobody waits any more
 
 if numba is not None:
@@ -84,7 +84,7 @@ def _set(address, count):
 
 
 @functools.lru_cache(None)
-def _give_way():
+def _yield_function():
     """The address of the function of the operating system by which a thread lets others run, or 0."""
     try:
         library, name = (ctypes.windll.kernel32, 'SwitchToThread') if os.name == 'nt' else (ctypes.CDLL(None),
@@ -95,16 +95,16 @@ def _give_way():
 
 
 @inner
-def meet(meeting, threads, number):
-    """Wait in a function that in_step runs until all of its threads have come to their meeting with this number, which
-    counts from 1."""
+def wait_at(barrier, threads, number):
+    """Wait, in a function that with_barrier runs, until all of its threads have come here. number: of the waits at this
+    barrier, counted from 1."""
     if threads > 1:
-        arrivals, looks = meeting.ctypes.data + 8 * ARRIVALS, 0
+        arrivals, looks = barrier.ctypes.data + 8 * ARRIVALS, 0
         _add_one(arrivals)
         while _load(arrivals) < threads * number:
             looks += 1
-            if looks > LOOKS and meeting[GIVE_WAY] != 0:  # there are more threads than cores
-                _call(meeting[GIVE_WAY])
+            if looks > LOOKS and barrier[YIELD] != 0:  # there are more threads than cores
+                _call(barrier[YIELD])
 
 
 class Helper(threading.Thread):
@@ -212,14 +212,14 @@ def on_all_cores(function, jobs, *arguments, on_error=lambda: None):
             raise error
 
 
-def in_step(function, parts, *arguments):
-    """Call function(*arguments, meeting, begin, end) on `parts` threads at once, at most as many as there are cores,
+def with_barrier(function, parts, *arguments):
+    """Call function(*arguments, barrier, begin, end) on `parts` threads at once, at most as many as there are cores,
     with begin = the thread's number and end = begin + 1; or in one thread with 0 and `parts`.
 
-    The function calls meet(meeting, threads, number) as often in each thread. If one of them ends with an exception,
+    The function calls wait_at(barrier, threads, number) as often in each thread. If one of them ends with an exception,
     the others no longer wait and their results mean nothing.
     """
-    meeting = np.zeros(16, np.int64)
-    meeting[GIVE_WAY] = _give_way()
-    on_all_cores(function, parts, *arguments, meeting,
-                 on_error=lambda: _set(meeting.ctypes.data + 8 * ARRIVALS, ENDED))
+    barrier = np.zeros(16, np.int64)
+    barrier[YIELD] = _yield_function()
+    on_all_cores(function, parts, *arguments, barrier,
+                 on_error=lambda: _set(barrier.ctypes.data + 8 * ARRIVALS, ENDED))

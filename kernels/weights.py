@@ -1,4 +1,4 @@
-"""The weights of a plan's convolutions as the way back reads them, and the sums that become their gradients."""
+"""The weights of a plan's convolutions as the backward pass reads them, and the sums that become their gradients."""
 from kernels.compiled import floats, inner, pasted
 from kernels.depthwise import in_order
 from kernels.products import transpose
@@ -8,8 +8,9 @@ from kernels.windows import unpack
 
 @pasted
 def turn_weights(tables, call, gradients, number):
-    """The weights of a convolution as the way back reads them: for each group of the convolution, for each plane, a
-    matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of Tables.order."""
+    """The weights of a convolution as the backward pass reads them: for each group of the convolution, for each plane,
+    a matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of windows.Tables.order.
+    """
     step, (_, t) = call.steps[number], unpack(tables.geometry[number])
     if step.kind >= AVERAGE:
         return

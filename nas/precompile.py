@@ -1,6 +1,6 @@
 """Compile the loops of a search in two processes: numba compiles one function at a time in each.
 
-precompile() compiles the longest one, the way back through a block, while a second process puts the others into numba's
+precompile() compiles the longest one, the backward pass of a block, while a second process puts the others into numba's
 cache.
 """
 import os
@@ -50,7 +50,7 @@ def _images():
 
 
 def _compile_backward():
-    """The way back through a block, of which nobody went there: the numbers are meaningless."""
+    """The backward pass of a block without its forward pass: the numbers are meaningless."""
     block, images = Block([[operation_of(SepConv(4, 4, 3, 1, 1))]]), _images()
     operation = BlockOperation(block.plan_of(images), weighted=False)
     operation.wanted = [True] * (1 + len(block.stacks))

@@ -132,17 +132,17 @@ def test_a_child_process_has_helpers_of_its_own(three_cores):
 
 
 @jit
-def _sum_of_all(given, sums, meeting, begin, end):
+def _sum_of_all(given, sums, barrier, begin, end):
     """Twice: each thread writes its number, then all add up what the others have written."""
     threads_ = len(given) if end - begin < len(given) else 1
     for number in range(2):
         for part in range(begin, end):
             given[part] = (part + 1) * 10 ** number
-        threads.meet(meeting, threads_, 2 * number + 1)
+        threads.wait_at(barrier, threads_, 2 * number + 1)
         for part in range(begin, end):
             for other in range(len(given)):
                 sums[number, part] += given[other]
-        threads.meet(meeting, threads_, 2 * number + 2)
+        threads.wait_at(barrier, threads_, 2 * number + 2)
 
 
 @pytest.mark.parametrize('parts', [1, 2, 3])
@@ -154,7 +154,7 @@ def test_threads_wait_for_each_other(three_cores, parts, busy):
     try:
         for _ in range(50):
             given, sums = np.zeros(parts), np.zeros((2, parts))
-            threads.in_step(_sum_of_all, parts, given, sums)
+            threads.with_barrier(_sum_of_all, parts, given, sums)
             total = sum(range(1, parts + 1))
             assert (sums == [[total] * parts, [10 * total] * parts]).all()
     finally:
@@ -163,17 +163,17 @@ def test_threads_wait_for_each_other(three_cores, parts, busy):
 
 
 @jit
-def _wait(meeting, count):
-    threads.meet(meeting, count, 1)
+def _wait(barrier, count):
+    threads.wait_at(barrier, count, 1)
 
 
 @pytest.mark.parametrize('failing', [0, 1, 2])
 def test_nobody_waits_for_a_thread_that_has_failed(three_cores, failing):
-    def function(meeting, begin, end):
+    def function(barrier, begin, end):
         if begin == failing:
             raise ArithmeticError
-        _wait(meeting, 3)
+        _wait(barrier, 3)
     with pytest.raises(ArithmeticError):
-        threads.in_step(function, 3)
+        threads.with_barrier(function, 3)
     assert threads._in_use.acquire(blocking=False)
     threads._in_use.release()
