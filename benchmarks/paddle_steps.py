@@ -11,7 +11,7 @@ from benchmarks.turns import serve  # noqa: E402
 
 # With its default epsilon, 1e-8, the first step of Adam moves each parameter by the learning rate, however small its
 # gradient is and whichever sign rounding gives it: outputs after it could not be compared.
-ADAM_EPSILON = 1e-4
+ADAM_EPSILON = 1e-3
 
 
 def prepare(work):
