@@ -212,12 +212,12 @@ def bytes_moved(tables, call, gradients=None):
     levels = [call.steps[begin:end] for begin, end in zip(tables.levels, tables.levels[1:])]
     sources = sum(sizes[list(set(steps['source']))].sum() for steps in levels)
     results = sum(sizes[list(set(steps['result']))].sum() for steps in levels)
-    terms = sizes[list(set(call.norms['value'][tables.terms['norm']]))].sum()
-    outs = sizes[call.norms['value'][tables.terms['norm'][0]]] * len(call.outs)
+    terms = sizes[list(set(call.norms['value'][call.terms['norm']]))].sum()
+    nodes = sizes[tables.nodes['value']].sum()
     if gradients is None:
-        return sources + results + terms + outs
+        return sources + results + terms + nodes
     # the sums, then the steps: f and its gradient once each, the sources and their gradients
-    return (terms + outs) + (2 * results + 2 * sources)
+    return (terms + nodes) + (2 * results + 2 * sources)
 
 
 def fastest(function, times=5):

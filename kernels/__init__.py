@@ -10,14 +10,14 @@
     operation.py     how loops become an operation of Paddle with a gradient
 
     units.py         the convolutions, batch norms and poolings that a block is made of
-    plans.py         what is to be computed for a block, as tables: start here to read the blocks
-    forward.py       computes it
+    tables.py        tables that compiled code can read
+    plans.py         what is to be computed for a block, as such tables: start here to read the blocks
+    call.py          what is new in each call; where values lie
+    nodes.py         sums of operations, and what their gradients give to the operations
+    forward.py       computes a plan
     weights.py       weights as the backward pass reads them, and the sums of their gradients
     backward.py      the gradients
-    blocks.py        all of it as one operation: a chain of convolutions, a mixed operation, all edges of a state
+    blocks.py        all of it as one operation: a chain of convolutions, a mixed operation, a cell
 
     convolutions.py  single depthwise and pointwise convolutions
-    channels.py      tensors cut or joined along the channels
-    nodes.py         a node of a cell with partial channels
-    scaling.py       images times a number for each, for drop path
 """

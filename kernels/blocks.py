@@ -1,124 +1,174 @@
-"""Chains of ReLU, convolution and batch norm, and weighted sums of such chains and poolings, as one operation each.
+"""Layers that are computed together as one operation: a chain of convolutions, a mixed operation, the edges that leave
+a state, a whole cell.
 
     unit     ReLU (or not), a dense convolution or a depthwise and a pointwise one, batch norm (or not)
     chain    units one after the other: ReLUConvBN, SepConv, a stem
-    block    out_t = sum_k w_tk * operation_tk(x) of chains, poolings and the identity: a layer by itself, a mixed
-             operation, or all edges t that leave a state of a cell
+    term     w * operation(state), the operation being a chain, a pooling or the identity
+    node     a sum of terms, which is a state for the terms of later nodes
+    block    nodes, from one or more inputs, the first states
 
-A plan (plans.py) says what is to be computed for inputs of one shape. One compiled function then computes all of it on
-all cores (forward.py), another one the gradients (backward.py): between the convolutions nothing happens in Python.
+A plan (plans.py) says what is to be computed for inputs of given shapes. One compiled function then computes all of it
+on all cores (forward.py), another one the gradients (backward.py): between the convolutions nothing happens in Python.
 """
+from typing import NamedTuple
+
 import numpy as np
 import paddle
 
-from kernels.backward import Gradients, backward_pass
+from kernels.backward import backward_pass
+from kernels.call import Call, Gradients
 from kernels.compiled import addresses, available, new_tensor
-from kernels.forward import Call, forward_pass
+from kernels.forward import forward_pass
 from kernels.operation import Operation
-from kernels.plans import NCHW, Plan
+from kernels.plans import NOTHING, WHOLE, Plan
+from kernels.tables import NCHW
 from kernels.threads import with_barrier
 from kernels.units import Pooling
 
+MANY = 16  # parameters, from which on those of one shape are stacked
+PARAMETERS = 'gamma', 'beta', 'bias', 'second_bias'  # of a norm
+SELECTIONS = 100  # of active terms for which a block remembers what they need
+
+
+class Term(NamedTuple):
+    """What a node adds up. source: number of a state, the inputs first. operation: a list of Unit (a chain), a Pooling,
+    IDENTITY or NOTHING: zeros. weight: where its weight lies in the flattened tensor of weights, -1 for 1. part: WHOLE,
+    or with partial channels MIXED, the first 1 / partial of the source's channels, or KEPT, the others."""
+
+    source: int
+    operation: object
+    weight: int = -1
+    part: str = WHOLE
+
+
+class Selection(NamedTuple):
+    """What some terms need. stacks: lists of parameters of one shape, but for their first side, which Paddle gets as
+    one tensor, since each input of an operation takes Python's time. members: the numbers of these parameters. places:
+    for each of them its stack and where it begins there."""
+
+    stacks: list
+    members: np.ndarray
+    places: np.ndarray
+
 
 class Block:
-    """out_t = sum_k w_tk * operation_tk(x), or one output of one operation without a weight.
+    """Nodes of weighted sums of operations.
 
-    outputs: for each output a list of operations: a list of Unit (a chain), a Pooling, IDENTITY or NOTHING: zeros.
-    Poolings of one kind are computed once for all outputs. positions [outputs, operations]: where w_tk lies in the
-    flattened tensor of weights (default: in this order). smallest: the block applies only if its units take at least so
-    many multiply-adds. Parameters must not be changed in place between the forward and the backward pass, which reads
-    them again. A block keeps the tensors of its layers: if a layer gets others, make a new block (nas/changes.Record
-    tells when). Plans are kept for each shape of an input.
+    nodes: lists of Term. outputs: for each output the states that lie in it side by side along the channels (default:
+    each node is an output). inputs: how many there are. partial: of the terms' parts. smallest: the block applies only
+    if its convolutions take at least so many multiply-adds. Parameters must not be changed in place between the forward
+    and the backward pass, which reads them again. A block keeps the tensors of its layers: if a layer gets others, make
+    a new block (nas/changes.Record tells when). Plans are kept for each shape of the inputs.
     """
 
-    def __init__(self, outputs, positions=None, smallest=0):
-        self.outputs, self.smallest = outputs, smallest
-        operations = [operation for output in outputs for operation in output]
-        self.positions = (np.arange(len(operations)).reshape(len(outputs), -1) if positions is None
-                          else np.array(positions))
-        chains = [operation for operation in operations if isinstance(operation, list)]
-        poolings = [operation for operation in operations if isinstance(operation, Pooling)]
-        self.depth = max([1, *map(len, chains)])
-        units = [unit for chain in chains for unit in chain]
-        norms = [each.norm for each in units + poolings if each.norm is not None]
-        convolutions = [convolution for unit in units for convolution in unit.convolutions]
-        parameters = ([tensor for convolution in convolutions
-                       for tensor in (convolution.depthwise, convolution.weight, convolution.bias)]
-                      + [tensor for norm in norms for tensor in (norm.weight, norm.bias)])
-        self.parameters = [tensor for tensor in parameters if tensor is not None]
-        self.statistics = [tensor for norm in norms for tensor in (norm._mean, norm._variance)]
+    def __init__(self, nodes, outputs=None, inputs=1, partial=1, smallest=0):
+        self.nodes, self.inputs, self.partial, self.smallest = nodes, inputs, partial, smallest
+        self.outputs = [[inputs + node] for node in range(len(nodes))] if outputs is None else outputs
+        terms = [term for terms in nodes for term in terms if term.operation != NOTHING]
+        of_terms = [_tensors(term.operation) for term in terms]
+        self.parameters = [tensor for parameters, _ in of_terms for tensor in parameters]
+        self.statistics = [tensor for _, statistics in of_terms for tensor in statistics]
+        self.parameter_terms = np.repeat(np.arange(len(terms)), [len(parameters) for parameters, _ in of_terms])
+        self.last_weight = max((term.weight for terms in nodes for term in terms), default=-1)
         self.tensors = self.parameters + self.statistics
         # Gradients of a tensor that two steps use would overwrite each other.
         self.repeats = len(set(map(id, self.tensors))) < len(self.tensors)
-        self.stacks = self._stacks() if len(outputs) > 1 else [[tensor] for tensor in self.parameters]
-        place_of = {id(tensor): (stack, sum(before.size for before in tensors[:k]))
-                    for stack, tensors in enumerate(self.stacks) for k, tensor in enumerate(tensors)}
-        self.places = np.array([place_of[id(tensor)] for tensor in self.parameters], np.int64).reshape(-1, 2)
         self.numbers = {id(tensor): number for tensors in (self.parameters, self.statistics)
                         for number, tensor in enumerate(tensors)}
-        self.plans = {}
-
-    def _stacks(self):
-        """Parameters of one shape, but for their first side, which Paddle gets as one tensor: each input of an
-        operation takes Python's time."""
-        stacks = {}
-        for tensor in self.parameters:
-            stacks.setdefault(tuple(tensor.shape[1:]), []).append(tensor)
-        return list(stacks.values())
+        self.plans, self.selections = {}, {}
 
     def number(self, tensor):
         """Of a parameter or a statistic; -1 for None."""
         return -1 if tensor is None else self.numbers[id(tensor)]
 
-    def plan_of(self, x):
-        shape = tuple(x.shape)
-        if shape not in self.plans:
-            self.plans[shape] = Plan(self, shape)
-        return self.plans[shape]
+    def plan_of(self, inputs):
+        shapes = tuple(tuple(x.shape) for x in inputs)
+        if shapes not in self.plans:
+            self.plans[shapes] = Plan(self, shapes)
+        return self.plans[shapes]
 
-    def applies(self, x, weights=None):
-        """Whether the compiled passes cover an input: single precision on a CPU, shapes that the layers allow. Paddle
+    def applies(self, inputs, weights=None):
+        """Whether the compiled passes cover the inputs: single precision on a CPU, shapes that the layers allow. Paddle
         says what is wrong with the others."""
-        return (not self.repeats and available(x) and x.ndim == 4 and x.size > 0
-                and (weights is None or available(weights) and weights.size > self.positions.max())
+        return (not self.repeats and all(available(x) and x.ndim == 4 and x.size > 0 for x in inputs)
+                and (weights is None or available(weights) and weights.size > self.last_weight)
                 and all(tensor.dtype == paddle.float32 for tensor in self.tensors)
                 and all(available(tensor) for tensor in self.parameters[:1])  # a layer's tensors are in one place
-                and all(tensor.is_contiguous() for tensor in self.statistics) and self.plan_of(x).fit)
+                and all(tensor.is_contiguous() for tensor in self.statistics) and self.plan_of(inputs).fit)
 
-    def __call__(self, x, weights=None):
-        """A list of the outputs. x [N, C, H, W], to which the block applies; weights: a tensor, of one dimension or
-        more, or None."""
-        stacks = [paddle.concat(tensors) if len(tensors) > 1 else tensors[0] for tensors in self.stacks]
-        out = BlockOperation(self.plan_of(x), weights is not None)(x, *[weights] * (weights is not None), *stacks)
+    def __call__(self, inputs, weights=None, factors=None, active=None):
+        """A list of the outputs. inputs: tensors [N, C, H, W] to which the block applies. weights: a tensor or None;
+        factors [terms, N], an array: what each image of a term is multiplied by; active [terms], an array: whether a
+        term is computed, or all are. Terms are those that are not NOTHING."""
+        selection = self.select(active)
+        stacks = [paddle.concat(tensors) if len(tensors) > 1 else tensors[0] for tensors in selection.stacks]
+        operation = BlockOperation(self.plan_of(inputs), weights is not None, selection, factors, active)
+        out = operation(*inputs, *[weights] * (weights is not None), *stacks)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
-    def addresses_of(self, stacks):
-        """The addresses of the parameters, and 0 for None, from those of the stacks."""
-        return np.append(addresses(stacks)[self.places[:, 0]] + 4 * self.places[:, 1], 0)
+    def select(self, active=None):
+        """The Selection of the active terms; without stacks if no parameter wants a gradient."""
+        wanted = paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in self.parameters)
+        key = wanted, None if active is None else active.tobytes()
+        if key not in self.selections:
+            if len(self.selections) >= SELECTIONS:
+                self.selections.clear()
+            members = [number for number, term in enumerate(self.parameter_terms)
+                       if wanted and (active is None or active[term])]
+            self.selections[key] = _stacked(self.parameters, members, together=len(self.parameters) > MANY)
+        return self.selections[key]
+
+
+def _tensors(operation):
+    """(the parameters, the statistics) of an operation."""
+    units = operation if isinstance(operation, list) else []
+    norms = [unit.norm for unit in units] + ([operation.norm] if isinstance(operation, Pooling) else [])
+    norms = [norm for norm in norms if norm is not None]
+    parameters = [tensor for unit in units for convolution in unit.convolutions
+                  for tensor in (convolution.depthwise, convolution.weight, convolution.bias)]
+    parameters += [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
+    return ([tensor for tensor in parameters if tensor is not None],
+            [tensor for norm in norms for tensor in (norm._mean, norm._variance)])
+
+
+def _stacked(parameters, members, together):
+    """The Selection of the parameters with these numbers; together: whether those of one shape are stacked."""
+    stacks = {}
+    for number in members:
+        key = tuple(parameters[number].shape[1:]) if together else number
+        stacks.setdefault(key, []).append(number)
+    place_of = {}
+    for stack, numbers in enumerate(stacks.values()):
+        begin = 0
+        for number in numbers:
+            place_of[number] = stack, begin
+            begin += parameters[number].size
+    return Selection([[parameters[number] for number in numbers] for numbers in stacks.values()],
+                     np.array(members, np.int64),
+                     np.array([place_of[number] for number in members], np.int64).reshape(-1, 2))
 
 
 class BlockOperation(Operation):
-    """A block for x, the weights if there are any, and the stacks of parameters."""
+    """A block for its inputs, the weights if there are any, and the stacks of parameters."""
 
-    def __init__(self, plan, weighted):
-        self.plan, self.weighted = plan, weighted
+    def __init__(self, plan, weighted, selection, factors=None, active=None):
+        self.plan, self.weighted, self.selection, self.factors, self.active = plan, weighted, selection, factors, active
 
-    def forward(self, x, *tensors):
-        outs = self.prepare(x, *tensors)
+    def forward(self, *tensors):
+        outs = self.prepare(*tensors)
         with_barrier(forward_pass, self.plan.tables.parts, self.plan.tables, self.call)
         self.call = self.call._replace(memory=np.empty((0, 0), np.float32), moments=np.empty((0, 0, 0, 2)))
         return tuple(outs) if len(outs) > 1 else outs[0]
 
-    def prepare(self, x, *tensors):
+    def prepare(self, *tensors):
         """Get everything ready for forward_pass. Returns the outputs, still without their values."""
         plan, block = self.plan, self.plan.block
-        self.x, self.weights = x.contiguous(), tensors[0] if self.weighted else None
-        self.stacks = [stack.contiguous() for stack in tensors[self.weighted:]]
-        outs = [new_tensor(plan.shape) for _ in block.outputs]
-        # The last unit can write the output itself, where nothing is to be kept of what its batch norm reads.
-        last = block.outputs[0][0][-1] if isinstance(block.outputs[0][0], list) else None
-        self.direct = not self.weighted and last is not None and (
-            last.norm is None or not last.norm.training and not any(self.wanted))
+        self.inputs = [x.contiguous() for x in tensors[:block.inputs]]
+        self.weights = tensors[block.inputs] if self.weighted else None
+        self.stacks = [stack.contiguous() for stack in tensors[block.inputs + self.weighted:]]
+        outs = [new_tensor(shape) for shape, _ in plan.outputs]
+        # What the backward pass reads of the outputs. A tensor that is part of Paddle's graph would keep itself alive.
+        self.outs = [out.detach() for out, (_, nodes) in zip(outs, plan.outputs) if any(read for _, _, read in nodes)]
         self.data = np.empty(plan.data, np.float32)
         self.call = self._tables(outs)
         return outs
@@ -126,58 +176,121 @@ class BlockOperation(Operation):
     def _tables(self, outs):
         """The Call of this forward pass."""
         plan, block, tables = self.plan, self.plan.block, self.plan.tables
-        values, norms, steps = plan.values.copy(), plan.norms.copy(), plan.steps.copy()
-        values['data'] = self.data.ctypes.data + 4 * plan.data_at
-        values['data'][0] = self.x.data_ptr()
-        if self.direct:
-            values['data'][-1], values['order'][-1] = outs[0].data_ptr(), NCHW
-        parameters = block.addresses_of(self.stacks)
+        values, norms, steps, terms = plan.values.copy(), plan.norms.copy(), plan.steps.copy(), plan.terms.copy()
+        values['data'][plan.has_data] = self.data.ctypes.data + 4 * plan.data_at[plan.has_data]
+        values['data'][:block.inputs] = addresses(self.inputs)
+        self._set_outputs(values['data'], addresses(outs))
+        if self.active is not None:
+            self._leave_out(norms, steps, terms)
+        parameters = np.append(addresses(block.parameters) if len(self.selection.members) < len(block.parameters)
+                               else np.zeros(len(block.parameters), np.int64), 0)
+        parameters[self.selection.members] = self._addresses_of(self.stacks)
         steps['depthwise'], steps['weight'] = parameters[plan.step_parameters].T
-        norms['gamma'], norms['beta'], norms['bias'] = parameters[plan.norm_parameters].T
+        for name, column in zip(PARAMETERS, parameters[plan.norm_parameters].T):
+            norms[name] = column
         running = np.append(addresses(block.statistics), 0)[plan.norm_statistics]
         norms['running_mean'], norms['running_variance'] = running.T
         norms['trains'] = [norm is not None and norm.training for norm, _ in plan.norm_layers]
         trained = norms['trains'].any()
         values['trains'][norms['value'][norms['trains'] > 0]] = 1
-        strengths = np.ones(len(tables.terms), np.float32)
+        strengths = np.ones(len(terms), np.float32)
         if self.weighted:
-            strengths = self.weights.numpy().ravel()[plan.positions]
+            strengths = np.append(self.weights.numpy().ravel(), np.float32(1))[plan.positions]
+        direct = self._is_direct(norms)
+        if direct:  # the last value but one is what the only term reads
+            values['data'][-2], values['order'][-2] = outs[0].data_ptr(), NCHW
         statistics = np.zeros((4, len(norms), tables.channels), np.float32)
         statistics[1:3] = 1
-        moments = np.empty((len(values), tables.groups if trained else 0, tables.channels, 2))
+        moments = np.empty((len(values), tables.blocks if trained else 0, tables.channels, 2))
         memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
-        return Call(values, norms, steps, addresses([] if self.direct else outs), strengths, *statistics, moments,
-                    memory)
+        factors = np.empty((0, 0), np.float32) if self.factors is None else self.factors
+        return Call(values, norms, steps, terms, strengths, factors, direct, *statistics, moments, memory)
+
+    def _addresses_of(self, stacks):
+        """The addresses of the selected parameters in the stacks."""
+        of_stack, begin = self.selection.places.T
+        return addresses(stacks)[of_stack] + 4 * begin
+
+    def _set_outputs(self, table, addresses_of_outputs):
+        for (_, nodes), address in zip(self.plan.outputs, addresses_of_outputs):
+            for value, first, _ in nodes:
+                table[value] = address + 4 * first * int(self.plan.values['pixels'][value])
+
+    def _leave_out(self, norms, steps, terms):
+        """Mark what only terms need that are not active."""
+        terms['active'] = self.active
+        norms['active'] = np.append(self.active, True)[self.plan.norm_terms]
+        of_steps, of_terms = self.plan.pairs.T
+        steps['active'] = 0
+        steps['active'][of_steps[self.active[of_terms]]] = 1
+
+    def _is_direct(self, norms):
+        """Whether the last unit can write the output itself: nothing is to be kept of what its batch norm reads."""
+        (terms, *others), last = self.plan.block.nodes, norms[-1]
+        return (not self.weighted and self.factors is None and not others and len(terms) == 1
+                and isinstance(terms[0].operation, list)
+                and (last['running_mean'] == 0 or not last['trains'] and not any(self.wanted)))
 
     def backward(self, *ds):
         plan, block, tables, call = self.plan, self.plan.block, self.plan.tables, self.call
-        x_wanted, others = self.wanted[0], self.wanted[1 + self.weighted:]
-        strengths_wanted, weights_wanted = self.weighted and self.wanted[1], any(others)
-        ds = [d.contiguous() for d in ds]
-        dx = new_tensor(self.x.shape) if x_wanted else None
-        gradients = np.empty(plan.gradients if x_wanted or weights_wanted else 0, np.float32)
-        dstacks = [new_tensor(stack.shape) if weights_wanted else None for stack in self.stacks]
+        wanted, strengths_wanted = self.wanted[:block.inputs], self.weighted and self.wanted[block.inputs]
+        others = self.wanted[block.inputs + self.weighted:]
+        weights_wanted = any(others)
         norms, values, steps = call.norms, call.values, call.steps
         norms['summed'] = ((norms['trains'] + norms['gamma'] + norms['bias'] > 0)
                            | (norms['term'] >= 0) * strengths_wanted)
-        if len(gradients):
-            values['gradient'][plan.has_gradient] = gradients.ctypes.data + 4 * plan.gradients_at[plan.has_gradient]
-        values['gradient'][0] = dx.data_ptr() if x_wanted else 0
+        ds, dxs = [d.contiguous() for d in ds], [new_tensor(x.shape) if wanted[k] else None
+                                                 for k, x in enumerate(self.inputs)]
+        kept, copies = self._find_gradients(ds, dxs, self._states_wanted(wanted, weights_wanted, strengths_wanted))
+        dstacks = [new_tensor(stack.shape) if weights_wanted else None for stack in self.stacks]
         if weights_wanted:
-            of_parameters = block.addresses_of(dstacks)
+            of_parameters = np.zeros(len(block.parameters) + 1, np.int64)
+            of_parameters[self.selection.members] = self._addresses_of(dstacks)
             steps['depthwise_gradient'], steps['weight_gradient'] = of_parameters[plan.step_parameters].T
-            for name, column in zip(('gamma', 'beta', 'bias'), of_parameters[plan.norm_parameters].T):
+            for name, column in zip(PARAMETERS, of_parameters[plan.norm_parameters].T):
                 norms[name + '_gradient'] = column
-        found = Gradients(addresses(ds), np.zeros((tables.parts, len(norms), tables.channels, 2)),
-                          np.zeros((len(norms), tables.channels, 3), np.float32), np.zeros(len(tables.terms)),
-                          np.empty((tables.parts, plan.weights if weights_wanted else 0), np.float32),
-                          np.empty(plan.weights, np.float32), weights_wanted)
+        written = np.zeros((plan.tracked, tables.groups, max(shape[0] for shape in plan.shapes)), np.uint8)
+        written[[values['tracked'][value] for _, nodes in plan.outputs for value, _, _ in nodes]] = 1
+        found = Gradients(copies, written, np.zeros((tables.parts, len(norms), tables.channels, 2)),
+                          np.zeros((len(norms), tables.channels, 3), np.float32), np.zeros(len(call.terms)),
+                          np.empty((tables.parts, tables.weights if weights_wanted else 0), np.float32),
+                          np.empty(tables.weights, np.float32), weights_wanted)
         memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
         with_barrier(backward_pass, tables.parts, tables, call._replace(memory=memory), found)
-        dweights = None
-        if strengths_wanted:
-            dweights = np.zeros(self.weights.size, np.float32)
-            dweights[plan.positions] = found.strengths
-            dweights = paddle.to_tensor(dweights.reshape(self.weights.shape))
-        return [dx, *[dweights] * self.weighted,
+        del kept
+        dweights = self._weights_gradient(found.strengths) if strengths_wanted else None
+        return [*dxs, *[dweights] * self.weighted,
                 *[gradient if wanted else None for gradient, wanted in zip(dstacks, others)]]
+
+    def _states_wanted(self, inputs_wanted, weights_wanted, strengths_wanted):
+        """For each state whether gradients that lead to it are needed."""
+        wanted = list(inputs_wanted)
+        for terms in self.plan.block.nodes:
+            wanted.append(weights_wanted or any(wanted[term.source] or strengths_wanted and term.weight >= 0
+                                                for term in terms))
+        return np.array(wanted) | weights_wanted
+
+    def _find_gradients(self, ds, dxs, wanted):
+        """Fill in where the gradients of the values lie. Returns (what must be kept until the pass has run,
+        Gradients.copies). wanted: as of _states_wanted."""
+        plan, table = self.plan, self.call.values['gradient']
+        table[:] = 0
+        inner = plan.has_gradient & wanted[plan.state_of]
+        gradients = np.empty(plan.gradients if inner.any() else 0, np.float32)
+        table[inner] = gradients.ctypes.data + 4 * plan.gradients_at[inner]
+        table[:len(dxs)] = [0 if dx is None else dx.data_ptr() for dx in dxs]
+        copies, kept, places = np.zeros((len(ds), 3), np.int64), [gradients], addresses(ds)
+        for number, ((_, nodes), d) in enumerate(zip(plan.outputs, ds)):
+            if any(read for _, _, read in nodes):
+                kept.append(np.empty(d.size, np.float32))
+                copies[number] = places[number], kept[-1].ctypes.data, d.size // plan.images
+                places[number] = kept[-1].ctypes.data
+        self._set_outputs(table, places)
+        return kept, copies
+
+    def _weights_gradient(self, strengths):
+        """The gradient of the tensor of weights."""
+        positions = self.plan.positions
+        gradient = np.zeros(self.weights.size, np.float32)
+        gradient[positions[positions >= 0]] = strengths[positions >= 0]
+        return paddle.to_tensor(gradient.reshape(self.weights.shape))

@@ -1,6 +1,6 @@
 """The compiled forward pass of a plan (plans.py); windows.py describes how images are convolved.
 
-The kinds of steps, for a group of images:
+The kinds of steps, for some images of a group:
 
     SEPARABLE   each channel is convolved by itself (depthwise.py); of what comes out a product of matrices makes f
     POINTWISE   the same product, of the pixels themselves
@@ -10,12 +10,11 @@ The kinds of steps, for a group of images:
 
 What lies between ReLU and product is never written to a tensor; the backward pass computes it again where the weights'
 gradient needs it. A batch norm needs the mean and variance of all images before the next step can begin: at the end of
-each level all threads wait for each other, compute them, and wait again.
+each level all threads wait for each other, compute them, wait again, sum up the nodes that are complete, and wait.
 """
-from typing import NamedTuple
-
 import numpy as np
 
+from kernels.call import array_of, bias_of, block_images, blocks_of, group_images, memory_of, place_of, row_step
 from kernels.compiled import floats, inner, jit, pasted, shared
 from kernels.depthwise import convolve
 from kernels.images import (
@@ -28,120 +27,77 @@ from kernels.images import (
     fill,
     from_line,
     largest,
-    nchw,
     spread,
     take_moments,
 )
-from kernels.plans import NCHW
+from kernels.nodes import add_terms
 from kernels.products import multiply, offsets_of, starts_of
+from kernels.tables import NCHW
 from kernels.threads import wait_at
 from kernels.units import AVERAGE, DENSE, POINTWISE, SEPARABLE
 from kernels.vectors import scale_row
 from kernels.windows import unpack
 
 
-class Call(NamedTuple):
-    """What is new in each call: the tables of plans.py with their addresses, and arrays.
-
-    outs: addresses of the outputs. strengths [terms]: the weights. mean, inverse (1 / standard deviation), scale, shift
-    [norms, C]: scale * f + shift is what the norm gives. moments [values, groups, C, 2]: mean and sum of squared
-    deviations of each group of images, of the values that need them. memory [parts, elements].
-    """
-
-    values: np.ndarray
-    norms: np.ndarray
-    steps: np.ndarray
-    outs: np.ndarray
-    strengths: np.ndarray
-    mean: np.ndarray
-    inverse: np.ndarray
-    scale: np.ndarray
-    shift: np.ndarray
-    moments: np.ndarray
-    memory: np.ndarray
-
-
-class Memory(NamedTuple):
-    """Arrays that a thread uses for a group of images in one step. rows: what the product gives, or its gradient, and
-    upstream, between: of its other factor, the channels one behind the other, [C, images * pixels] or in lines; planes,
-    gradient: of all channels or of one, and their gradient; line: of one channel."""
-
-    rows: np.ndarray
-    upstream: np.ndarray
-    between: np.ndarray
-    planes: np.ndarray
-    gradient: np.ndarray
-    line: np.ndarray
-
-
-@inner
-def row_step(size):
-    """From one row of Memory's rows, upstream and between to the next, for rows of so many elements: steps of 4,096
-    bytes would let all rows compete for the same few lines of the cache."""
-    return (size + 15) // 16 * 16 + 16
-
-
-@inner
-def memory_of(tables, call, part):
-    memory, at = call.memory[part], tables.sections
-    return Memory(memory[at[0]:at[1]], memory[at[1]:at[2]], memory[at[2]:at[3]], memory[at[3]:at[4]],
-                  memory[at[4]:at[5]], memory[at[5]:at[6]])
-
-
 @jit
 def forward_pass(tables, call, barrier, begin, end):
     """Compute the outputs. For threads.with_barrier."""
-    parts, groups = tables.parts, tables.groups
+    parts, groups, waits = tables.parts, tables.groups, 1
     threads = parts if end - begin < parts else 1
     for part in range(begin, end):
         for number in range(part, len(call.norms), parts):
             if not call.norms[number].trains:
                 take_statistics(tables, call, number)
-    wait_at(barrier, threads, 1)
+    wait_at(barrier, threads, waits)
     for level in range(len(tables.levels) - 1):
         first, steps = tables.levels[level], tables.levels[level + 1] - tables.levels[level]
         for part in range(begin, end):
             memory = memory_of(tables, call, part)
             for job in range(steps * groups * part // parts, steps * groups * (part + 1) // parts):
-                number, group = first + job % steps, job // steps
-                if call.steps[number].kind < AVERAGE:
-                    convolve_group(tables, call, number, group, memory)
-                else:
-                    pool_group(tables, call, number, group, memory)
-        wait_at(barrier, threads, 2 * level + 2)
+                if call.steps[first + job % steps].active:
+                    compute_step(tables, call, first + job % steps, job // steps, memory)
+        wait_at(barrier, threads, waits + 1)
         for part in range(begin, end):
             for number in range(part, len(call.norms), parts):
-                if call.norms[number].trains and call.norms[number].made == level:
+                norm = call.norms[number]
+                if norm.trains and norm.active and norm.made == level:
                     take_statistics(tables, call, number)
-        wait_at(barrier, threads, 2 * level + 3)
-    outputs = len(call.outs)
-    for part in range(begin, end):
-        for job in range(outputs * groups * part // parts, outputs * groups * (part + 1) // parts):
-            add_terms(tables, call, job % outputs, job // outputs)
+        wait_at(barrier, threads, waits + 2)
+        for part in range(begin, end if not call.direct else begin):
+            for group in range(groups * part // parts, groups * (part + 1) // parts):
+                for number in range(len(tables.nodes)):
+                    if tables.nodes[number].made == level:
+                        add_terms(tables, call, number, group)
+        wait_at(barrier, threads, waits + 3)
+        waits += 3
 
 
-@inner
-def place_of(value, first, count, channel):
-    """The Place of a channel of the `count` images from `first` on, which form a group."""
-    if value.order == NCHW:
-        return nchw(first, count, channel, value.channels, value.pixels)
-    return Place((first * value.channels + channel * count) * value.pixels, value.pixels, count)
-
-
-@inner
-def array_of(tables, value):
-    return floats(value.data, tables.images * value.channels * value.pixels)
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pasted
-def convolve_group(tables, call, number, group, memory):
-    """f of a group of images; where the value is the output itself (NCHW), batch norm included."""
+def compute_step(tables, call, number, group, memory):
+    """f of a group of images, block by block."""
+    step, all_images = call.steps[number], group_images(tables, group)
+    for start in range(0, all_images.count, step.at_once):
+        images = block_images(all_images, start, step.at_once)
+        block = group * blocks_of(tables, call.values[step.result]) + start // step.at_once
+        if step.kind < AVERAGE:
+            convolve_images(tables, call, number, images, block, memory)
+        else:
+            pool_images(tables, call, number, images, block, memory)
+
+
+@pasted
+def convolve_images(tables, call, number, images, block, memory):
+    """f of a convolution; where the value is the output itself (call.direct), batch norm included."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
-    result, first = call.values[step.result], group * tables.group
-    count = min(tables.group, tables.images - first)
-    f, size, dense = array_of(tables, result), count * result.pixels, step.kind == DENSE
-    pitch = row_step(size)
-    read_input(tables, call, number, first, memory)
+    result, dense = call.values[step.result], step.kind == DENSE
+    f, size, norm = array_of(tables, result), images.count * result.pixels, step.result_norm
+    pitch, of_group = row_step(size), images.group_count * result.pixels
+    read_input(tables, call, number, images, memory)
     inputs, filters = step.channels // step.groups, step.filters // step.groups  # of a group of the convolution
     columns = inputs * len(t.taps) if dense else inputs
     weight = floats(step.weight, step.filters * columns)
@@ -154,73 +110,71 @@ def convolve_group(tables, call, number, group, memory):
         else:
             target, from_row = memory.rows, pitch
             if result.order != NCHW:
-                target, from_row = f[(first * result.channels + to * count) * result.pixels:], size
+                target, from_row = f[place_of(tables, result, images, to).start:], of_group
             multiply(target, from_row, weight[k * filters * columns:], memory.between[k * inputs * pitch:],
                      offsets, filters, size)
         for row in range(filters if dense or result.order == NCHW else 0):
-            place, scale, shift = place_of(result, first, count, to + row), ONE, ZERO
+            place, scale, shift = place_of(tables, result, images, to + row), ONE, ZERO
             if result.order == NCHW:
-                scale, shift = call.scale[step.result_norm, to + row], call.shift[step.result_norm, to + row]
+                scale, shift = call.scale[norm, to + row], call.shift[norm, to + row]
             if dense:
                 from_line(f, place, memory.rows[row * w.line:], w, scale, shift)
                 continue
-            for image in range(count):
+            for image in range(images.count):
                 scale_row(address(f, place.start + image * place.step),
                           address(memory.rows, row * pitch + image * result.pixels), result.pixels, scale, shift,
                           NO_FLOOR)
     for c in range(step.first, step.first + step.filters if result.trains else step.first):
-        take_moments(call.moments[step.result, group, c], f, place_of(result, first, count, c).start, size)
+        take_moments(call.moments[step.result, block, c], f, place_of(tables, result, images, c).start, size)
 
 
 @shared
-def read_input(tables, call, number, first, memory):
-    """The input of a step's product for the group of images from `first` on: into memory.planes of a dense convolution,
-    else into memory.between."""
+def read_input(tables, call, number, images, memory):
+    """The input of a step's product for images: into memory.planes of a dense convolution, else into memory.between.
+    """
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
-    source, pixels = call.values[step.source], call.values[step.result].pixels
-    count, dense = min(tables.group, tables.images - first), step.kind == DENSE
-    x, floor = array_of(tables, source), ZERO if step.relu else NO_FLOOR
+    source, pixels, dense = call.values[step.source], call.values[step.result].pixels, step.kind == DENSE
+    x, floor, scale, shift = array_of(tables, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
     depthwise = floats(step.depthwise, step.channels * len(t.taps))
     if step.kind != POINTWISE:
         fill(memory.planes[:w.block * (step.channels if dense else 1)], ZERO)
     for c in range(step.channels):
-        start = c * row_step(count * pixels)
+        start = c * row_step(images.count * pixels)
         target = memory.planes[c * w.block:] if dense else memory.planes
         if step.kind == POINTWISE:
             target = memory.between[start:]
-        spread(target, x, place_of(source, first, count, c), w, t.places, call.scale[step.norm, c],
-               call.shift[step.norm, c], floor)
+        if step.norm:
+            scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
+        spread(target, x, place_of(tables, source, images, step.from_channel + c), w, t.places, scale, shift, floor)
         if step.kind == SEPARABLE:
             convolve(memory.line, depthwise[c * len(t.taps):], memory.planes, t, w)
-            from_line(memory.between, Place(start, pixels, count), memory.line, w, ONE, ZERO)
+            from_line(memory.between, Place(start, pixels, images.count), memory.line, w, ONE, ZERO)
         elif not dense and step.kind != POINTWISE:
-            from_line(memory.between, Place(start, pixels, count), memory.planes[t.taps[0]:], w, ONE, ZERO)
+            from_line(memory.between, Place(start, pixels, images.count), memory.planes[t.taps[0]:], w, ONE, ZERO)
 
 
 @pasted
-def pool_group(tables, call, number, group, memory):
-    """f of a group of images."""
+def pool_images(tables, call, number, images, block, memory):
+    """f of a pooling."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
     source, result = call.values[step.source], call.values[step.result]
-    first = group * tables.group
-    count = min(tables.group, tables.images - first)
-    x, f, size = array_of(tables, source), array_of(tables, result), count * result.pixels
+    x, f, size = array_of(tables, source), array_of(tables, result), images.count * result.pixels
     divisors, ones = tables.divisors[step.divisors_at:][:result.pixels], np.ones(len(t.taps), np.float32)
     average = step.kind == AVERAGE
     fill(memory.planes[:w.block], ZERO if average else LOWEST)
     for c in range(step.channels):
-        spread(memory.planes, x, place_of(source, first, count, c), w, t.places, ONE, ZERO,
+        spread(memory.planes, x, place_of(tables, source, images, step.from_channel + c), w, t.places, ONE, ZERO,
                NO_FLOOR if average else LOWEST)
         if average:
             convolve(memory.line, ones, memory.planes, t, w)
         else:
             largest(memory.line, memory.planes, t.taps, w.length)
-        place = place_of(result, first, count, c)
+        place = place_of(tables, result, images, c)
         from_line(f, place, memory.line, w, ONE, ZERO)
         if average:
             multiply_windows(f[place.start:][:size], divisors)
         if result.trains:
-            take_moments(call.moments[step.result, group, c], f, place.start, size)
+            take_moments(call.moments[step.result, block, c], f, place.start, size)
 
 
 @inner
@@ -233,24 +187,27 @@ def multiply_windows(row, divisors):
 
 @shared
 def take_statistics(tables, call, number):
-    """A batch norm's mean, 1 / standard deviation, scale and shift: of the batch, from the moments of the groups (Chan,
-    Golub, LeVeque 1979 for putting groups together), which the running statistics follow as Paddle's do; or the running
-    ones. The bias of a convolution in front of it is part of the running mean only."""
+    """A batch norm's mean, 1 / standard deviation, scale and shift: of the batch, from the moments of the blocks (Chan,
+    Golub, LeVeque 1979 for putting them together), which the running statistics follow as Paddle's do; or the running
+    ones. The biases of convolutions in front of it are part of the running mean only."""
     norm = call.norms[number]
     value = call.values[norm.value]
     if norm.running_mean == 0:
         return
-    channels = value.channels
+    channels, blocks = value.channels, blocks_of(tables, value)
     running_mean, running_variance = floats(norm.running_mean, channels), floats(norm.running_variance, channels)
     for c in range(channels):
-        bias = np.float64(floats(norm.bias, channels)[c]) if norm.bias else 0.0
+        bias = np.float64(bias_of(norm.bias, norm.second_bias, norm.second, c)[0]) if norm.bias else 0.0
         mean, variance, n = running_mean[c] - bias, np.float64(running_variance[c]), 0.0
         if norm.trains:
             mean = variance = 0.0
-            for group in range(tables.groups):
-                more = float(min(tables.group, tables.images - group * tables.group) * value.pixels)
-                delta = call.moments[norm.value, group, c, 0] - mean
-                variance += call.moments[norm.value, group, c, 1] + delta * delta * n * more / (n + more)
+            for block in range(tables.groups * blocks):
+                start = block % blocks * value.at_once
+                images = min(value.at_once, group_images(tables, block // blocks).count - start)
+                if images <= 0:  # the last group may be smaller
+                    continue
+                more, delta = float(images * value.pixels), call.moments[norm.value, block, c, 0] - mean
+                variance += call.moments[norm.value, block, c, 1] + delta * delta * n * more / (n + more)
                 n += more
                 mean += delta * more / n
             variance /= n
@@ -263,38 +220,3 @@ def take_statistics(tables, call, number):
         call.shift[number, c] = shift - np.float32(mean) * scale
 
 
-@pasted
-def add_terms(tables, call, output, group):
-    """An output for a group of images. The mean is taken off first: this keeps digits that a shift would lose."""
-    first = group * tables.group
-    count = min(tables.group, tables.images - first)
-    shape = call.values[call.norms[tables.terms[0].norm].value]  # all terms have one
-    channels, pixels = shape.channels, shape.pixels
-    out = floats(call.outs[output], tables.images * channels * pixels)
-    begin, end = tables.outputs[output], tables.outputs[output + 1]
-    for c in range(channels):
-        if begin == end:
-            for image in range(first, first + count):
-                fill(out[(image * channels + c) * pixels:][:pixels], ZERO)
-        for term in range(begin, end):
-            number = tables.terms[term].norm
-            norm = call.norms[number]
-            value = call.values[norm.value]
-            f, place = array_of(tables, value), place_of(value, first, count, c)
-            scale, mean = call.strengths[term] * call.scale[number, c], call.mean[number, c]
-            shift = call.strengths[term] * floats(norm.beta, channels)[c] if norm.beta else ZERO
-            for image in range(count):
-                some = f[place.start + image * place.step:][:pixels]
-                add_difference(out[((first + image) * channels + c) * pixels:][:pixels], scale, some, mean, shift,
-                               term > begin)
-
-
-@inner
-def add_difference(row, scale, values, mean, shift, add):
-    """row (+)= scale * (values - mean) + shift."""
-    if add:
-        for p in range(len(row)):
-            row[p] += scale * (values[p] - mean) + shift
-    else:
-        for p in range(len(row)):
-            row[p] = scale * (values[p] - mean) + shift

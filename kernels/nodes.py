@@ -1,114 +1,121 @@
-"""A node of a cell with partial channels (PC-DARTS): beside the sum of its mixed operations lie the channels that the
-edges keep, a weighted sum too; then the channels are shuffled. One pass over memory instead of one for each edge.
-"""
-from typing import NamedTuple
-
-import numpy as np
-import paddle
-import paddle.nn.functional as F
-
-from kernels.compiled import EMPTY, addresses, available, floats, jit, new_tensor, view
-from kernels.operation import Operation
-from kernels.threads import on_all_cores
-
-PARTS = 16  # of the images, whose sums are put together afterwards, in the same order on any number of cores
+"""Nodes of a plan, the sums of their terms, and what their gradients give to the terms, for a group of images."""
+from kernels.call import array_of, channel_in, group_images, place_of, upstream_of
+from kernels.compiled import floats, inner, pasted, shared
+from kernels.images import NO, ONE, YES, ZERO, fill, one_row, two_sums
 
 
-def node_of(mixed, kept, weights, partial):
-    """channel_shuffle(concat([mixed, sum_e weights_e * kept_e]), partial).
-
-    mixed [N, C / partial, H, W]; kept: for each edge a tensor [N, C - C / partial, H, W]; weights: a tensor [edges], or
-    None for ones.
-    """
-    tensors = [mixed, *kept, *([] if weights is None else [weights])]
-    if all(available(tensor) for tensor in tensors) and mixed.size and (mixed.shape[1] * partial
-                                                                        == mixed.shape[1] + kept[0].shape[1]):
-        weights = paddle.ones([len(kept)], 'float32') if weights is None else weights
-        return _Node(partial)(mixed, weights, *kept)
-    terms = kept if weights is None else [weight * term for weight, term in zip(weights.unbind(), kept)]
-    return F.channel_shuffle(paddle.concat([mixed, paddle.add_n(terms)], axis=1), partial)
-
-
-class Sides(NamedTuple):
-    """Of the tensors: images, channels of `mixed` and of the output, pixels."""
-
-    images: int
-    mixed: int
-    channels: int
-    pixels: int
-
-
-class _Node(Operation):
-
-    def __init__(self, partial):
-        self.partial = partial
-
-    def forward(self, mixed, weights, *kept):
-        self.kept, self.weights = [tensor.contiguous() for tensor in kept], weights.numpy()
-        n, c, h, w = mixed.shape
-        self.sides = Sides(n, c, c * self.partial, h * w)
-        out = new_tensor([n, c * self.partial, h, w])
-        mixed = mixed.contiguous()
-        on_all_cores(_forward, n, view(mixed), addresses(self.kept), self.weights, view(out), self.sides)
-        return out
-
-    def backward(self, d):
-        mixed_wanted, weights_wanted, *kept_wanted = self.wanted
-        sides, d = self.sides, d.contiguous()
-        dmixed = new_tensor([sides.images, sides.mixed, *d.shape[2:]]) if mixed_wanted else None
-        dkept = [new_tensor(kept.shape) for kept in self.kept] if any(kept_wanted) else []
-        sums = np.zeros((min(PARTS, sides.images), len(self.kept) if weights_wanted else 0))
-        on_all_cores(_backward, len(sums), view(d), EMPTY if dmixed is None else view(dmixed),
-                     (addresses(self.kept), addresses(dkept)), self.weights, sides, sums)
-        dweights = paddle.to_tensor(sums.sum(0).astype(np.float32)) if weights_wanted else None
-        return [dmixed, dweights, *(dkept or [None] * len(self.kept))]
+@pasted
+def add_terms(tables, call, number, group):
+    """A node for a group of images. The mean is taken off first: this keeps digits that a shift would lose."""
+    node, images = tables.nodes[number], group_images(tables, group)
+    value = call.values[node.value]
+    out, pixels, dropped = array_of(tables, value), value.pixels, len(call.factors) > 0
+    for channel in range(value.channels):
+        to, added = place_of(tables, value, images, channel), NO
+        for k in range(node.begin, node.end):
+            term, norm = call.terms[k], call.norms[call.terms[k].norm]
+            c = channel_in(term, channel)
+            if not term.active or c < 0 or c >= term.channels:
+                continue
+            source, scale, mean = call.values[norm.value], call.scale[term.norm, c], call.mean[term.norm, c]
+            f, place = array_of(tables, source), place_of(tables, source, images, term.from_channel + c)
+            beta, weight = floats(norm.beta, term.channels)[c] if norm.beta else ZERO, call.strengths[k]
+            for image in range(images.count):
+                factor = weight * call.factors[k, images.first + image] if dropped else weight
+                add_difference(out[to.start + image * to.step:][:pixels], factor * scale,
+                               f[place.start + image * place.step:][:pixels], mean, factor * beta, added)
+            added = YES
+        for image in range(0 if added else images.count):
+            fill(out[to.start + image * to.step:][:pixels], ZERO)
 
 
-@jit
-def _forward(mixed, kept, weights, out, sides, begin, end):
-    """kept [edges]: addresses."""
-    images, mixed_channels, channels, pixels = sides
-    kept_channels, partial = channels - mixed_channels, channels // mixed_channels
-    for image in range(begin, end):
-        for c in range(channels):
-            to = out[(image * channels + c % mixed_channels * partial + c // mixed_channels) * pixels:][:pixels]
-            if c < mixed_channels:
-                some = mixed[(image * mixed_channels + c) * pixels:][:pixels]
-                for p in range(pixels):
-                    to[p] = some[p]
-            for edge in range(len(kept) if c >= mixed_channels else 0):
-                term = floats(kept[edge], images * kept_channels * pixels)
-                some, weight = term[(image * kept_channels + c - mixed_channels) * pixels:][:pixels], weights[edge]
-                if edge == 0:
-                    for p in range(pixels):
-                        to[p] = weight * some[p]
-                else:
-                    for p in range(pixels):
-                        to[p] += weight * some[p]
+@inner
+def add_difference(row, scale, values, mean, shift, add):
+    """row (+)= scale * (values - mean) + shift."""
+    if add:
+        for p in range(len(row)):
+            row[p] += scale * (values[p] - mean) + shift
+    else:
+        for p in range(len(row)):
+            row[p] = scale * (values[p] - mean) + shift
 
 
-@jit
-def _backward(d, dmixed, kept, weights, sides, sums, begin, end):
-    """kept: the addresses of the terms and of their gradients, or none. sums [parts, edges] of d * term, or [parts, 0].
-    A job is a part of the images."""
-    images, mixed_channels, channels, pixels = sides
-    kept_channels, partial = channels - mixed_channels, channels // mixed_channels
-    terms, gradients = kept
-    for part in range(begin, end):
-        for image in range(images * part // len(sums), images * (part + 1) // len(sums)):
-            for c in range(channels):
-                some = d[(image * channels + c % mixed_channels * partial + c // mixed_channels) * pixels:][:pixels]
-                if c < mixed_channels and len(dmixed):
-                    to = dmixed[(image * mixed_channels + c) * pixels:][:pixels]
-                    for p in range(pixels):
-                        to[p] = some[p]
-                at, size = (image * kept_channels + c - mixed_channels) * pixels, images * kept_channels * pixels
-                for edge in range(sums.shape[1] if c >= mixed_channels else 0):
-                    term, total = floats(terms[edge], size)[at:][:pixels], np.float32(0)
-                    for p in range(pixels):
-                        total += some[p] * term[p]
-                    sums[part, edge] += total
-                for edge in range(len(gradients) if c >= mixed_channels else 0):
-                    to, weight = floats(gradients[edge], size)[at:][:pixels], weights[edge]
-                    for p in range(pixels):
-                        to[p] = weight * some[p]
+@inner
+def copy_outputs(tables, gradients, group):
+    """The gradients of outputs to which the edges between their nodes add more."""
+    images = group_images(tables, group)
+    for number in range(len(gradients.copies)):
+        given, to, size = gradients.copies[number]
+        if to != 0:
+            begin, end = images.first * size, (images.first + images.count) * size
+            some, row = floats(given, tables.images * size)[begin:end], floats(to, tables.images * size)[begin:end]
+            scale_or_add(row, ONE, some, NO)
+
+
+@shared
+def complete(tables, call, gradients, number, group):
+    """Zeros for the channels of a value's gradient to which nothing was given."""
+    value, images = call.values[number], group_images(tables, group)
+    if value.gradient == 0:
+        return
+    row = floats(value.gradient, tables.images * value.wide * value.pixels)
+    for c in range(value.channels):
+        if not gradients.written[value.tracked, group, c]:
+            place = place_of(tables, value, images, c)
+            for image in range(images.count):
+                fill(row[place.start + image * place.step:][:value.pixels], ZERO)
+
+
+@pasted
+def sum_gradients(tables, call, gradients, number, group, part):
+    """The sums for the norms of a node's terms, of a group of images."""
+    images = group_images(tables, group)
+    for k in range(tables.nodes[number].begin, tables.nodes[number].end):
+        term, norm = call.terms[k], call.norms[call.terms[k].norm]
+        value, sums = call.values[norm.value], gradients.sums[part, term.norm]
+        f = array_of(tables, value)
+        for c in range(term.channels if term.active and norm.summed else 0):
+            d, of_d = upstream_of(tables, call, term.norm, images, c)
+            of_f, mean = place_of(tables, value, images, term.from_channel + c), call.mean[term.norm, c]
+            if len(call.factors) == 0:
+                two_sums(sums[c], d, of_d, f, of_f, value.pixels, mean)
+                continue
+            for image in range(images.count):
+                factor, before, both = call.factors[k, images.first + image], sums[c, 0], sums[c, 1]
+                two_sums(sums[c], d, one_row(of_d.start + image * of_d.step), f,
+                         one_row(of_f.start + image * of_f.step), value.pixels, mean)
+                sums[c, 0] = before + factor * (sums[c, 0] - before)
+                sums[c, 1] = both + factor * (sums[c, 1] - both)
+
+
+@pasted
+def identities_back(tables, call, gradients, number, group):
+    """What other states get from a node that contains them."""
+    images = group_images(tables, group)
+    for k in range(tables.nodes[number].begin, tables.nodes[number].end):
+        term = call.terms[k]
+        value = call.values[call.norms[term.norm].value]
+        if not term.active or value.gradient == 0 or value.tracked < 0:
+            continue
+        row, dropped = floats(value.gradient, tables.images * value.wide * value.pixels), len(call.factors) > 0
+        for c in range(term.channels):
+            weight = gradients.coefficients[term.norm, c, 0]
+            d, of_d = upstream_of(tables, call, term.norm, images, c)
+            place = place_of(tables, value, images, term.from_channel + c)
+            added = gradients.written[value.tracked, group, term.from_channel + c] == 1
+            for image in range(images.count):
+                factor = weight * call.factors[k, images.first + image] if dropped else weight
+                scale_or_add(row[place.start + image * place.step:][:value.pixels], factor,
+                             d[of_d.start + image * of_d.step:][:value.pixels], added)
+            gradients.written[value.tracked, group, term.from_channel + c] = 1
+
+
+@inner
+def scale_or_add(row, scale, values, add):
+    """row (+)= scale * values."""
+    if add:
+        for p in range(len(row)):
+            row[p] += scale * values[p]
+    else:
+        for p in range(len(row)):
+            row[p] = scale * values[p]

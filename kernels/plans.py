@@ -1,17 +1,18 @@
-"""A plan lists what the compiled passes do with a Block (blocks.py) for an input of one shape, as tables that compiled
+"""A plan lists what the compiled passes do with a Block (blocks.py) for inputs of given shapes, as tables that compiled
 code can read:
 
-    value   a tensor that the passes read or compute. Number 0 is the input x; there is one for the output f of each
-            unit and each pooling, before batch norm
-    norm    a scale and a shift of a value, channel by channel: a batch norm where one is behind, else 1 and 0. Number 0
-            is that of x for what reads it
+    value   a tensor that the passes read or compute: the inputs, for each unit and each pooling the output f before
+            batch norm, for each node the sum of its terms
+    norm    a scale and a shift of a value, channel by channel: a batch norm where one is behind, else 1 and 0
     step    a convolution or pooling: reads a value through a norm, and a ReLU where there is one, and computes channels
             of another value
-    term    what an output adds up: a weight times a value seen through a norm
+    node    a sum of terms, for all channels or, with partial channels, for the mixed ones and the kept ones
+    term    what a node adds up: a weight times a value seen through a norm
 
-Steps of one level do not need each other. Level 0 reads x; level 1, as the second half of a SepConv, what level 0 has
-computed; and so on. f lies in memory group of images by group, [C, images of the group, pixels], so that a channel of a
-group is one row (GROUPED); x, the outputs and their gradients lie as [N, C, pixels] (NCHW).
+Steps of one level do not need each other. Level 0 reads inputs; level 1, as the second half of a SepConv, what level 0
+has computed; and so on. A node is summed up at the end of the level of its last term. f lies in memory group of images
+by group, [C, images of the group, pixels], so that a channel of a group is one row (GROUPED); so do nodes that are no
+output. Inputs, outputs and their gradients lie as [N, C, pixels] (NCHW). The gradient of a value lies as the value.
 """
 from typing import NamedTuple
 
@@ -19,231 +20,301 @@ import numpy as np
 
 from kernels.compiled import ROW, group_size
 from kernels.products import SLACK
+from kernels.tables import GROUPED, NCHW, NODE, NORM, STEP, TERM, VALUE, PlanTables
 from kernels.units import AVERAGE, DENSE, LARGEST, POINTWISE, Pooling
 from kernels.windows import pack
 from runtime.parallel import cpu_threads
 
-GROUPED, NCHW = 0, 1
 IDENTITY, NOTHING = 'identity', 'nothing'  # operations of a Block
+WHOLE, MIXED, KEPT = 'whole', 'mixed', 'kept'  # the channels that a term reads and gives
 
 
-def _table(*names, **others):
-    return np.dtype([(name, np.int64) for name in names] + list(others.items()))
-
-
-# Fields called after a tensor are its address, filled in at each call, 0 where there is none.
-VALUE = _table('channels', 'pixels', 'order', 'trains',  # trains: whether a batch norm behind it needs its moments
-               'data', 'gradient')
-NORM = _table('value', 'made', 'used',  # the level that computes the value, and that reads it: for terms one more
-              'term', 'trains', 'summed',  # its term or -1; whether of a batch; whether its gradient's sums are needed
-              'gamma', 'beta', 'bias', 'gamma_gradient', 'beta_gradient', 'bias_gradient',
-              'running_mean', 'running_variance', momentum=np.float64, epsilon=np.float64)
-STEP = _table('kind', 'source', 'norm', 'relu', 'result', 'result_norm',
-              'first', 'channels', 'filters', 'groups',  # first: of its filters, in the result
-              'adds', 'last',  # whether an identity or an earlier step has written the source's gradient before, so
-              # that this one adds to it; whether it is complete after this step, since no later one reads the source
-              'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
-              'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
-TERM = _table('output', 'norm')
-
-
-class PlanTables(NamedTuple):
-    """What is the same in all calls.
-
-    group: images of a group. parts: of the work, one for each thread. channels: most of a value. weights: elements of
-    all weights. geometry: a packed (Window, Tables) for each step. levels: where the steps of each begin, and the end.
-    terms: of TERM, by output. outputs: where the terms of each begin, and the end. sections: where the parts of a
-    thread's memory begin, see forward.Memory. divisors: 1 / pixels of all windows of poolings.
+class Source(NamedTuple):
+    """Channels of a state that a term reads: the number of the state's value, the first channel, the shape (C, H, W).
     """
 
-    images: int
-    group: int
-    groups: int
-    parts: int
-    channels: int
-    weights: int
-    geometry: np.ndarray
-    levels: np.ndarray
-    terms: np.ndarray
-    outputs: np.ndarray
-    sections: np.ndarray
-    divisors: np.ndarray
+    value: int
+    from_channel: int
+    shape: tuple
 
 
 class Plan:
-    """The tables of a Block for inputs [N, C, H, W] of one shape.
+    """The tables of a Block for inputs of given shapes [N, C, H, W].
 
-    fit: whether the block applies; if not, that is all there is. tables, and of values, norms and steps the tables with
-    the fields that do not change. positions: of the terms' weights. step_parameters, norm_parameters, norm_statistics:
-    for each step or norm the numbers of its tensors among those of the block, -1 for none. shape: of an output. data,
-    gradients: elements of all values but x, and of the gradients of those that a step reads (has_gradient); data_at,
-    gradients_at: where each begins. norm_layers: the BatchNorm2D of each norm and the bias in front of it, or None.
+    fit: whether the block applies; if not, that is all there is. tables; values, norms, steps and terms with the fields
+    that do not change. norm_layers: the BatchNorm2D of each norm, or None, and the convolutions in front.
+    step_parameters, norm_parameters, norm_statistics: for each step or norm the numbers of its tensors among those of
+    the block, -1 for none. positions: for each term where its weight lies, -1 for none. norm_terms: for each norm the
+    term that it belongs to, or -1. pairs: (step, term) of all steps that a term needs.
+    data, gradients: elements of all values that no tensor holds, and of their gradients; data_at, gradients_at: where
+    each begins, has_data, has_gradient: of which values. state_of: for each value the state whose gradient it leads to.
+    outputs: for each output its shape and, for each node in it, (value, first channel, whether a term reads it).
     """
 
-    def __init__(self, block, shape):
-        self.images, self.block, self.input = shape[0], block, tuple(shape[1:])
-        self.value_rows = [(*self._sides(self.input), NCHW)]
-        self.norm_rows, self.norm_layers, self.term_rows = [(0, -1, 0, -1)], [(None, None)], []
-        self.step_rows, self.pools, self.positions = [[] for _ in range(block.depth)], {}, []
-        shapes = {self._add(output, k, operation) for output, operations in enumerate(block.outputs)
-                  for k, operation in enumerate(operations) if operation != NOTHING}
-        self.fit = len(shapes) == 1 and None not in shapes and self._multiply_adds() >= block.smallest
+    def __init__(self, block, shapes):
+        self.block, self.images = block, shapes[0][0]
+        self.shapes, self.made, self.state_of = [], [], []  # of the values: (C, H, W), level, state
+        self.norm_rows, self.norm_layers = [dict(term=-1, made=-1, found=-1)], [(None, [])]
+        self.step_rows, self.term_rows, self.node_rows, self.pools, self.pairs = [], [], [], {}, []
+        self.states = [self._add_value(shape[1:], -1, state) for state, shape in enumerate(shapes)]
+        self.fit = (all(shape[0] == self.images for shape in shapes)
+                    and all(self._add_node(terms) for terms in block.nodes)
+                    and self._set_outputs() and self._multiply_adds() >= block.smallest)
         if self.fit:
-            self.shape = (self.images, *shapes.pop())
             self._build()
 
-    @staticmethod
-    def _sides(shape):
-        return shape[0], shape[1] * shape[2]
+    def _add_value(self, shape, made, state):
+        self.shapes.append(tuple(shape))
+        self.made.append(made)
+        self.state_of.append(state)
+        return len(self.shapes) - 1
 
     def _is_single_value(self, norm, shape):
         """Whether a batch norm would see one value per channel, which Paddle's returns unchanged."""
         return norm is not None and self.images * shape[1] * shape[2] == 1
 
-    def _add(self, output, k, operation):
-        """Add an operation of an output; returns the shape (C, H, W) of what it gives, None where it does not apply."""
-        number, shape, norms = 0, self.input, (None, None)
-        if isinstance(operation, Pooling):
-            shape, norms = operation.output_shape(shape), (operation.norm, None)
-            if shape is not None and self._is_single_value(operation.norm, shape):
+    # -----------------------------------------------------------------------------------------------------------------
+    # Nodes, terms and steps
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _add_node(self, terms):
+        """Add a node; returns whether its terms apply and have one shape."""
+        begin, shapes = len(self.term_rows), set()
+        for term in terms:
+            if term.operation != NOTHING:
+                shapes.add(self._add_term(term))
+        if len(shapes) != 1 or None in shapes:
+            return False
+        rows = self.term_rows[begin:]
+        made = max(row['made'] for row in rows)
+        value = self._add_value(shapes.pop(), made, len(self.states))
+        for row in rows:
+            self.norm_rows[row['norm']]['found'] = made
+            row['partial'] = 1 if row['part'] == WHOLE else self.block.partial
+            row['mixed'] = self.shapes[value][0] // row['partial']
+            row['first'] = row['mixed'] if row['part'] == KEPT else 0
+        self.node_rows.append(dict(value=value, begin=begin, end=len(self.term_rows), made=made))
+        self.states.append(value)
+        return True
+
+    def _add_term(self, term):
+        """Add what a term of the next node needs; returns the shape (C, H, W) of the node, None where it does not
+        apply."""
+        state = self.states[term.source]
+        channels, *sides = self.shapes[state]
+        mixed = channels // self.block.partial
+        from_channel, count = {WHOLE: (0, channels), MIXED: (0, mixed), KEPT: (mixed, channels - mixed)}[term.part]
+        source, number = Source(state, from_channel, (count, *sides)), len(self.term_rows)
+        if term.operation == IDENTITY:
+            value, layers = state, (None, [])
+            shape, made = source.shape, self.made[state] + 1
+        else:
+            add = self._add_pooling if isinstance(term.operation, Pooling) else self._add_chain
+            value, layers = add(term.operation, source, term.source, number)
+            if value is None:
                 return None
-            if shape is not None and operation.key() not in self.pools:
-                self.pools[operation.key()] = self._add_value(shape)
-                self._add_step(0, operation, 0, 0, False, self.input, self.pools[operation.key()], 0)
-            number = self.pools.get(operation.key())
-        elif operation != IDENTITY:
-            norm = 0
-            for level, unit in enumerate(operation):
-                before, source = shape, number
-                shape = unit.output_shape(before)
-                if shape is None or self._is_single_value(unit.norm, shape):
-                    return None
-                number, first = self._add_value(shape), 0
-                for convolution in unit.convolutions:
-                    self._add_step(level, convolution, source, norm, unit.relu, before, number, first)
-                    first += convolution.filters
-                norms = unit.norm, unit.convolutions[0].bias
-                if unit is not operation[-1]:
-                    norm = self._add_norm(number, level, level + 1, -1, norms)
-        if shape is not None:
-            made = -1 if operation == IDENTITY else 0 if isinstance(operation, Pooling) else len(operation) - 1
-            norm = self._add_norm(number, made, self.block.depth, len(self.term_rows), norms)
-            self.term_rows.append((output, norm))
-            self.positions.append(int(self.block.positions[output, k]))
-        return shape
+            from_channel, shape, made = 0, self.shapes[value], self.made[value]
+        self.term_rows.append(dict(
+            node=len(self.node_rows), norm=self._add_norm(value, number, layers), from_channel=from_channel,
+            channels=shape[0], next=-1, made=made, part=term.part, weight=term.weight))
+        if isinstance(term.operation, Pooling):  # the first of the terms that add it up
+            step = self.pools[source.value, source.from_channel, term.operation.key()]
+            step['term'], self.term_rows[-1]['next'] = number, step['term']
+        whole = {WHOLE: shape[0], MIXED: shape[0] * self.block.partial, KEPT: shape[0] + mixed}[term.part]
+        return whole, *shape[1:]
 
-    def _add_value(self, shape):
-        self.value_rows.append((*self._sides(shape), GROUPED))
-        return len(self.value_rows) - 1
+    def _add_pooling(self, pooling, source, state, term):
+        """(the value that a pooling computes, one for all terms that need it; its layers)."""
+        shape, key = pooling.output_shape(source.shape), (source.value, source.from_channel, pooling.key())
+        if shape is None or self._is_single_value(pooling.norm, shape):
+            return None, None
+        if key not in self.pools:
+            value = self._add_value(shape, self.made[source.value] + 1, state)
+            self._add_step(pooling, source, value, term=-1)
+            self.pools[key] = self.step_rows[-1]
+        step = self.pools[key]
+        self.pairs.append((step, term))
+        return step['result'], (pooling.norm, [])
 
-    def _add_norm(self, value, made, used, term, layers):
-        self.norm_rows.append((value, made, used, term))
+    def _add_chain(self, chain, source, state, term):
+        """(the value that a chain of units computes, its layers)."""
+        norm = 0
+        for unit in chain:
+            shape = unit.output_shape(source.shape)
+            if shape is None or self._is_single_value(unit.norm, shape):
+                return None, None
+            value, first = self._add_value(shape, self.made[source.value] + 1, state), 0
+            for convolution in unit.convolutions:
+                self._add_step(convolution, source, value, norm=norm, relu=unit.relu, first=first)
+                self.pairs.append((self.step_rows[-1], term))
+                first += convolution.filters
+            layers = unit.norm, unit.convolutions
+            if unit is not chain[-1]:
+                norm = self._add_norm(value, -1, layers, owner=term)
+                self.norm_rows[norm]['found'] = self.made[value]
+            source = Source(value, 0, shape)
+        return value, layers
+
+    def _add_norm(self, value, term, layers, owner=None):
+        """owner: the term that a norm inside a chain belongs to."""
+        self.norm_rows.append(dict(value=value, made=self.made[value], term=term,
+                                   owner=term if owner is None else owner))
         self.norm_layers.append(layers)
         return len(self.norm_rows) - 1
 
-    def _add_step(self, level, layer, source, norm, relu, shape, result, first):
-        """layer: a Convolution of a unit, or a Pooling; shape (C, H, W) of the source."""
-        self.step_rows[level].append((layer, source, norm, relu, shape, result, first))
+    def _add_step(self, layer, source, result, norm=0, **fields):
+        """layer: a Convolution of a unit, or a Pooling."""
+        self.step_rows.append(dict(
+            layer=layer, shape=source.shape, level=self.made[result], kind=layer.kind, source=source.value,
+            from_channel=source.from_channel, channels=source.shape[0], norm=norm, result=result, **fields))
+
+    def _set_outputs(self):
+        """Find where the nodes lie in the outputs; returns whether all fit together and each node is used."""
+        read = {term.source for terms in self.block.nodes for term in terms if term.operation != NOTHING}
+        inputs, self.outputs, found = len(self.states) - len(self.node_rows), [], []
+        for states in self.block.outputs:
+            shapes = [self.shapes[self.states[state]] for state in states]
+            if len({shape[1:] for shape in shapes}) != 1 or min(states) < inputs:
+                return False
+            firsts = np.cumsum([0] + [shape[0] for shape in shapes])
+            self.outputs.append(((self.images, int(firsts[-1]), *shapes[0][1:]),
+                                 [(self.states[state], int(first), state in read)
+                                  for state, first in zip(states, firsts)]))
+            found += states
+        return len(set(found)) == len(found) and read.union(found) >= set(range(inputs, len(self.states)))
 
     def _multiply_adds(self):
-        return sum(layer.multiply_adds(self.images * self.value_rows[result][1])
-                   for level in self.step_rows for layer, *_, result, _ in level if not isinstance(layer, Pooling))
+        return sum(row['layer'].multiply_adds(self.images * np.prod(self.shapes[row['result']][1:]))
+                   for row in self.step_rows if not isinstance(row['layer'], Pooling))
 
     # -----------------------------------------------------------------------------------------------------------------
     # The tables
     # -----------------------------------------------------------------------------------------------------------------
 
     def _build(self):
-        rows = [row for level in self.step_rows for row in level]
-        group = self._group(rows)
+        self.step_rows.sort(key=lambda row: row['level'])
+        levels = [row['level'] for row in self.step_rows]
+        number_of = {id(row): number for number, row in enumerate(self.step_rows)}
+        self.pairs = np.array([(number_of[id(step)], term) for step, term in self.pairs], np.int64).reshape(-1, 2)
+        group = self._share_images()
+        groups = -(-self.images // group)
+        windows = [row['layer'].window(row['shape'][1:], row['at_once']) for row in self.step_rows]
+        divisors, weights = self._build_steps()
         self._build_values()
         self._build_norms()
-        windows = [layer.window(shape[1:], group) for layer, _, _, _, shape, _, _ in rows]
-        divisors = self._build_steps(rows)
-        groups = -(-self.images // group)
-        terms = np.array(self.term_rows, TERM)
-        parts = max(1, min(cpu_threads(), groups * max(map(len, self.step_rows))))  # a job is a step and a group
-        self.tables = PlanTables(
-            self.images, group, groups, parts, int(self.values['channels'].max()),
-            self.weights, pack(windows), np.cumsum([0] + [len(level) for level in self.step_rows]), terms,
-            np.searchsorted(terms['output'], np.arange(len(self.block.outputs) + 1)),
-            self._sections(rows, windows, group), divisors)
-        self.positions = np.array(self.positions, np.int64)
+        self.terms, nodes = _filled(TERM, self.term_rows), _filled(NODE, self.node_rows)
+        self.terms['active'] = 1
+        self.positions = np.array([row['weight'] for row in self.term_rows], np.int64)
+        last = max(row['made'] for row in self.node_rows)
+        levels = np.searchsorted(levels, np.arange(last + 2))
+        blocks = groups * max([-(-group // row['at_once']) for row in self.step_rows], default=1)
+        parts = max(1, min(cpu_threads(), groups * max(1, int(np.diff(levels).max()))))  # a job is a step and a group
+        self.tables = PlanTables(self.images, len(self.states) - len(nodes), group, groups, parts,
+                                 max(self.shapes[value][0] for value in self.norms['value'][1:]),
+                                 blocks, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
 
-    def _group(self, rows):
-        """How many images form a group: rows of about 1,000 pixels, or fewer where the channels of so many do not fit
-        in 2**15 numbers, 128 KB, of a core's own cache."""
-        most = [min(ROW, 2 ** 15 // max(channels, 1)) // pixels
-                for channels, pixels, _ in (self.value_rows[row[5]] for row in rows)]
-        for _, source, *_ in rows:
-            channels, pixels, _ = self.value_rows[source]
-            most.append(2 ** 16 // (channels * pixels))
-        return group_size(self.images, min(most, default=ROW // self.value_rows[0][1]))
+    def _share_images(self):
+        """How many images form a group. A step computes a part of them at once, so that rows have about 1,000 pixels,
+        or fewer where so many channels do not fit in 2**15 numbers, 128 KB, of a core's own cache."""
+        for row in self.step_rows:
+            (channels, *sides), (of_source, *source_sides) = self.shapes[row['result']], row['shape']
+            most = min(min(ROW, 2 ** 15 // max(channels, 1)) // np.prod(sides),
+                       2 ** 16 // (of_source * np.prod(source_sides)))
+            row['at_once'] = max(1, int(most))
+        default = max(1, ROW // int(np.prod(self.shapes[0][1:])))
+        group = group_size(self.images, max([row['at_once'] for row in self.step_rows], default=default))
+        for row in self.step_rows:
+            times = -(-group // row['at_once'])
+            row['at_once'] = -(-group // times)
+        return group
 
     def _build_values(self):
-        self.values = np.zeros(len(self.value_rows), VALUE)
-        for name, column in zip(('channels', 'pixels', 'order'), zip(*self.value_rows)):
-            self.values[name] = column
-        sizes = self.images * self.values['channels'] * self.values['pixels']
-        sizes[0] = 0
-        inner = np.zeros(len(sizes), bool)
-        inner[[row[1] for level in self.step_rows for row in level]] = True
+        at_once = {row['result']: row['at_once'] for row in self.step_rows}
+        readers = [row['source'] for row in self.step_rows]
+        tracked = [value for value in range(len(self.shapes)) if value in self.states or readers.count(value) > 1]
+        rows = [dict(channels=shape[0], pixels=shape[1] * shape[2], order=GROUPED, wide=shape[0], at_once=1,
+                     tracked=tracked.index(value) if value in tracked else -1)
+                for value, shape in enumerate(self.shapes)]
+        for value, images in at_once.items():
+            rows[value]['at_once'] = images
+        outside = self.states[:len(self.states) - len(self.node_rows)]
+        for value in outside:
+            rows[value]['order'] = NCHW
+        for shape, nodes in self.outputs:
+            outside += [value for value, _, _ in nodes]
+            for value, _, _ in nodes:
+                rows[value].update(order=NCHW, wide=shape[1])
+        self.values, self.tracked = _filled(VALUE, rows), len(tracked)
+        inside = np.ones(len(rows), bool)
+        inside[outside] = False
+        sizes = self.images * self.values['channels'] * self.values['pixels'] * inside
+        inner = np.zeros(len(rows), bool)
+        inner[readers + self.states] = True
+        self.has_data, self.has_gradient = inside, inner & inside
         self.data, self.data_at = _in_a_row(sizes)
         self.gradients, self.gradients_at = _in_a_row(sizes * inner)
-        self.has_gradient = inner & (sizes > 0)
+        self.state_of = np.array(self.state_of)
 
     def _build_norms(self):
-        self.norms = np.zeros(len(self.norm_rows), NORM)
-        for name, column in zip(('value', 'made', 'used', 'term'), zip(*self.norm_rows)):
-            self.norms[name] = column
-        for row, (norm, _) in zip(self.norms, self.norm_layers):
+        self.norms = _filled(NORM, self.norm_rows)
+        self.norms['active'] = 1
+        self.norm_terms = np.array([row.get('owner', -1) for row in self.norm_rows])
+        for row, (norm, convolutions) in zip(self.norms, self.norm_layers):
+            row['second'] = convolutions[0].filters if convolutions else 0
             if norm is not None:
                 row['momentum'], row['epsilon'] = norm._momentum, norm._epsilon
         number = self.block.number
-        self.norm_parameters = np.array([(number(norm and norm.weight), number(norm and norm.bias), number(bias))
-                                         for norm, bias in self.norm_layers])
+        self.norm_parameters = np.array([
+            (number(norm and norm.weight), number(norm and norm.bias),
+             *[number(convolution.bias) for convolution in convolutions], *[-1] * (2 - len(convolutions)))
+            for norm, convolutions in self.norm_layers])
         self.norm_statistics = np.array([(number(norm and norm._mean), number(norm and norm._variance))
                                          for norm, _ in self.norm_layers])
 
-    def _build_steps(self, rows):
-        """Fill steps; returns the divisors of the poolings."""
-        self.steps, divisors, at = np.zeros(len(rows), STEP), [np.ones(1, np.float32)], 0
-        norm_of = {value: number for number, (value, *_) in enumerate(self.norm_rows)}
-        identity = any(self.norm_rows[norm][0] == 0 for _, norm in self.term_rows)
-        parameters = []
-        for k, (layer, source, norm, relu, shape, result, first) in enumerate(rows):
-            step = self.steps[k]
-            step['kind'], step['source'], step['norm'], step['relu'] = layer.kind, source, norm, relu
-            step['result'], step['result_norm'] = result, norm_of[result]
-            step['first'], step['channels'] = first, shape[0]
-            step['adds'] = source == 0 and identity or source in [row[1] for row in rows[:k]]
-            step['last'] = source not in [row[1] for row in rows[k + 1:]]
+    def _build_steps(self):
+        """Fill steps; returns the divisors of the poolings and the number of elements of all weights."""
+        divisors, at, parameters = [np.ones(1, np.float32)], 0, []
+        norm_of = {row['value']: number for number, row in enumerate(self.norm_rows) if number}
+        last_of = {row['source']: k for k, row in enumerate(self.step_rows)}
+        for k, row in enumerate(self.step_rows):
+            layer = row['layer']
+            row.update(active=1, result_norm=norm_of[row['result']], last=last_of[row['source']] == k)
             if isinstance(layer, Pooling):
-                step['divisors_at'] = sum(map(len, divisors))
-                divisors.append(layer.divisors(shape[1:]))
+                row['divisors_at'] = sum(map(len, divisors))
+                divisors.append(layer.divisors(row['shape'][1:]))
                 parameters.append((-1, -1))
                 continue
-            step['filters'], step['groups'] = layer.filters, layer.groups
-            step['depthwise_at'], step['weight_at'] = at, at + (0 if layer.depthwise is None else layer.depthwise.size)
-            at = int(step['weight_at']) + layer.weight.size
+            row.update(filters=layer.filters, groups=layer.groups, depthwise_at=at,
+                       weight_at=at + (0 if layer.depthwise is None else layer.depthwise.size))
+            at = row['weight_at'] + layer.weight.size
             parameters.append((self.block.number(layer.depthwise), self.block.number(layer.weight)))
-        self.step_parameters, self.weights = np.array(parameters, np.int64).reshape(-1, 2), at
-        return np.concatenate(divisors)
+        self.step_parameters = np.array(parameters, np.int64).reshape(-1, 2)
+        self.steps = _filled(STEP, self.step_rows)
+        return np.concatenate(divisors), at
 
-    def _sections(self, rows, windows, group):
+    def _sections(self, windows):
         """Where the arrays of forward.Memory begin in a thread's memory, and its size."""
         sizes = np.zeros(6, np.int64)
-        for (layer, source, _, _, shape, result, _), (w, _) in zip(rows, windows):
-            size = group * self.value_rows[result][1] + 32  # as forward.row_step
+        for row, (w, _) in zip(self.step_rows, windows):
+            layer, channels = row['layer'], row['channels']
+            size = row['at_once'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as forward.row_step
             if layer.kind == DENSE:
-                of_step = layer.filters * w.line, 0, 0, layer.channels * w.block, layer.channels * w.block, 0
+                of_step = layer.filters * w.line, 0, 0, channels * w.block, channels * w.block, 0
             elif layer.kind in (AVERAGE, LARGEST):
                 of_step = size, 0, w.line, w.block, w.block, w.line
             else:
                 block = w.block if layer.kind != POINTWISE else 0
-                of_step = layer.filters * size, shape[0] * size, shape[0] * size, block, block, w.line
+                of_step = layer.filters * size, channels * size, channels * size, block, block, w.line
             sizes = np.maximum(sizes, of_step)
         return np.cumsum([0, *(sizes + 2 * SLACK)])
+
+
+def _filled(dtype, rows):
+    """A table with a row for each dict; fields that it does not have are 0."""
+    table = np.zeros(len(rows), dtype)
+    for name in dtype.names:
+        table[name] = [row.get(name, 0) for row in rows]
+    return table
 
 
 def _in_a_row(sizes):

@@ -12,7 +12,7 @@ def turn_weights(tables, call, gradients, number):
     a matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of windows.Tables.order.
     """
     step, (_, t) = call.steps[number], unpack(tables.geometry[number])
-    if step.kind >= AVERAGE:
+    if step.kind >= AVERAGE or not step.active:
         return
     inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
     if step.kind == SEPARABLE:
@@ -38,7 +38,7 @@ def turn_weights(tables, call, gradients, number):
 def add_parts(tables, call, gradients, number, part):
     """A part of the gradients of a convolution's weights, from the sums of all parts."""
     step, (_, t) = call.steps[number], unpack(tables.geometry[number])
-    if step.kind >= AVERAGE:
+    if step.kind >= AVERAGE or not step.active:
         return
     size = step.channels * len(t.taps)
     if step.kind == SEPARABLE:

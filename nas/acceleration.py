@@ -4,7 +4,8 @@ Two things are replaced, each by an attribute `forward` of the one layer concern
 it is:
 
     single layers   convolutions with what surrounds them, poolings, FactorizedReduce, WeightedSum (nas/layers.py)
-    cells           of the supernet in model_search.py: all edges that leave a state at once (nas/fused.py)
+    cells           of model_search.py and model.py, as a whole (nas/cells.py); where that does not apply, those of the
+                    supernet by source state: all edges that leave a state at once (nas/fused.py)
 
 What is computed must be what the network's author wrote. So a cell is computed together only while its code is the
 code that nas/fused.py reproduces, and that is checked at every forward pass: classes and their `forward` and `mix`,
@@ -19,12 +20,11 @@ import paddle.nn as nn
 
 from genotypes import edge_number
 from kernels import compiled
-from kernels.channels import concat_channels
-from nas import fused
+from nas import cells, fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.layers import attach, is_ours, is_plain_reduction
 from nas.precompile import precompile
-from operations import FactorizedReduce
+from operations import DropPath, FactorizedReduce
 from runtime.log import logger
 from runtime.parallel import cpu_threads
 
@@ -36,29 +36,31 @@ def accelerate(network, quiet=False):
     operations of Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated
     and what is not; quiet: without the line that counts cells and layers.
     """
-    cells = layers = 0
+    cell_count = layers = 0
     for layer in network.sublayers(include_self=True):
         if 'forward' in vars(layer):
             continue
-        if _looks_like_a_cell(layer):
+        if _looks_like_a_cell(layer) or _looks_like_a_trained_cell(layer):
             layer.forward = types.MethodType(_cell_forward, layer)
-            cells += 1
+            cell_count += 1
         else:
             layers += attach(layer)
-    if (cells or layers) and not quiet:
+    if (cell_count or layers) and not quiet:
         logger.info('acceleration: %s%d single layers; %s',
-                    f'{cells} cells with all edges of a state at once, ' if cells else '', layers,
+                    f'{cell_count} cells as a whole, ' if cell_count else '', layers,
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
         if compiled.numba is not None:
             compiled.on_first_compilation(_say_compilation)
-    if cells:
+    if cell_count:
         precompile()
     said = set()
     for name, layer in network.named_sublayers(include_self=True):
         if _looks_like_a_cell(layer):
             layer._acceleration = CellAcceleration(name, said)
             layer._acceleration.update(layer)
+        elif _looks_like_a_trained_cell(layer) and compiled.numba is not None:
+            layer._acceleration = TrainedCellAcceleration()
     return network
 
 
@@ -81,44 +83,68 @@ def _looks_like_a_cell(layer):
     return all(isinstance(getattr(edge, '_ops', None), nn.LayerList) and hasattr(edge, 'method') for edge in edges)
 
 
+def _looks_like_a_trained_cell(layer):
+    """Whether a layer has the parts of model.Cell."""
+    parts = ('preprocess0', 'preprocess1', 'drop_path', '_concat', '_indices', '_is_edge')
+    return isinstance(getattr(layer, '_ops', None), nn.LayerList) and all(hasattr(layer, name) for name in parts)
+
+
 def _cell_forward(self, *args, **kwargs):
-    acceleration = vars(self).get('_acceleration')
-    edges = None
+    acceleration, out = vars(self).get('_acceleration'), None
     if acceleration is not None and paddle.in_dynamic_mode():
-        edges = acceleration.fused_edges(self, args, kwargs)
-    if edges is None:
-        return type(self).forward(self, *args, **kwargs)
-    return _fused_forward(self, edges, *args, **kwargs)
+        out = acceleration(self, *args, **kwargs)
+    return type(self).forward(self, *args, **kwargs) if out is None else out
 
 
-def _fused_forward(self, fused_edges, s0, s1, weights, edge_weights=None, active=None):
-    """Cell.forward of model_search.py, by source state."""
-    nodes = fused_edges.nodes(self.preprocess0(s0), self.preprocess1(s1), weights, edge_weights, active)
-    return concat_channels(nodes[-self._multiplier:])
+class TrainedCellAcceleration:
+    """Computes a cell of model.py as a whole, if it is what its block was made of."""
+
+    def __init__(self):
+        self.record = None
+
+    def __deepcopy__(self, memo):
+        return TrainedCellAcceleration()  # the copy looks at the copied cell
+
+    def __call__(self, cell, *inputs):
+        """The output, or None to run the cell as it is written."""
+        if self.record is None or not self.record.is_current():
+            self.record = Record(cell.sublayers(include_self=True))
+            known = (all(is_known_code(type(cell), name, 'TrainedCell') for name in ('forward', '_edge'))
+                     and type(cell.drop_path) is DropPath and not has_hooks(cell.drop_path)
+                     and all(is_known_code(DropPath, name) for name in ('forward', 'factors'))
+                     and not {'forward', 'factors'} & set(vars(cell.drop_path)))
+            self.cell = cells.TrainedCell(cell) if known else None
+        return None if self.cell is None or len(inputs) != 3 else self.cell(cell, *inputs)
 
 
 class CellAcceleration:
-    """Decides for one cell, at every forward pass, whether and how it is computed by source state.
+    """Decides for one cell of the supernet, at every forward pass, whether it is computed as a whole, by source state,
+    or as it is written.
 
     name: of the cell, for the log. said: the lines that were logged for the network, shared by its cells.
     """
 
     def __init__(self, name, said):
         self.name, self.said = name, said
-        self.edges, self.record = None, None
+        self.edges = self.whole = self.record = None
 
     def __deepcopy__(self, memo):
         return CellAcceleration(self.name, self.said)  # the copy looks at the copied cell
 
-    def fused_edges(self, cell, args, kwargs):
-        """The FusedCell to use for this call, or None to run the cell as it is written."""
+    def __call__(self, cell, *args, **kwargs):
+        """The output, or None to run the cell as it is written."""
         if len(args) < 3:
             return None
         if self.record is None or not self.record.is_current():
             self.update(cell)
-        if self.edges is None or not self._one_mode() or _normalises_single_values(cell, args[1]):
-            return None
-        return self.edges
+        out = None if self.whole is None else self.whole(*args, **kwargs)
+        if out is None and self.edges is not None and self._one_mode() and not _normalises_single_values(cell, args[1]):
+            out = self._by_state(cell, *args, **kwargs)
+        return out
+
+    def _by_state(self, cell, s0, s1, *weights, **more):
+        nodes = self.edges.nodes(cell.preprocess0(s0), cell.preprocess1(s1), *weights, **more)
+        return paddle.concat(nodes[-cell._multiplier:], axis=1)
 
     def _one_mode(self):
         """Whether all batch norms that are computed together are in one mode, training or evaluation."""
@@ -129,12 +155,13 @@ class CellAcceleration:
 
     def update(self, cell):
         """Look at the cell as it is now."""
-        self.edges = None
-        self.record = Record(_layers_without_inputs(cell))
+        self.edges = self.whole = None
+        self.record = Record(cell.sublayers(include_self=True))
         reason = _reason_against(cell)
         if reason:
             self._say(f'{reason}: run as written')
             return
+        self.whole = cells.SearchCell(cell) if compiled.numba is not None else None
         unknown = {}
         names = list(cell._ops[0].method.primitives) + ['auxiliary skip connection']
 
@@ -173,11 +200,6 @@ def _normalises_single_values(cell, s1):
 
 def _operations(cell):
     return [op for mixed in cell._ops for op in [*mixed._ops, mixed.auxiliary_op] if op is not None]
-
-
-def _layers_without_inputs(cell):
-    """The cell and all its layers but those of the preprocessing, which are called as layers."""
-    return [cell, cell._ops, *cell._ops.sublayers()]
 
 
 def _reason_against(cell):

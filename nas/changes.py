@@ -11,7 +11,7 @@ import tokenize
 
 import paddle.nn as nn
 
-from operations import Zero
+from operations import DilConv, DropPath, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
 
 # The code that nas/fused.py and nas/layers.py reproduce. After a change of one of these functions that keeps the
 # numbers, or that they follow, write the new fingerprint here: `pytest tests/test_acceleration.py -k edited_definition`
@@ -29,6 +29,9 @@ FINGERPRINTS = {
     'Zero.forward': '422c15c9d64f2f13',
     'FactorizedReduce.forward': '25008990db38e1c4',
     'DropPath.forward': 'b5d23ec7fe4a2674',
+    'DropPath.factors': '749c4edcc131f4e5',
+    'TrainedCell.forward': '41d40fe28c4d2236',
+    'TrainedCell._edge': 'a47d8b23861738e9',
 }
 
 # Paddle's own layers as they are when this module is imported.
@@ -42,10 +45,13 @@ SETTINGS = {
     nn.BatchNorm2D: ('forward', '_momentum', '_epsilon', '_use_global_stats', '_data_format', 'weight', 'bias'),
     nn.MaxPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'return_mask', 'data_format'),
     nn.AvgPool2D: ('forward', 'ksize', 'stride', 'padding', 'ceil_mode', 'exclusive', 'divisor', 'data_format'),
-    nn.ReLU: ('forward',),
     Zero: ('forward', 'stride'),
+    DropPath: ('forward', 'factors'),
+    **dict.fromkeys((nn.ReLU, nn.Sequential, nn.LayerList, SepConv, DilConv, ReLUConvBN, FactorizedReduce, Identity),
+                    ('forward',)),
 }
-CELL_SETTINGS = ('forward', 'mix', 'method', '_steps', '_multiplier', 'mp', 'auxiliary_op')  # of all other layers
+CELL_SETTINGS = ('forward', 'mix', '_edge', 'method', '_steps', '_multiplier', 'mp', 'auxiliary_op', '_concat',
+                 '_indices', '_is_edge')  # of all other layers
 
 
 def has_hooks(layer):
@@ -58,7 +64,7 @@ class Record:
 
     def __init__(self, layers):
         self.functions = {(kind, name): getattr(kind, name, None)
-                          for kind in map(type, layers) for name in ('forward', 'mix')}
+                          for kind in map(type, layers) for name in ('forward', 'mix', '_edge', 'factors')}
         self.layers = []
         for layer in layers:
             values, keys = vars(layer), SETTINGS.get(type(layer), CELL_SETTINGS)

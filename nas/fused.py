@@ -24,11 +24,9 @@ import paddle.nn as nn
 import paddle.nn.functional as F
 
 from genotypes import edge_number
-from kernels.blocks import Block
-from kernels.channels import split_channels
+from kernels.blocks import Block, Term
 from kernels.compiled import available
 from kernels.convolutions import is_pointwise, is_square, square_geometry
-from kernels.nodes import node_of
 from nas.layers import POOLINGS, operation_of
 from nas.stacked import SeparableUnits, StackedNorms, StackedReductions, join, split
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
@@ -71,7 +69,7 @@ class FusedCell:
             x = states[number]
             if partial > 1:
                 c = x.shape[1] // partial
-                x, rest = split_channels(x, [c, x.shape[1] - c])
+                x, rest = x.split([c, x.shape[1] - c], axis=1)
                 rest = rest if pooling is None else pooling(rest)
                 for node in kept[-len(rows):]:
                     node.append(rest)
@@ -83,8 +81,11 @@ class FusedCell:
                 node = paddle.add_n(mixed[number - 1])
                 if partial > 1:
                     first = edge_number(number - 1)  # of the node's edges
-                    node = node_of(node, kept[number - 1],
-                                   None if edge_weights is None else edge_weights[first:first + 1 + number], partial)
+                    terms = kept[number - 1]
+                    if edge_weights is not None:
+                        terms = [weight * term for weight, term in zip(edge_weights[first:first + 1 + number].unbind(),
+                                                                       terms)]
+                    node = F.channel_shuffle(paddle.concat([node, paddle.add_n(terms)], axis=1), partial)
                 states.append(node)
         return states[2:]
 
@@ -140,9 +141,9 @@ class OutgoingEdges:
         """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it
         adds to its node."""
         parts = []
-        compiled = self.compiled is not None and self.compiled.applies(x, weights)
+        compiled = self.compiled is not None and self.compiled.applies([x], weights)
         if compiled:
-            parts += self.compiled(x, weights)
+            parts += self.compiled([x], weights)
         else:
             parts += self.stacked(x, scales.of(self))
             parts += [weights[row, column] * ops[column](x) for column in self.bare_poolings
@@ -162,8 +163,8 @@ class OutgoingEdges:
             self.edges_of_draw[key] = self._compile_draw(active)
         covered, edges = self.edges_of_draw.get(key, ([], None))
         terms = [[] for _ in active]
-        if edges is not None and edges.applies(x, weights):
-            for edge, out in zip(covered, edges(x, weights)):
+        if edges is not None and edges.applies([x], weights):
+            for edge, out in zip(covered, edges([x], weights)):
                 terms[edge].append(out)
         else:
             covered = []
@@ -183,11 +184,9 @@ class OutgoingEdges:
 
     def _block(self, columns, edges):
         """A Block of the operations in columns[edge] of each of the edges; None if it does not cover all of them."""
-        operations = [[operation_of(self.operations[edge][column]) for column in columns[edge]] for edge in edges]
-        if any(operation is None for of_edge in operations for operation in of_edge):
-            return None
-        return Block(operations, [[self.rows[edge] * len(self.kinds) + column for column in columns[edge]]
-                                  for edge in edges])
+        nodes = [[Term(0, operation_of(self.operations[edge][column]), self.rows[edge] * len(self.kinds) + column)
+                  for column in columns[edge]] for edge in edges]
+        return None if any(term.operation is None for terms in nodes for term in terms) else Block(nodes)
 
     def _others_by_edge(self):
         """The operations that are not known here, all edges of one column after the other."""

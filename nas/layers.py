@@ -1,5 +1,5 @@
 """Layers that are computed by the compiled blocks of kernels/blocks.py: nn.Sequential with convolutions in it, a dense
-convolution or a pooling that is called by itself, FactorizedReduce, WeightedSum, DropPath.
+convolution or a pooling that is called by itself, FactorizedReduce, WeightedSum.
 
 Each gets a forward function of its own, which looks at every call whether the layer is still what its blocks were made
 of. What is not known, or has hooks, runs as it is written, and so do all where the blocks do not apply: in double
@@ -11,14 +11,13 @@ import paddle
 import paddle.nn as nn
 
 from kernels import compiled, convolutions
-from kernels.blocks import Block
+from kernels.blocks import Block, Term
 from kernels.convolutions import is_pointwise, is_square
 from kernels.plans import IDENTITY, NOTHING
-from kernels.scaling import scaled
 from kernels.units import Convolution, Pooling, Unit
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.stacked import reduce_together
-from operations import Conv7x1, DilConv, DropPath, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
+from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
 
 # Multiply-adds of a single convolution from which on its block is as fast as Paddle's operations, forward and backward.
 # Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2 million 0.9
@@ -37,8 +36,6 @@ def attach(layer):
         forward = _convolution_forward
     elif type(layer) is FactorizedReduce:
         forward = _reduction_forward
-    elif type(layer) is DropPath:
-        forward = _drop_path_forward
     elif compiled.numba is not None and any(isinstance(part, Block) for part in parts_of(layer)):
         forward = _forward
     if forward is None:
@@ -49,8 +46,7 @@ def attach(layer):
 
 
 def is_ours(forward):
-    return getattr(forward, '__func__', None) in (_forward, _convolution_forward, _reduction_forward,
-                                                     _drop_path_forward)
+    return getattr(forward, '__func__', None) in (_forward, _convolution_forward, _reduction_forward)
 
 
 def _forward(self, *inputs):
@@ -70,12 +66,6 @@ def _reduction_forward(self, x):
                         and x.shape[1] == self.conv_1.weight.shape[1] and is_plain_reduction(self)):
         return self.bn(reduce_together([self], self.relu(x)))
     return type(self).forward(self, x) if out is None else out
-
-
-def _drop_path_forward(self, x, prob):
-    if compiled.available(x) and is_known_code(DropPath, 'forward'):
-        return scaled(x, self.factors(x, prob))
-    return type(self).forward(self, x, prob)
 
 
 class CompiledLayer:
@@ -99,14 +89,14 @@ class CompiledLayer:
                 if not isinstance(part, Block):
                     x = part(x)
                 else:
-                    x = part(x)[0] if part.applies(x) else _one_by_one(part.layers, x)
+                    x = part([x])[0] if part.applies([x]) else _one_by_one(part.layers, x)
             return x
         block, *others = self.parts
         if weights and weights[0].shape != [len(layer)]:
             return None
-        if not isinstance(block, Block) or not block.applies(x, *weights):
+        if not isinstance(block, Block) or not block.applies([x], *weights):
             return None
-        return sum([weights[0][k] * layer[k](x) for k in others], block(x, *weights)[0])
+        return sum([weights[0][k] * layer[k](x) for k in others], block([x], *weights)[0])
 
 
 def _one_by_one(layers, x):
@@ -123,21 +113,20 @@ def parts_of(layer):
         return _parts_of_sequential(list(layer))
     if type(layer) is WeightedSum and is_known_code(WeightedSum, 'forward'):
         operations = [operation_of(op) for op in layer]
-        block = _block([NOTHING if op is None else op for op in operations])
+        block = Block([[Term(0, NOTHING if op is None else op, k) for k, op in enumerate(operations)]])
         if not any(isinstance(op, (list, Pooling)) for op in operations):
             return [None]
         return [block, *[k for k, op in enumerate(operations) if op is None]]
     known = type(layer) in (nn.Conv2D, FactorizedReduce, *POOLINGS)
     operation = operation_of(layer, alone=True) if known else None
-    return [None if operation is None else _block([operation])]
+    return [None if operation is None else _block(operation)]
 
 
-def _block(operations):
-    """The Block of these operations. That of a single convolution serves large inputs only."""
-    chain = operations[0]
-    single = (len(operations) == 1 and isinstance(chain, list) and len(chain) == 1
-              and chain[0].convolutions[0].depthwise is None)
-    return Block([operations], smallest=SMALLEST if single else 0)
+def _block(operation):
+    """The Block of an operation. That of a single convolution serves large inputs only."""
+    single = (isinstance(operation, list) and len(operation) == 1
+              and operation[0].convolutions[0].depthwise is None)
+    return Block([[Term(0, operation)]], smallest=SMALLEST if single else 0)
 
 
 def _parts_of_sequential(layers):
@@ -145,7 +134,7 @@ def _parts_of_sequential(layers):
     while layers:
         units, count = _chain(layers)
         if units:
-            parts.append(_block([units]))
+            parts.append(_block(units))
             parts[-1].layers = layers[:count]
         else:
             parts.append(layers[0])
@@ -176,9 +165,10 @@ def _chain(layers):
         done = position + (norm is not None)
 
 
-def operation_of(op, alone=False):
-    """An operation as a Block takes it, or None where these do not cover it. alone: the layer's own forward function
-    asks, so its hooks, which Paddle calls, and that function are not looked at."""
+def operation_of(op, alone=False, stride=1):
+    """An operation as a Block takes it, or None where these do not cover it. stride: what that of a Zero must be.
+    alone: the layer's own forward function asks, so its hooks, which Paddle calls, and that function are not looked
+    at."""
     if not alone and (has_hooks(op) or vars(op).get('forward') is not None and not is_ours(vars(op)['forward'])):
         return None
     kind = type(op)
@@ -199,12 +189,12 @@ def operation_of(op, alone=False):
         return operation_of(op.op)
     if kind is FactorizedReduce:
         return _reduction(op)
-    return IDENTITY if kind is Identity else NOTHING if op.stride == 1 else None
+    return IDENTITY if kind is Identity else NOTHING if op.stride == stride else None
 
 
 def _reduction(op):
     if not (_is_plain(op.relu, nn.ReLU) and _is_norm(op.bn) and is_plain_reduction(op)
-            and op.conv_1.bias is None and op.conv_2.bias is None):
+            and (op.conv_1.bias is None) == (op.conv_2.bias is None)):
         return None
     return [Unit(True, [Convolution(conv, corner=k) for k, conv in enumerate((op.conv_1, op.conv_2))], op.bn)]
 

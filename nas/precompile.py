@@ -11,10 +11,8 @@ from kernels import compiled  # isort: skip  numba must be imported before Paddl
 import paddle
 
 from kernels.backward import backward_pass
-from kernels.blocks import Block, BlockOperation
-from kernels.channels import split_channels
+from kernels.blocks import Block, BlockOperation, Term
 from kernels.forward import forward_pass
-from kernels.nodes import node_of
 from nas.layers import attach, operation_of
 from operations import SepConv, conv2d
 from runtime.parallel import cpu_threads, world_size
@@ -51,22 +49,21 @@ def _images():
 
 def _compile_backward():
     """The backward pass of a block without its forward pass: the numbers are meaningless."""
-    block, images = Block([[operation_of(SepConv(4, 4, 3, 1, 1))]]), _images()
-    operation = BlockOperation(block.plan_of(images), weighted=False)
-    operation.wanted = [True] * (1 + len(block.stacks))
+    block, images = Block([[Term(0, operation_of(SepConv(4, 4, 3, 1, 1)))]]), _images()
+    selection = block.select()
+    operation = BlockOperation(block.plan_of([images]), False, selection)
+    operation.wanted = [True] * (1 + len(selection.stacks))
     with paddle.no_grad():
-        operation.prepare(images, *[tensors[0] for tensors in block.stacks])
+        operation.prepare(images, *[tensors[0] for tensors in selection.stacks])
         operation.backward(paddle.ones(images.shape))
 
 
 def compile_others():
     """All other loops of a search."""
     paddle.set_device('cpu')
-    block = Block([[operation_of(SepConv(4, 4, 3, 1, 1))]])
+    block = Block([[Term(0, operation_of(SepConv(4, 4, 3, 1, 1)))]])
     with paddle.no_grad():
-        block(_images())
+        block([_images()])
     for layer in (conv2d(4, 4, 1), conv2d(4, 4, 3, 1, 1, groups=4)):
         attach(layer)
         layer(_images()).sum().backward()
-    mixed, kept = split_channels(_images(), [1, 3])
-    node_of(mixed, [kept], paddle.ones([1]), 4).sum().backward()

@@ -7,7 +7,7 @@ from test_acceleration import twins
 
 import genotypes
 from kernels import convolutions, operation
-from kernels.blocks import Block
+from kernels.blocks import Block, Term
 from model import NetworkCIFAR
 from nas.acceleration import accelerate
 from nas.architect import weight_parameters
@@ -121,10 +121,10 @@ def test_equal_pixels_in_a_window_of_max_pooling(stride, size):
     paddle.seed(0)
     pools = paddle.nn.Sequential(paddle.nn.MaxPool2D(3, stride, 1), paddle.nn.BatchNorm2D(3, weight_attr=False,
                                                                                           bias_attr=False))
-    block = Block([[operation_of(pools)]])
+    block = Block([[Term(0, operation_of(pools), 0)]])
     x = paddle.randint(0, 3, [5, 3, *size]).astype('float32')  # many are equal
     x.stop_gradient = False
-    ours, theirs = block(x, paddle.to_tensor([1.5]))[0], 1.5 * pools(x)
+    ours, theirs = block([x], paddle.to_tensor([1.5]))[0], 1.5 * pools(x)
     upstream = paddle.randn(ours.shape)
     a, b = [paddle.grad((out * upstream).sum(), [x])[0].numpy() for out in (ours, theirs)]
     assert relative_error(a, b) < 1e-5

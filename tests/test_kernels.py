@@ -11,7 +11,7 @@ import pytest
 from conftest import PROGRAMS, ROOT, needs_numba, relative_error
 
 import model_search
-from kernels import channels, convolutions, nodes
+from kernels import convolutions
 from nas import fused
 from nas.acceleration import accelerate
 from nas.methods import DARTS
@@ -48,51 +48,6 @@ def test_the_edges_of_a_state_equal_paddles_operations(stride, size, images):
         results.append([value.numpy() for value in outs + gradients + statistics])
     for a, b in zip(*results):
         assert relative_error(a, b) < 1e-5
-
-@needs_numba
-@pytest.mark.parametrize('partial, weighted', [(4, True), (2, True), (4, False)])
-def test_a_node_of_partial_channels_equals_its_definition(partial, weighted):
-    """Against numpy in double precision: channel c of group g of the concatenation goes to c * partial + g."""
-    paddle.seed(0)
-    n, c, sides, edges = 3, 4, (5, 6), 3
-    mixed = paddle.randn([n, c, *sides])
-    kept = [paddle.randn([n, c * (partial - 1), *sides]) for _ in range(edges)]
-    weights = paddle.randn([edges])
-    upstream = paddle.randn([n, c * partial, *sides])
-    inputs = [mixed, *kept, *[weights] * weighted]
-    for tensor in inputs:
-        tensor.stop_gradient = False
-    out = nodes.node_of(mixed, kept, weights if weighted else None, partial)
-    gradients = paddle.grad((out * upstream).sum(), inputs)
-    one, terms, d = [np.float64(tensor.numpy()) for tensor in (mixed, paddle.stack(kept), upstream)]
-    strength = np.float64(weights.numpy()) if weighted else np.ones(edges)
-    order = [channel % c * partial + channel // c for channel in range(c * partial)]
-    together = np.concatenate([one, np.einsum('e,encij->ncij', strength, terms)], axis=1)
-    assert relative_error(out.numpy()[:, order], together) < 1e-6
-    d = d[:, order]
-    expected = [d[:, :c], *[d[:, c:] * weight for weight in strength], np.einsum('ncij,encij->e', d[:, c:], terms)]
-    for gradient, other in zip(gradients, expected):
-        assert relative_error(gradient.numpy(), other) < 1e-6
-
-
-@needs_numba
-@pytest.mark.parametrize('shape, sizes', [([5, 7, 3, 4], [2, 5]), ([1, 3, 1, 1], [1, 1, 1]), ([2, 4, 8, 8], [4])])
-def test_tensors_are_cut_and_joined_along_the_channels(shape, sizes):
-    """The gradient of what is cut is what is joined, and the other way round."""
-    whole, upstream = paddle.randn(shape), paddle.randn(shape)
-    whole.stop_gradient = False
-    parts = channels.split_channels(whole, sizes)
-    expected = np.split(whole.numpy(), np.cumsum(sizes)[:-1], axis=1)
-    assert all((part.numpy() == other).all() for part, other in zip(parts, expected))
-    joined = channels.concat_channels([2 * part for part in parts])
-    assert (joined.numpy() == 2 * whole.numpy()).all()
-    gradient, = paddle.grad((joined * upstream).sum(), [whole])
-    assert (gradient.numpy() == 2 * upstream.numpy()).all()
-    gradient, = paddle.grad(channels.split_channels(whole, sizes)[0].sum(), [whole])  # the other parts are not used
-    assert (gradient[:, :sizes[0]].numpy() == 1).all() and (gradient[:, sizes[0]:].numpy() == 0).all()
-    with pytest.raises(ValueError):
-        channels.concat_channels([whole, whole.flatten(2)])
-
 
 def compare_convolution(layer, x):
     """Output and gradients of the compiled convolution against Paddle's."""
@@ -252,7 +207,7 @@ def test_states_that_the_edges_do_not_cover(change):
     block = fused.OutgoingEdges([list(mixed._ops)], [0], fused.is_supported).compiled
     statistics = [value.numpy() for value in block.statistics]
     x = paddle.zeros(shape, 'float64' if change == 'precision' else 'float32')
-    assert not block.applies(x, paddle.ones([1, 8], 'float64' if change == 'weights' else 'float32'))
+    assert not block.applies([x], paddle.ones([1, 8], 'float64' if change == 'weights' else 'float32'))
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(statistics, block.statistics))
 
 

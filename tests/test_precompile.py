@@ -23,5 +23,5 @@ def test_the_first_step_finds_all_loops_compiled(tmp_path, method):
     cold, warm = first_step(), first_step()
     assert cold['step'] == [] and cold['same_numbers']
     assert 'kernels.backward.backward_pass' in cold['accelerating']
-    assert not {'kernels.forward.forward_pass', 'kernels.channels._copy'} & set(cold['accelerating'])
+    assert 'kernels.forward.forward_pass' not in cold['accelerating']
     assert warm == {'accelerating': [], 'step': [], 'same_numbers': True}

@@ -1,0 +1,159 @@
+"""What the compiled passes get in a call, beside the tables of plans.py, and where values lie in memory."""
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.compiled import floats, inner
+from kernels.images import Place, nchw
+from kernels.tables import NCHW
+
+
+class Call(NamedTuple):
+    """What is new in each call: the tables of plans.py with their addresses, and arrays.
+
+    strengths [terms]: the weights; factors [terms, N]: those of drop path, or [0, 0]. direct: whether the last step
+    writes the output, behind its batch norm. mean, inverse (1 / standard deviation), scale, shift
+    [norms, C]: scale * f + shift is what the norm gives. moments [values, blocks, C, 2]: mean and sum of squared
+    deviations of the images of each block, of the values that need them. memory [parts, elements].
+    """
+
+    values: np.ndarray
+    norms: np.ndarray
+    steps: np.ndarray
+    terms: np.ndarray
+    strengths: np.ndarray
+    factors: np.ndarray
+    direct: bool
+    mean: np.ndarray
+    inverse: np.ndarray
+    scale: np.ndarray
+    shift: np.ndarray
+    moments: np.ndarray
+    memory: np.ndarray
+
+
+class Gradients(NamedTuple):
+    """Arrays of the backward pass.
+
+    copies [outputs, 3]: address of an output's gradient; where it is to be copied since more is added to it, or 0;
+    elements of an image. written [tracked, groups, C]: whether a channel of a value's gradient has been written, so
+    that more is added to it. sums [parts, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean).
+    coefficients [norms, C, 3]: c0, c1, c2, with the strength of a term in c0. strengths [terms]: the gradients of the
+    weights of the sums. partial [parts, weights]: sums of the convolutions' gradients; turned [weights]: their weights
+    as the backward pass reads them. weights_wanted: whether these gradients are.
+    """
+
+    copies: np.ndarray
+    written: np.ndarray
+    sums: np.ndarray
+    coefficients: np.ndarray
+    strengths: np.ndarray
+    partial: np.ndarray
+    turned: np.ndarray
+    weights_wanted: bool
+
+
+class Images(NamedTuple):
+    """A group of images or a block, a part of a group: the images that a step computes at once."""
+
+    first: int
+    count: int
+    group_first: int  # of the group
+    group_count: int
+
+
+class Memory(NamedTuple):
+    """Arrays that a thread uses for a block of images in one step. rows: what the product gives, or its gradient, and
+    upstream, between: of its other factor, the channels one behind the other, [C, images * pixels] or in lines; planes,
+    gradient: of all channels or of one, and their gradient; line: of one channel."""
+
+    rows: np.ndarray
+    upstream: np.ndarray
+    between: np.ndarray
+    planes: np.ndarray
+    gradient: np.ndarray
+    line: np.ndarray
+
+
+@inner
+def row_step(size):
+    """From one row of Memory's rows, upstream and between to the next, for rows of so many elements: steps of 4,096
+    bytes would let all rows compete for the same few lines of the cache."""
+    return (size + 15) // 16 * 16 + 16
+
+
+@inner
+def memory_of(tables, call, part):
+    memory, at = call.memory[part], tables.sections
+    return Memory(memory[at[0]:at[1]], memory[at[1]:at[2]], memory[at[2]:at[3]], memory[at[3]:at[4]],
+                  memory[at[4]:at[5]], memory[at[5]:at[6]])
+
+
+@inner
+def group_images(tables, group):
+    first = group * tables.group
+    count = min(tables.group, tables.images - first)
+    return Images(first, count, first, count)
+
+
+@inner
+def block_images(group, start, at_once):
+    """The images of a group from its image `start` on, at most so many."""
+    return Images(group.first + start, min(at_once, group.count - start), group.first, group.count)
+
+
+@inner
+def place_of(tables, value, images, channel):
+    """The Place of a channel of images, which belong to one group."""
+    if value.order == NCHW:
+        return nchw(images.first, images.count, channel, value.wide, value.pixels)
+    start = images.group_first * value.channels + channel * images.group_count + images.first - images.group_first
+    return Place(start * value.pixels, value.pixels, images.count)
+
+
+@inner
+def array_of(tables, value):
+    return floats(value.data, tables.images * value.wide * value.pixels)
+
+
+@inner
+def bias_of(first, second, begin, c):
+    """An array that begins with the bias of channel c: those of two convolutions begin at two addresses, the second
+    ones for the channels from `begin` on."""
+    return floats(first + 4 * c, 1) if c < begin else floats(second + 4 * (c - begin), 1)
+
+
+@inner
+def channel_of(term, channel):
+    """The channel of the node to which a channel of the term is added. With partial channels a node is the mixed
+    channels, then the kept ones, shuffled: the first ones of `partial` equal parts become the first channels."""
+    if term.partial == 1:
+        return channel
+    channel += term.first
+    return channel % term.mixed * term.partial + channel // term.mixed
+
+
+@inner
+def channel_in(term, channel):
+    """The channel of a term that is added to a channel of the node; not one of its channels if there is none."""
+    if term.partial == 1:
+        return channel
+    return channel % term.partial * term.mixed + channel // term.partial - term.first
+
+
+@inner
+def blocks_of(tables, value):
+    """How many blocks a group makes."""
+    return (tables.group + value.at_once - 1) // value.at_once
+
+
+@inner
+def upstream_of(tables, call, number, images, c):
+    """(the gradient of what a norm gives as an array, the Place of its channel c)."""
+    norm, channel = call.norms[number], c
+    value = norm.value
+    if norm.term >= 0:
+        value, channel = tables.nodes[call.terms[norm.term].node].value, channel_of(call.terms[norm.term], c)
+    of_norm = call.values[value]
+    return (floats(of_norm.gradient, tables.images * of_norm.wide * of_norm.pixels),
+            place_of(tables, of_norm, images, channel))

@@ -1,0 +1,62 @@
+"""The tables of a plan (plans.py), as compiled code reads them: records of integers, and what is the same in all calls.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+GROUPED, NCHW = 0, 1  # how values lie in memory, see plans.py
+
+
+def _table(*names, **others):
+    return np.dtype([(name, np.int64) for name in names] + list(others.items()))
+
+
+# Fields called after a tensor are its address, filled in at each call, 0 where there is none; `active` is 0 for what a
+# call leaves out.
+VALUE = _table('channels', 'pixels', 'order', 'wide',  # wide: channels of the tensor of which an NCHW value is a part
+               'tracked',  # its number in Gradients.written, -1 for a value that one step reads
+               'at_once', 'trains',  # images of a step; whether a batch norm behind it needs its moments
+               'data', 'gradient')
+NORM = _table('value', 'made', 'found',  # the level that computes the value, and that at which the backward pass knows
+              # all of the gradient of what the norm gives
+              'term', 'active', 'trains', 'summed',  # its term or -1; whether of a batch; whether the backward pass
+              # needs the sums over this gradient
+              'second',  # the channel from which on second_bias is the bias, that of the second convolution of a unit
+              'gamma', 'beta', 'bias', 'second_bias',
+              'gamma_gradient', 'beta_gradient', 'bias_gradient', 'second_bias_gradient',
+              'running_mean', 'running_variance', momentum=np.float64, epsilon=np.float64)
+STEP = _table('kind', 'active', 'at_once', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
+              'result', 'result_norm', 'first', 'filters', 'groups',  # first: of its filters, in the result
+              'term',  # one that adds up the result of a pooling; TERM.next leads to the others
+              'last',  # whether no later step reads the source
+              'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
+              'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
+NODE = _table('value', 'begin', 'end', 'made')  # its terms are those from begin to end
+TERM = _table('node', 'norm', 'active', 'from_channel',  # the first channel that it reads
+              'first', 'channels', 'mixed', 'partial',  # see forward.channel_of
+              'next')  # the next term that adds up the same pooling, or -1
+
+
+class PlanTables(NamedTuple):
+    """What is the same in all calls.
+
+    inputs: how many values are inputs, the first ones. group: images of a group. parts: of the work, one for each
+    thread. channels: most of a value behind a norm. blocks: how often a step must run at most to compute all images.
+    weights: elements of all weights. geometry: a packed (Window, Tables) for each step. levels: where the steps of each
+    begin, and the end. nodes: of NODE. sections: where the parts of a thread's memory begin, see forward.Memory.
+    divisors: 1 / pixels of all windows of poolings.
+    """
+
+    images: int
+    inputs: int
+    group: int
+    groups: int
+    parts: int
+    channels: int
+    blocks: int
+    weights: int
+    geometry: np.ndarray
+    levels: np.ndarray
+    nodes: np.ndarray
+    sections: np.ndarray
+    divisors: np.ndarray

@@ -1,0 +1,105 @@
+"""Cells that are computed as a whole, by one Block of kernels/blocks.py: from the two inputs over all edges and nodes
+to the concatenated output. nas/acceleration.py decides when.
+
+A block is made of the layers of a cell as it is at that time. There is none for a cell with an operation that blocks do
+not cover.
+"""
+import numpy as np
+import paddle
+
+from kernels.blocks import Block, Term
+from kernels.plans import KEPT, MIXED, NOTHING, WHOLE
+from nas.layers import operation_of
+from operations import Identity
+
+INPUTS = 2  # of a cell: the outputs of the two cells before it; the first two nodes are the preprocessed ones
+
+
+class SearchCell:
+    """A cell of model_search.py. auxiliary: whether each edge has the method's auxiliary skip connection, which is one
+    more operation.
+
+    block: its Block, or None. A term's weight is that of an operation on an edge, for kept channels that of the edge.
+    """
+
+    def __init__(self, cell):
+        mixed_operations, self.method = list(cell._ops), cell._ops[0].method
+        self.auxiliary, self.edges = mixed_operations[0].auxiliary_op is not None, len(mixed_operations)
+        nodes, self.columns = _preprocessing(cell), [None] * INPUTS  # columns: (edge, column) of each term, or None
+        edge, partial = 0, self.method.partial
+        for node in range(cell._steps):
+            nodes.append([])
+            for state in range(2 + node):
+                nodes[-1] += self._terms(mixed_operations[edge], edge, INPUTS + state)
+                edge += 1
+        outputs = [range(len(nodes) + INPUTS - cell._multiplier, len(nodes) + INPUTS)]
+        self.block = _block(nodes, outputs, partial)
+
+    def _terms(self, mixed, edge, source):
+        operations = list(mixed._ops) + [mixed.auxiliary_op] * self.auxiliary
+        partial, terms = self.method.partial > 1, []
+        for column, op in enumerate(operations):
+            terms.append(Term(source, operation_of(op, stride=mixed.stride), edge * len(operations) + column,
+                              MIXED if partial else WHOLE))
+            self.columns += [(edge, column)] * (terms[-1].operation != NOTHING)
+        if partial:
+            kept = Identity() if mixed.mp is None else mixed.mp
+            terms.append(Term(source, operation_of(kept), self.edges * len(operations) + edge, KEPT))
+            self.columns.append(None)
+        return terms
+
+    def __call__(self, s0, s1, weights, edge_weights=None, active=None):
+        """The output of the cell, or None where the block does not apply; arguments as of Cell.forward."""
+        if self.block is None or s0.ndim != 4 or weights.ndim != 2:
+            return None
+        if self.auxiliary:
+            skip_weight = paddle.ones([weights.shape[0], 1], weights.dtype) * self.method.skip_weight
+            active = active and [[*columns, weights.shape[1]] for columns in active]
+            weights = paddle.concat([weights, skip_weight], axis=1)
+        if edge_weights is not None:
+            weights = weights * edge_weights.unsqueeze(-1)
+        if self.method.partial > 1:
+            kept = paddle.ones([self.edges], weights.dtype) if edge_weights is None else edge_weights
+            weights = paddle.concat([weights.flatten(), kept])
+        if not self.block.applies([s0, s1], weights):
+            return None
+        if active is not None:
+            active = np.array([place is None or place[1] in active[place[0]] for place in self.columns])
+        return self.block([s0, s1], weights, active=active)[0]
+
+
+class TrainedCell:
+    """A cell of model.py. block: its Block, or None."""
+
+    def __init__(self, cell):
+        nodes, self.dropped = _preprocessing(cell), []  # dropped: the terms to which drop path applies
+        state_of, terms = {0: INPUTS, 1: INPUTS + 1}, 2
+        for first in range(0, len(cell._ops), 2):
+            edges = [edge for edge in (first, first + 1) if cell._is_edge[edge]]
+            if edges:
+                state_of[2 + first // 2] = INPUTS + len(nodes)
+                nodes.append([Term(state_of[cell._indices[edge]], operation_of(cell._ops[edge])) for edge in edges])
+                self.dropped += [terms + k for k, edge in enumerate(edges) if not isinstance(cell._ops[edge], Identity)]
+                terms += len(edges)
+        self.terms, self.block = terms, _block(nodes, [[state_of[state] for state in cell._concat]])
+
+    def __call__(self, cell, s0, s1, drop_prob):
+        """The output of the cell, or None where the block does not apply."""
+        if self.block is None or not self.block.applies([s0, s1]):
+            return None
+        factors = None
+        if cell.training and drop_prob > 0:
+            factors = np.ones([self.terms, s0.shape[0]], np.float32)
+            for term in self.dropped:  # in the order in which Cell.forward draws them
+                factors[term] = cell.drop_path.factors(s0, drop_prob).numpy().ravel()
+        return self.block([s0, s1], factors=factors)[0]
+
+
+def _preprocessing(cell):
+    return [[Term(0, operation_of(cell.preprocess0))], [Term(1, operation_of(cell.preprocess1))]]
+
+
+def _block(nodes, outputs, partial=1):
+    if any(term.operation is None for terms in nodes for term in terms):
+        return None
+    return Block(nodes, outputs, INPUTS, partial)

@@ -1,0 +1,175 @@
+"""Whole cells as one block: against the cells as they are written, and against numpy, in double precision."""
+import copy
+import random
+
+import numpy as np
+import paddle
+import pytest
+from conftest import needs_numba, relative_error
+
+import genotypes
+from genotypes import Genotype, random_genotype
+from kernels.blocks import Block, Term
+from kernels.plans import IDENTITY, KEPT, MIXED
+from model import Cell, NetworkCIFAR
+from nas import accelerate
+from nas.layers import operation_of
+from operations import ReLUConvBN, SepConv
+
+pytestmark = needs_numba
+
+
+def is_whole(cell):
+    """Whether the last forward pass of a cell of model.py was that of a block."""
+    acceleration = cell._acceleration
+    return acceleration.cell is not None and acceleration.cell.block is not None
+
+
+def results(cell, inputs, drop_prob, precision):
+    """Output, gradients of the inputs and of all trained parameters as one vector each, running statistics."""
+    paddle.seed(5)  # for drop path
+    inputs = [paddle.to_tensor(x, precision, stop_gradient=False) for x in inputs]
+    out = cell(*inputs, drop_prob)
+    upstream = paddle.to_tensor(np.random.default_rng(1).normal(size=out.shape), precision)
+    trained = [p for p in cell.parameters() if not p.stop_gradient]
+    gradients = paddle.grad((out * upstream).sum(), inputs + trained)
+    statistics = [p for p in cell.parameters() if p.stop_gradient]
+
+    def joined(tensors):
+        return np.concatenate([tensor.numpy().ravel() for tensor in tensors])
+    return [joined([out]), joined(gradients[:2]), joined(gradients[2:]), joined(statistics)]
+
+
+def distance(a, b):
+    """In the mean: where a ReLU is almost at 0 or two pixels are almost equal, single gradients jump."""
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('reduction, reduction_prev', [(False, False), (True, False), (False, True)])
+def test_cells_of_model_py(seed, reduction, reduction_prev):
+    """Random genotypes with all operations, training with and without drop path, evaluation, odd sizes."""
+    draw = random.Random(seed)
+    genotype = random_genotype(draw)
+    if seed == 0:  # nodes that are no output, one of them without an edge
+        genotype = Genotype([('none', 0), ('none', 1), ('skip_connect', 0), ('sep_conv_3x3', 2), ('conv_7x1_1x7', 3),
+                             ('max_pool_3x3', 1)], [4], [('none', 0), ('none', 1), ('skip_connect', 0),
+                                                         ('sep_conv_7x7', 1), ('max_pool_3x3', 3),
+                                                         ('dil_conv_3x3', 3)], [4])
+    n, height, width = draw.choice([(6, 8, 8), (3, 16, 16), (5, 7, 9), (9, 4, 4)])
+    plain = Cell(genotype, 6, 5, 4, reduction, reduction_prev)
+    fast, exact = accelerate(copy.deepcopy(plain), quiet=True), copy.deepcopy(plain)
+    exact.to(dtype='float64')
+    rng, scale = np.random.default_rng(seed), 2 if reduction_prev else 1
+    inputs = [rng.normal(size=(n, 6, scale * height, scale * width)), rng.normal(size=(n, 5, height, width))]
+    if reduction_prev and height % 2:
+        inputs[0] = inputs[0][:, :, 1:, 1:]  # rounded up when halved
+    for training, drop_prob in ((True, 0.0), (True, 0.4), (False, 0.4)):
+        for cell in (fast, exact):
+            cell.train() if training else cell.eval()
+        for ours, theirs in zip(results(fast, inputs, drop_prob, 'float32'),
+                                results(exact, inputs, drop_prob, 'float64')):
+            assert distance(ours, theirs) < 2e-3
+        assert is_whole(fast)
+
+
+def test_a_node_that_nothing_reads_leaves_the_cell_as_it_is_written():
+    """Its parameters get no gradient, which an optimizer treats otherwise than zeros."""
+    edges = [('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 1)]
+    cell = accelerate(Cell(Genotype(edges, [3], edges, [3]), 4, 4, 4, False, False))
+    cell(paddle.randn([2, 4, 6, 6]), paddle.randn([2, 4, 6, 6]), 0.0).sum().backward()
+    assert cell._ops[0].op[1].weight.grad is None and cell._ops[3].op[1].weight.grad is not None
+
+
+def add_edge(cell):
+    cell._concat = [2, 3, 4]
+
+
+def change_factors(cell):
+    cell.drop_path.factors = lambda x, prob: paddle.full([x.shape[0], 1, 1, 1], 0.25)
+
+
+def replace_edge(cell):
+    cell._ops[1] = paddle.nn.Sigmoid()
+
+
+def change_edge(cell):
+    type(cell)._edge = lambda self, i, states, drop_prob: 2 * self._ops[i](states[self._indices[i]])
+
+
+@pytest.mark.parametrize('change', [add_edge, change_factors, replace_edge, change_edge], ids=lambda f: f.__name__)
+def test_changes_of_a_cell_are_noticed(change, monkeypatch):
+    monkeypatch.setattr(Cell, '_edge', Cell._edge)  # restored afterwards
+    plain = Cell(genotypes.DARTS_V2, 4, 4, 4, False, False)
+    fast = accelerate(copy.deepcopy(plain))
+    inputs = [paddle.randn([3, 4, 6, 6]) for _ in range(2)]
+    fast(*inputs, 0.3)
+    plain(*inputs, 0.3)
+    for cell in (plain, fast):
+        change(cell)
+    paddle.seed(1)
+    expected = plain(*inputs, 0.3)
+    paddle.seed(1)
+    assert relative_error(fast(*inputs, 0.3).numpy(), expected.numpy()) < 1e-5
+
+
+def test_the_output_of_a_cell_is_kept_for_its_backward_pass():
+    """Edges read nodes that lie in it, even where the layer behind it frees it."""
+    network = NetworkCIFAR(4, 5, 2, False, genotypes.PC_DARTS)
+    plain, fast = network, accelerate(copy.deepcopy(network))
+    image, found = paddle.randn([4, 3, 12, 12]), []
+    for network in (plain, fast):
+        loss = network(image)[0].square().mean()
+        filled = [paddle.full([4, 16, 6, 6], 1e6) for _ in range(20)]  # takes over memory that is free
+        gradients = paddle.grad(loss, [p for p in network.parameters() if not p.stop_gradient])
+        found.append(np.concatenate([gradient.numpy().ravel() for gradient in gradients]))
+        del filled
+    assert distance(found[1], found[0]) < 2e-3
+
+
+@pytest.mark.parametrize('partial, weighted', [(4, True), (2, True), (4, False)])
+def test_a_node_of_partial_channels_equals_its_definition(partial, weighted):
+    """Against numpy in double precision: channel c of part g of the concatenation goes to c * partial + g."""
+    paddle.seed(0)
+    n, c, sides, edges = 3, 4, (5, 6), 3
+    states = [paddle.randn([n, c * partial, *sides]) for _ in range(edges)]
+    weights, upstream = paddle.randn([2 * edges]), paddle.randn([n, c * partial, *sides])
+    terms = [Term(edge, IDENTITY, edge, MIXED) for edge in range(edges)]
+    terms += [Term(edge, IDENTITY, edges + edge if weighted else -1, KEPT) for edge in range(edges)]
+    for tensor in [*states, weights]:
+        tensor.stop_gradient = False
+    block = Block([terms], inputs=edges, partial=partial)
+    assert block.applies(states, weights)
+    out, = block(states, weights)
+    gradients = paddle.grad((out * upstream).sum(), [*states, weights])
+    exact, strengths, d = np.float64([state.numpy() for state in states]), weights.numpy(), np.float64(upstream.numpy())
+    mixed, kept = strengths[:edges], strengths[edges:] if weighted else np.ones(edges)
+    order = [channel % c * partial + channel // c for channel in range(c * partial)]
+    factors = np.concatenate([np.tile(mixed[:, None], c), np.tile(kept[:, None], c * (partial - 1))], axis=1)
+    assert relative_error(out.numpy()[:, order], np.einsum('ec,enchw->nchw', factors, exact)) < 1e-6
+    d = d[:, order]
+    for edge in range(edges):
+        assert relative_error(gradients[edge].numpy(), d * factors[edge][:, None, None]) < 1e-6
+    of_mixed = np.einsum('nchw,enchw->e', d[:, :c], exact[:, :, :c])
+    of_kept = np.einsum('nchw,enchw->e', d[:, c:], exact[:, :, c:]) if weighted else np.zeros(edges)
+    assert relative_error(gradients[-1].numpy(), np.concatenate([of_mixed, of_kept])) < 1e-5
+
+
+def test_terms_that_a_call_leaves_out():
+    """Their parameters get no gradient, their batch norms keep their statistics; a node without a term is zero."""
+    layers = [SepConv(4, 4, 3, 1, 1), ReLUConvBN(4, 4, 1, 1, 0)]
+    block = Block([[Term(0, operation_of(layers[0]), 0), Term(0, operation_of(layers[1]), 1)],
+                   [Term(1, IDENTITY, 2)]], outputs=[[1, 2]])
+    x, weights = paddle.randn([3, 4, 6, 6]), paddle.to_tensor([0.5, 2.0, 3.0], stop_gradient=False)
+    x.stop_gradient = False
+    before = [norm._mean.numpy() for norm in (layers[0].op[3], layers[0].op[7])]
+    out, = block([x], weights, active=np.array([False, True, True]))
+    node = 2 * copy.deepcopy(layers[1])(x)
+    assert relative_error(out.numpy(), paddle.concat([node, 3 * node], axis=1).numpy()) < 1e-5
+    out.sum().backward()
+    assert all(p.grad is None for p in layers[0].parameters()) and layers[1].op[1].weight.grad is not None
+    assert all((norm._mean.numpy() == old).all() for norm, old in zip((layers[0].op[3], layers[0].op[7]), before))
+    out, = block([x], weights, active=np.array([False, False, True]))
+    assert (out.numpy() == 0).all()
+    gradient, = paddle.grad(out.sum(), [x])
+    assert (gradient.numpy() == 0).all()
