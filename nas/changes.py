@@ -6,6 +6,7 @@ as it was, is_known_code whether a class's function is the one that is reproduce
 import hashlib
 import inspect
 import io
+import itertools
 import operator
 import tokenize
 
@@ -53,6 +54,8 @@ SETTINGS = {
 CELL_SETTINGS = ('forward', 'mix', '_edge', 'method', '_steps', '_multiplier', 'mp', 'auxiliary_op', '_concat',
                  '_indices', '_is_edge')  # of all other layers
 
+FUNCTIONS = 'forward', 'mix', '_edge', 'factors'  # of a class, likewise
+
 
 def has_hooks(layer):
     return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
@@ -63,30 +66,28 @@ class Record:
     parts, parameters and settings of all layers."""
 
     def __init__(self, layers):
-        self.functions = {(kind, name): getattr(kind, name, None)
-                          for kind in map(type, layers) for name in ('forward', 'mix', '_edge', 'factors')}
-        self.layers = []
-        for layer in layers:
-            values, keys = vars(layer), SETTINGS.get(type(layer), CELL_SETTINGS)
-            settings = tuple(list(value) if isinstance(value, list) else value for value in map(values.get, keys))
-            self.layers.append((layer, type(layer), values, list(values['_sub_layers'].values()),
-                                list(values['_parameters'].values()), keys, settings, has_hooks(layer)))
+        self.layers, self.functions = layers, [(kind, name) for kind in set(map(type, layers)) for name in FUNCTIONS]
+        self.attributes = [vars(layer) for layer in layers]
+        pairs = [(values, key) for layer, values in zip(layers, self.attributes)
+                 for key in SETTINGS.get(type(layer), CELL_SETTINGS)]
+        self.settings = [values for values, _ in pairs], [key for _, key in pairs]
+        self.state = self._state()
+        self.state[0] = [list(value) if isinstance(value, list) else value for value in self.state[0]]
+
+    def _state(self):
+        """Lists of everything that must stay as it is: what is compared by value, what must be the same object. Called
+        at every forward pass, for hundreds of layers, therefore without loops in Python."""
+        parts, parameters, hooks, more_hooks = [list(map(operator.itemgetter(name), self.attributes)) for name in (
+            '_sub_layers', '_parameters', '_forward_pre_hooks', '_forward_post_hooks')]
+        return [list(map(dict.get, *self.settings)) + list(map(len, parts + parameters + hooks + more_hooks)),
+                [*map(type, self.layers), *[getattr(kind, name, None) for kind, name in self.functions],
+                 *itertools.chain.from_iterable(map(dict.values, parts)),
+                 *itertools.chain.from_iterable(map(dict.values, parameters))]]
 
     def is_current(self):
-        """Whether nothing has changed. Called at every forward pass, for hundreds of layers."""
-        for (kind, name), function in self.functions.items():
-            if getattr(kind, name, None) is not function:
-                return False
-        for layer, kind, values, parts, parameters, keys, settings, hooks in self.layers:
-            if (layer.__class__ is not kind or tuple(map(values.get, keys)) != settings
-                    or (values['_sub_layers'] or parts) and list(values['_sub_layers'].values()) != parts
-                    or bool(values['_forward_pre_hooks'] or values['_forward_post_hooks']) is not hooks):
-                return False
-            if parameters or values['_parameters']:
-                present = values['_parameters'].values()
-                if len(present) != len(parameters) or not all(map(operator.is_, present, parameters)):
-                    return False
-        return True
+        """Whether nothing has changed."""
+        (values, objects), (old_values, old_objects) = self._state(), self.state
+        return values == old_values and all(map(operator.is_, objects, old_objects))
 
 
 _known_code = {}
