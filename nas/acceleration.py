@@ -8,9 +8,9 @@ it is:
                     supernet by source state: all edges that leave a state at once (nas/fused.py)
 
 What is computed must be what the network's author wrote. So a cell is computed together only while its code is the
-code that nas/fused.py reproduces, and that is checked at every forward pass: classes and their `forward` and `mix`,
-attributes of that name, hooks, the identity of all operations and parameters, the settings of convolutions, poolings
-and batch norms. An operation that is not known or was changed runs as it is written beside the others; a cell that was
+code that nas/cells.py and nas/fused.py reproduce, and that is checked at every forward pass: classes and their
+`forward`, `mix` and `_edge`, attributes of that name, hooks, the identity of all operations and parameters, the
+settings of convolutions, poolings and batch norms. An operation that is not known or was changed runs as it is written beside the others; a cell that was
 changed runs as it is written altogether. The log says so once, by name.
 """
 import types
@@ -47,7 +47,7 @@ def accelerate(network, quiet=False):
             layers += attach(layer)
     if (cell_count or layers) and not quiet:
         logger.info('acceleration: %s%d single layers; %s',
-                    f'{cell_count} cells as a whole, ' if cell_count else '', layers,
+                    f'{cell_count} cells, ' if cell_count else '', layers,
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
         if compiled.numba is not None:

@@ -14,9 +14,10 @@ import paddle.nn as nn
 
 from operations import DilConv, DropPath, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
 
-# The code that nas/fused.py and nas/layers.py reproduce. After a change of one of these functions that keeps the
-# numbers, or that they follow, write the new fingerprint here: `pytest tests/test_acceleration.py -k edited_definition`
-# fails then and prints it. Until then the changed code runs as it is written.
+# The code that nas/cells.py, nas/fused.py and nas/layers.py reproduce; TrainedCell is model.Cell. After a change of one
+# of these functions that keeps the numbers, or that they follow, write the new fingerprint here: `pytest
+# tests/test_acceleration.py -k edited_definition` fails then and prints it. Until then the changed code runs as it is
+# written.
 FINGERPRINTS = {
     'Cell.forward': '0276371a5382aec7',
     'MixedOp.forward': '80225719fe3e19af',

@@ -1,5 +1,5 @@
-"""A cell of the supernet computed by source state: all edges that leave one state at once. nas/acceleration.py decides
-when.
+"""A cell of the supernet computed by source state, all edges that leave one state at once: in double precision, on a
+GPU, without numba, and where the cell has an operation that nas/cells.py does not cover. nas/acceleration.py decides.
 
 The edges that leave a state share much of their work, and none of them needs more than that state:
 
@@ -14,8 +14,9 @@ The edges that leave a state share much of their work, and none of them needs mo
     partial channels (PC-DARTS) the channel shuffle and the sum over a node's edges can be exchanged: the kept channels
                      of a state are pooled once, each node is concatenated and shuffled once
 
-On a CPU and in single precision kernels/blocks.py computes all of it in compiled passes; everywhere else Paddle's
-operations do, fewer and larger ones. An operation that is none of these is computed by calling it, beside the others.
+On a CPU and in single precision kernels/blocks.py computes the edges of a state in compiled passes; everywhere else
+Paddle's operations do, fewer and larger ones. An operation that is none of these is computed by calling it, beside the
+others.
 """
 from typing import NamedTuple
 
@@ -25,7 +26,6 @@ import paddle.nn.functional as F
 
 from genotypes import edge_number
 from kernels.blocks import Block, Term
-from kernels.compiled import available
 from kernels.convolutions import is_pointwise, is_square, square_geometry
 from nas.layers import POOLINGS, operation_of
 from nas.stacked import SeparableUnits, StackedNorms, StackedReductions, join, split
@@ -117,7 +117,7 @@ class OutgoingEdges:
 
         def places(columns):  # of their weights in the flattened weights of the cell, which a 1 precedes
             return [1 + row * len(kinds) + column for column in columns for row in rows]
-        self.operations, self.rows, self.kinds, self.edges_of_draw = operations, rows, kinds, {}
+        self.operations, self.rows, self.kinds = operations, rows, kinds
         separable, dilated, poolings = columns(SepConv), columns(DilConv), columns('pooling')
         self.bare_poolings = columns('bare pooling')
         identities, reductions = columns(Identity), columns(FactorizedReduce)
@@ -135,7 +135,7 @@ class OutgoingEdges:
         self.others = [(row, column, edge[column]) for row, edge in zip(rows, operations) for column in columns(None)]
         self.reduces = all(operation_of(op) for op in self.reductions)  # whether the compiled passes cover them
         compiled = sorted(separable + dilated + poolings + self.bare_poolings + identities + reductions * self.reduces)
-        self.compiled = None if compiled == identities else self._block([compiled] * len(rows), range(len(rows)))
+        self.compiled = None if compiled == identities else self._block(compiled)
 
     def __call__(self, x, weights, scales):
         """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it
@@ -155,37 +155,14 @@ class OutgoingEdges:
 
     def drawn(self, x, weights, active):
         """As a call, but of each edge only the operations in the columns active [edge][…] are computed, as GDAS draws
-        them: in compiled passes if there is one for each edge that these cover, or else as they are written."""
-        key = tuple(map(tuple, active)) if available(x) else None
-        if key is not None and key not in self.edges_of_draw:
-            if len(self.edges_of_draw) > 100:  # not for every draw of a whole search
-                self.edges_of_draw.clear()
-            self.edges_of_draw[key] = self._compile_draw(active)
-        covered, edges = self.edges_of_draw.get(key, ([], None))
-        terms = [[] for _ in active]
-        if edges is not None and edges.applies([x], weights):
-            for edge, out in zip(covered, edges([x], weights)):
-                terms[edge].append(out)
-        else:
-            covered = []
-        for edge, (row, columns) in enumerate(zip(self.rows, active)):
-            if edge not in covered:
-                terms[edge] += [weights[row, column] * self.operations[edge][column](x) for column in columns]
-        return terms
+        them."""
+        return [[weights[row, column] * operations[column](x) for column in columns]
+                for row, operations, columns in zip(self.rows, self.operations, active)]
 
-    def _compile_draw(self, active):
-        """(the edges whose only active operation the compiled passes cover, a Block of them or None)."""
-        covered = [edge for edge, columns in enumerate(active) if len(columns) == 1
-                   and self.kinds[columns[0]] not in (None, Zero)
-                   and operation_of(self.operations[edge][columns[0]]) is not None]
-        if all(self.kinds[active[edge][0]] is Identity for edge in covered):
-            return [], None
-        return covered, self._block(active, covered)
-
-    def _block(self, columns, edges):
-        """A Block of the operations in columns[edge] of each of the edges; None if it does not cover all of them."""
-        nodes = [[Term(0, operation_of(self.operations[edge][column]), self.rows[edge] * len(self.kinds) + column)
-                  for column in columns[edge]] for edge in edges]
+    def _block(self, columns):
+        """A Block of the operations in these columns of all edges; None if it does not cover all of them."""
+        nodes = [[Term(0, operation_of(operations[column]), row * len(self.kinds) + column) for column in columns]
+                 for row, operations in zip(self.rows, self.operations)]
         return None if any(term.operation is None for terms in nodes for term in terms) else Block(nodes)
 
     def _others_by_edge(self):
