@@ -18,6 +18,4 @@
     weights.py       weights as the backward pass reads them, and the sums of their gradients
     backward.py      the gradients
     blocks.py        all of it as one operation: a chain of convolutions, a mixed operation, a cell
-
-    convolutions.py  single depthwise and pointwise convolutions
 """

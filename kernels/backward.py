@@ -46,7 +46,7 @@ from kernels.images import (
 from kernels.nodes import complete, copy_outputs, identities_back, scale_or_add, sum_gradients
 from kernels.products import multiply, multiply_weight, offsets_of, starts_of
 from kernels.threads import wait_at
-from kernels.units import AVERAGE, DENSE, ONE_TAP, POINTWISE, SEPARABLE
+from kernels.units import AVERAGE, DENSE, DEPTHWISE, ONE_TAP, POINTWISE, SEPARABLE
 from kernels.vectors import combine_rows
 from kernels.weights import add_parts, turn_weights
 from kernels.windows import unpack
@@ -179,15 +179,16 @@ def read_gradient(tables, call, gradients, number, images, memory):
 
 @pasted
 def product_back(tables, call, gradients, number, images, part, memory):
-    """Of a pointwise product and what comes before it."""
+    """Of a pointwise product and what comes before it, or of that alone."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
     source, pixels, taps = call.values[step.source], call.values[step.result].pixels, len(t.taps)
     inputs, filters, size = step.channels // step.groups, step.filters // step.groups, images.count * pixels
     pitch = row_step(size)
     x, floor, scale, shift = array_of(tables, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
     read_gradient(tables, call, gradients, number, images, memory)
-    for k in range(step.groups if source.gradient or step.kind == SEPARABLE else 0):
-        multiply(memory.upstream[k * inputs * pitch:], pitch,
+    upstream = memory.rows if step.kind == DEPTHWISE else memory.upstream
+    for k in range(step.groups if step.kind == SEPARABLE or source.gradient and step.kind != DEPTHWISE else 0):
+        multiply(upstream[k * inputs * pitch:], pitch,
                  gradients.turned[step.weight_at + k * inputs * filters:], memory.rows[k * filters * pitch:],
                  starts_of(filters, pitch), inputs, size)
     if step.kind != POINTWISE:
@@ -199,15 +200,15 @@ def product_back(tables, call, gradients, number, images, part, memory):
     for c in range(step.channels):
         place, in_rows = place_of(tables, source, images, step.from_channel + c), Place(c * pitch, pixels, images.count)
         planes = memory.between[c * pitch:] if step.kind == POINTWISE else memory.planes
-        gradient = memory.upstream[c * pitch:] if step.kind == POINTWISE else memory.gradient
+        gradient = upstream[c * pitch:] if step.kind == POINTWISE else memory.gradient
         if step.norm:
             scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
         spread(planes, x, place, w, t.places, scale, shift, floor)
-        if step.kind == SEPARABLE:
-            if gradients.weights_wanted:
+        if step.kind == SEPARABLE or step.kind == DEPTHWISE:
+            if gradients.weights_wanted and step.kind == SEPARABLE:
                 convolve(gradient, depthwise[c * taps:], planes, t, w)
                 from_line(memory.between, in_rows, gradient, w, ONE, ZERO)
-            copy_to_line(memory.line[w.front:], memory.upstream, in_rows, w)
+            copy_to_line(memory.line[w.front:], upstream, in_rows, w)
             if gradients.weights_wanted:
                 add_correlations(gradients.partial[part, step.depthwise_at + c * taps:], memory.line[w.front:], planes,
                                  t, w)
@@ -215,9 +216,9 @@ def product_back(tables, call, gradients, number, images, part, memory):
                 spread_gradient(gradient, gradients.turned[step.depthwise_at + c * taps:], memory.line, t, w)
         elif step.kind == ONE_TAP:
             from_line(memory.between, in_rows, planes[t.taps[0]:], w, ONE, ZERO)
-            copy_to_line(gradient[t.taps[0]:], memory.upstream, in_rows, w)
+            copy_to_line(gradient[t.taps[0]:], upstream, in_rows, w)
         give_to_source(tables, call, gradients, number, images, part, (c, gradient, planes))
-    for k in range(step.groups if gradients.weights_wanted else 0):
+    for k in range(step.groups if gradients.weights_wanted and step.kind != DEPTHWISE else 0):
         multiply_weight(gradients.partial[part, step.weight_at + k * filters * inputs:],
                         memory.rows[k * filters * pitch:], pitch, memory.between[k * inputs * pitch:],
                         starts_of(inputs, pitch), filters, size)

@@ -5,6 +5,7 @@ The kinds of steps, for some images of a group:
     SEPARABLE   each channel is convolved by itself (depthwise.py); of what comes out a product of matrices makes f
     POINTWISE   the same product, of the pixels themselves
     ONE_TAP     the same product, of every second pixel: 1x1 kernels with a stride or padding, FactorizedReduce
+    DEPTHWISE   each channel by itself, without a product
     DENSE       a product whose rows are the channels once for each tap of the kernel
     AVERAGE, LARGEST   poolings
 
@@ -34,7 +35,7 @@ from kernels.nodes import add_terms
 from kernels.products import multiply, offsets_of, starts_of
 from kernels.tables import NCHW
 from kernels.threads import wait_at
-from kernels.units import AVERAGE, DENSE, POINTWISE, SEPARABLE
+from kernels.units import AVERAGE, DENSE, DEPTHWISE, POINTWISE, SEPARABLE
 from kernels.vectors import scale_row
 from kernels.windows import unpack
 
@@ -111,8 +112,13 @@ def convolve_images(tables, call, number, images, block, memory):
             target, from_row = memory.rows, pitch
             if result.order != NCHW:
                 target, from_row = f[place_of(tables, result, images, to).start:], of_group
-            multiply(target, from_row, weight[k * filters * columns:], memory.between[k * inputs * pitch:],
-                     offsets, filters, size)
+            if step.kind == DEPTHWISE:
+                for c in range(filters):
+                    scale_row(address(target, c * from_row), address(memory.between, c * pitch), size, ONE, ZERO,
+                              NO_FLOOR)
+            else:
+                multiply(target, from_row, weight[k * filters * columns:], memory.between[k * inputs * pitch:],
+                         offsets, filters, size)
         for row in range(filters if dense or result.order == NCHW else 0):
             place, scale, shift = place_of(tables, result, images, to + row), ONE, ZERO
             if result.order == NCHW:
@@ -146,7 +152,7 @@ def read_input(tables, call, number, images, memory):
         if step.norm:
             scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
         spread(target, x, place_of(tables, source, images, step.from_channel + c), w, t.places, scale, shift, floor)
-        if step.kind == SEPARABLE:
+        if step.kind == SEPARABLE or step.kind == DEPTHWISE:
             convolve(memory.line, depthwise[c * len(t.taps):], memory.planes, t, w)
             from_line(memory.between, Place(start, pixels, images.count), memory.line, w, ONE, ZERO)
         elif not dense and step.kind != POINTWISE:

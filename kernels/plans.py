@@ -286,7 +286,7 @@ class Plan:
                 continue
             row.update(filters=layer.filters, groups=layer.groups, depthwise_at=at,
                        weight_at=at + (0 if layer.depthwise is None else layer.depthwise.size))
-            at = row['weight_at'] + layer.weight.size
+            at = row['weight_at'] + (0 if layer.weight is None else layer.weight.size)
             parameters.append((self.block.number(layer.depthwise), self.block.number(layer.weight)))
         self.step_parameters = np.array(parameters, np.int64).reshape(-1, 2)
         self.steps = _filled(STEP, self.step_rows)

@@ -5,30 +5,32 @@ import paddle.nn as nn
 from kernels.windows import make_window, output_size
 
 # How a step of a plan is computed, see forward.py.
-SEPARABLE, POINTWISE, ONE_TAP, DENSE, AVERAGE, LARGEST = range(6)
+SEPARABLE, POINTWISE, ONE_TAP, DEPTHWISE, DENSE, AVERAGE, LARGEST = range(7)
 
 
 class Convolution:
-    """A dense convolution of a unit, or a depthwise one with a pointwise one behind it.
+    """A dense convolution of a unit, a depthwise one, or a depthwise one with a pointwise one behind it.
 
-    layer: paddle.nn.Conv2D, the dense or the pointwise one. depthwise: a Conv2D or None. corner: None, or for one of
-    the two halves of FactorizedReduce the pixel, 0 or 1, of each 2x2 pixels that its 1x1 convolution reads.
+    layer: paddle.nn.Conv2D, the last one. depthwise: the Conv2D in front of a pointwise one or None. corner: None, or
+    for one of the two halves of FactorizedReduce the pixel, 0 or 1, of each 2x2 pixels that its 1x1 convolution reads.
     """
 
     def __init__(self, layer, depthwise=None, corner=None):
+        alone = depthwise is None and layer._groups > 1 and layer.weight.shape[:2] == [layer._groups, 1]
+        depthwise = layer if alone else depthwise
         self.depthwise = None if depthwise is None else depthwise.weight
-        self.weight, self.bias = layer.weight, layer.bias
-        self.filters, self.groups = layer.weight.shape[0], layer._groups
+        self.weight, self.bias = None if alone else layer.weight, layer.bias
+        self.filters, self.groups = layer.weight.shape[0], 1 if alone else layer._groups
         self.corner, first = corner, layer if depthwise is None else depthwise
         self.channels = first.weight.shape[1] * first._groups
         self.kernel, self.stride, self.dilation = first.weight.shape[2:], tuple(first._stride), first._dilation
         self.padding = tuple(first._updated_padding or (0, 0))
-        self.kind = (SEPARABLE if depthwise is not None else DENSE if max(self.kernel) > 1 else
+        self.kind = (DEPTHWISE if alone else SEPARABLE if depthwise is not None else DENSE if max(self.kernel) > 1 else
                      POINTWISE if corner is None and (self.stride, self.padding) == ((1, 1), (0, 0)) else ONE_TAP)
 
     def fits(self):
         """Whether the sizes of the tensors agree."""
-        inputs = self.weight.shape[1] * self.groups
+        inputs = self.channels if self.weight is None else self.weight.shape[1] * self.groups
         return inputs == self.channels and (self.bias is None or self.bias.shape == [self.filters])
 
     def output_sides(self, sides):

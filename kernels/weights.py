@@ -2,7 +2,7 @@
 from kernels.compiled import floats, inner, pasted
 from kernels.depthwise import in_order
 from kernels.products import transpose
-from kernels.units import AVERAGE, DENSE, SEPARABLE
+from kernels.units import AVERAGE, DENSE, DEPTHWISE, SEPARABLE
 from kernels.windows import unpack
 
 
@@ -15,9 +15,11 @@ def turn_weights(tables, call, gradients, number):
     if step.kind >= AVERAGE or not step.active:
         return
     inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
-    if step.kind == SEPARABLE:
+    if step.kind == SEPARABLE or step.kind == DEPTHWISE:
         in_order(gradients.turned[step.depthwise_at:], floats(step.depthwise, step.channels * taps), t.order,
                  step.channels)
+    if step.kind == DEPTHWISE:
+        return
     per_pair = taps if step.kind == DENSE else 1  # elements for a pair of channel and filter
     weight = floats(step.weight, step.filters * inputs * per_pair)
     for k in range(step.groups):
@@ -41,8 +43,10 @@ def add_parts(tables, call, gradients, number, part):
     if step.kind >= AVERAGE or not step.active:
         return
     size = step.channels * len(t.taps)
-    if step.kind == SEPARABLE:
+    if step.kind == SEPARABLE or step.kind == DEPTHWISE:
         add_rows(floats(step.depthwise_gradient, size), gradients.partial, step.depthwise_at, size, part)
+    if step.kind == DEPTHWISE:
+        return
     size = step.filters * step.channels // step.groups * (len(t.taps) if step.kind == DENSE else 1)
     add_rows(floats(step.weight_gradient, size), gradients.partial, step.weight_at, size, part)
 

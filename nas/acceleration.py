@@ -10,8 +10,8 @@ it is:
 What is computed must be what the network's author wrote. So a cell is computed together only while its code is the
 code that nas/cells.py and nas/fused.py reproduce, and that is checked at every forward pass: classes and their
 `forward`, `mix` and `_edge`, attributes of that name, hooks, the identity of all operations and parameters, the
-settings of convolutions, poolings and batch norms. An operation that is not known or was changed runs as it is written beside the others; a cell that was
-changed runs as it is written altogether. The log says so once, by name.
+settings of convolutions, poolings and batch norms. An operation that is not known or was changed runs as it is written
+beside the others; a cell that was changed runs as it is written altogether. The log says so once, by name.
 """
 import types
 

@@ -26,9 +26,17 @@ import paddle.nn.functional as F
 
 from genotypes import edge_number
 from kernels.blocks import Block, Term
-from kernels.convolutions import is_pointwise, is_square, square_geometry
 from nas.layers import POOLINGS, operation_of
-from nas.stacked import SeparableUnits, StackedNorms, StackedReductions, join, split
+from nas.stacked import (
+    SeparableUnits,
+    StackedNorms,
+    StackedReductions,
+    is_pointwise,
+    is_square,
+    join,
+    split,
+    square_geometry,
+)
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
 
 # Where the depthwise convolution, the pointwise one and the batch norm are in `op` of a SepConv; a DilConv has only the

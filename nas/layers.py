@@ -1,4 +1,4 @@
-"""Layers that are computed by the compiled blocks of kernels/blocks.py: nn.Sequential with convolutions in it, a dense
+"""Layers that are computed by the compiled blocks of kernels/blocks.py: nn.Sequential with convolutions in it, a
 convolution or a pooling that is called by itself, FactorizedReduce, WeightedSum.
 
 Each gets a forward function of its own, which looks at every call whether the layer is still what its blocks were made
@@ -10,17 +10,16 @@ import types
 import paddle
 import paddle.nn as nn
 
-from kernels import compiled, convolutions
+from kernels import compiled
 from kernels.blocks import Block, Term
-from kernels.convolutions import is_pointwise, is_square
 from kernels.plans import IDENTITY, NOTHING
 from kernels.units import Convolution, Pooling, Unit
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
-from nas.stacked import reduce_together
+from nas.stacked import is_pointwise, reduce_together
 from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
 
-# Multiply-adds of a single convolution from which on its block is as fast as Paddle's operations, forward and backward.
-# Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2 million 0.9
+# Multiply-adds of a single dense convolution from which on its block is as fast as Paddle's operations, forward and
+# backward. Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2 million 0.9
 # to 1.0, at 9.4 million (3x3, 16x16 pixels) 1.7, at 12.6 million (1x1, 32x32 pixels) 1.5.
 SMALLEST = 4e6
 POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
@@ -31,10 +30,7 @@ def attach(layer):
     """Give a layer its forward function, if it is one of those above and there is something to gain. Returns
     whether it did."""
     forward = None
-    if type(layer) is nn.Conv2D and (list(layer.weight.shape[:2]) == [layer._groups, 1] and is_square(layer)
-                                     or layer._groups == 1 and is_pointwise(layer)):
-        forward = _convolution_forward
-    elif type(layer) is FactorizedReduce:
+    if type(layer) is FactorizedReduce:
         forward = _reduction_forward
     elif compiled.numba is not None and any(isinstance(part, Block) for part in parts_of(layer)):
         forward = _forward
@@ -46,17 +42,12 @@ def attach(layer):
 
 
 def is_ours(forward):
-    return getattr(forward, '__func__', None) in (_forward, _convolution_forward, _reduction_forward)
+    return getattr(forward, '__func__', None) in (_forward, _reduction_forward)
 
 
 def _forward(self, *inputs):
     out = self._compiled(self, *inputs)
     return type(self).forward(self, *inputs) if out is None else out
-
-
-def _convolution_forward(self, x):
-    out = convolutions.conv2d(x, self) if type(self).forward is PADDLE_FORWARDS[nn.Conv2D] else None
-    return type(self).forward(self, x) if out is None else out
 
 
 def _reduction_forward(self, x):
@@ -123,7 +114,7 @@ def parts_of(layer):
 
 
 def _block(operation):
-    """The Block of an operation. That of a single convolution serves large inputs only."""
+    """The Block of an operation. That of a single dense convolution serves large inputs only."""
     single = (isinstance(operation, list) and len(operation) == 1
               and operation[0].convolutions[0].depthwise is None)
     return Block([[Term(0, operation)]], smallest=SMALLEST if single else 0)
@@ -153,7 +144,7 @@ def _chain(layers):
         if len(some) == 2 and _is_depthwise(some[0]) and _is_pointwise(some[1], with_bias=True):
             convolution = Convolution(some[1], some[0])
             position += 2
-        elif some and _is_dense(some[0], with_bias=True):
+        elif some and _is_convolution(some[0], with_bias=True):
             convolution = Convolution(some[0])
             position += 1
         else:
@@ -182,7 +173,7 @@ def operation_of(op, alone=False, stride=1):
             return units if units and count == len(op) else None
         if kind in POOLINGS:
             return Pooling(op) if _is_plain_pooling(op) else None
-        return [Unit(False, [Convolution(op)], None)] if kind is nn.Conv2D and _is_dense(op, alone) else None
+        return [Unit(False, [Convolution(op)], None)] if kind is nn.Conv2D and _is_convolution(op, alone) else None
     if kind not in (Identity, Zero, FactorizedReduce, *CALLS_OP) or not is_known_code(kind, 'forward'):
         return None
     if kind in CALLS_OP:
@@ -220,11 +211,6 @@ def _is_convolution(layer, alone=False, with_bias=False):
             and layer.weight.shape[0] % layer._groups == 0 and all(layer.weight.shape)
             and (layer._updated_padding == 0 or len(layer._updated_padding) == 2
                  and all(type(p) is int and p >= 0 for p in layer._updated_padding)))
-
-
-def _is_dense(layer, alone=False, with_bias=False):
-    """Whether a layer is a convolution, not a depthwise one: there kernels/convolutions.py is faster."""
-    return _is_convolution(layer, alone, with_bias) and not (layer._groups > 1 and layer.weight.shape[1] == 1)
 
 
 def _is_depthwise(layer):

@@ -3,7 +3,26 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from kernels.convolutions import square_geometry
+
+def is_pointwise(layer):
+    """Whether a Conv2D layer is a product of matrices: kernel 1x1, stride 1, no padding."""
+    return (list(layer._stride) == [1, 1] and layer._updated_padding in (0, [0, 0]) and min(layer._dilation) > 0
+            and layer._padding_algorithm == 'EXPLICIT' and list(layer.weight.shape[2:]) == [1, 1])
+
+
+def is_square(layer):
+    """Whether kernel, stride, padding and dilation are the same in both directions and the output is no larger than
+    the input."""
+    padding, stride, dilation, kernel = layer._updated_padding, layer._stride, layer._dilation, layer.weight.shape[2:]
+    return (isinstance(padding, list) and len(padding) == 2 and padding[0] == padding[1] and len(kernel) == 2
+            and kernel[0] == kernel[1] and stride[0] == stride[1] and stride[0] in (1, 2)
+            and dilation[0] == dilation[1] > 0 and layer._padding_algorithm == 'EXPLICIT'
+            and 0 <= 2 * padding[0] <= dilation[0] * (kernel[0] - 1))
+
+
+def square_geometry(layer):
+    """(kernel, stride, padding, dilation) of such a layer."""
+    return layer.weight.shape[2], layer._stride[0], layer._updated_padding[0], layer._dilation[0]
 
 
 class SeparableUnits:
