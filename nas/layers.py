@@ -19,8 +19,8 @@ from nas.stacked import is_pointwise, reduce_together
 from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
 
 # Multiply-adds of a single dense convolution from which on its block is as fast as Paddle's operations, forward and
-# backward. Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2 million 0.9
-# to 1.0, at 9.4 million (3x3, 16x16 pixels) 1.7, at 12.6 million (1x1, 32x32 pixels) 1.5.
+# backward. Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2
+# million 0.9 to 1.0, at 9.4 million (3x3, 16x16 pixels) 1.7, at 12.6 million (1x1, 32x32 pixels) 1.5.
 SMALLEST = 4e6
 POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
 CALLS_OP = (ReLUConvBN, SepConv, DilConv, Conv7x1)  # whose forward calls the nn.Sequential `op`
