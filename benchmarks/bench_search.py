@@ -210,7 +210,9 @@ def bytes_moved(tables, call, gradients=None):
     step reads and writes each tensor once, and those of a level that read one tensor read it together."""
     sizes = 4 * tables.images * call.values['channels'] * call.values['pixels']
     levels = [call.steps[begin:end] for begin, end in zip(tables.levels, tables.levels[1:])]
-    sources = sum(sizes[list(set(steps['source']))].sum() for steps in levels)
+    pixels = 4 * tables.images * call.values['pixels']
+    sources = sum(channels * pixels[source] for steps in levels
+                  for source, _, channels in set(map(tuple, steps[['source', 'from_channel', 'channels']].tolist())))
     results = sum(sizes[list(set(steps['result']))].sum() for steps in levels)
     terms = sizes[list(set(call.norms['value'][call.terms['norm']]))].sum()
     nodes = sizes[tables.nodes['value']].sum()
