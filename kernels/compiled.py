@@ -3,9 +3,7 @@
 Without numba, on a GPU, in double precision and under to_static Paddle's operations run instead.
 """
 import contextlib
-import ctypes
 import functools
-import math
 import pathlib
 import sys
 import zlib
@@ -127,15 +125,6 @@ def on_first_compilation(say):
             pass
     said = []
     event.register('numba:compile', Listener())
-
-
-EMPTY = np.zeros(0, np.float32)
-
-
-def view(tensor):
-    """The memory of a contiguous tensor on the CPU as a flat array, which does not keep the tensor alive."""
-    size = math.prod(tensor.shape)
-    return np.frombuffer((ctypes.c_float * size).from_address(tensor.data_ptr()), np.float32) if size else EMPTY
 
 
 floats = None

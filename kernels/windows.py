@@ -97,13 +97,6 @@ def _distance_of_taps(taps, stride):
     return distance if kernel and taps == square and stride == (1, 1) else 0
 
 
-def square(height, width, kernel, stride, padding, dilation, images):
-    """(Window, Tables) where kernel, stride, padding and dilation are the same in both directions."""
-    taps = tuple((i * dilation, j * dilation) for i in range(kernel) for j in range(kernel))
-    out = tuple(output_size(side, kernel, stride, padding, dilation) for side in (height, width))
-    return make_window(height, width, taps, (stride, stride), (padding, padding), out, images)
-
-
 def output_size(size, kernel, stride, padding, dilation):
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 

@@ -1,7 +1,7 @@
 """Compile the loops of a search in two processes: numba compiles one function at a time in each.
 
-precompile() compiles the longest one, the backward pass of a block, while a second process puts the others into numba's
-cache.
+precompile() compiles the backward pass of a block, which takes longest, while a second process puts the forward pass
+into numba's cache.
 """
 import os
 import subprocess
@@ -18,17 +18,17 @@ from operations import SepConv
 from runtime.parallel import cpu_threads, world_size
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-COMPILE_OTHERS = ('import sys; sys.path.insert(0, sys.argv[1]); from nas.precompile import compile_others; '
-                  'compile_others()')
+COMPILE_FORWARD = ('import sys; sys.path.insert(0, sys.argv[1]); from nas.precompile import compile_forward; '
+                   'compile_forward()')
 
 
 def precompile():
-    """Compile what the supernet of a search on a CPU uses, in this process and another one, unless numba's cache has it
-    or there is one core only. Random numbers are drawn as if nothing had happened."""
+    """Compile what cells on a CPU use, in this process and another one, unless numba's cache has it or there is one core
+    only. Random numbers are drawn as if nothing had happened."""
     if (compiled.numba is None or all(map(compiled.is_cached, (forward_pass, backward_pass))) or cpu_threads() == 1
             or world_size() > 1 or paddle.get_device() != 'cpu' or paddle.get_default_dtype() != 'float32'):
         return
-    other = subprocess.Popen([sys.executable, '-c', COMPILE_OTHERS, ROOT], stdin=subprocess.DEVNULL,
+    other = subprocess.Popen([sys.executable, '-c', COMPILE_FORWARD, ROOT], stdin=subprocess.DEVNULL,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = paddle.get_rng_state()
     try:
@@ -58,8 +58,8 @@ def _compile_backward():
         operation.backward(paddle.ones(images.shape))
 
 
-def compile_others():
-    """The forward pass."""
+def compile_forward():
+    """The forward pass of a block."""
     paddle.set_device('cpu')
     block = Block([[Term(0, operation_of(SepConv(4, 4, 3, 1, 1)))]])
     with paddle.no_grad():
