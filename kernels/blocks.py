@@ -17,7 +17,7 @@ import paddle
 
 from kernels.backward import backward_pass
 from kernels.call import Call, Gradients
-from kernels.compiled import addresses, available, new_tensor
+from kernels.compiled import CPU, addresses, available, new_tensor
 from kernels.forward import forward_pass
 from kernels.operation import Operation
 from kernels.plans import NOTHING, WHOLE, Plan
@@ -42,9 +42,9 @@ class Term(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What some terms need. stacks: lists of parameters of one shape, but for their first side, which Paddle gets as
-    one tensor, since each input of an operation takes Python's time. members: the numbers of these parameters. places:
-    for each of them its stack and where it begins there."""
+    """What some terms need. stacks: lists of parameters that differ only in their first side; they are concatenated,
+    since each input of an operation takes time in Python. members: their numbers in Block.parameters. places: for each
+    of them its stack and its first element there."""
 
     stacks: list
     members: np.ndarray
@@ -94,12 +94,12 @@ class Block:
                 and (weights is None or available(weights) and weights.size > self.last_weight)
                 and all(tensor.dtype == paddle.float32 for tensor in self.tensors)
                 and all(available(tensor) for tensor in self.parameters[:1])  # a layer's tensors are in one place
-                and all(tensor.is_contiguous() for tensor in self.statistics) and self.plan_of(inputs).fit)
+                and all(tensor.is_contiguous() for tensor in self.tensors) and self.plan_of(inputs).fit)
 
     def __call__(self, inputs, weights=None, factors=None, active=None):
         """A list of the outputs. inputs: tensors [N, C, H, W] to which the block applies. weights: a tensor or None;
-        factors [terms, N], an array: what each image of a term is multiplied by; active [terms], an array: whether a
-        term is computed, or all are. Terms are those that are not NOTHING."""
+        factors [terms, N], an array in single precision: what each image of a term is multiplied by; active [terms],
+        an array: whether a term is computed, or all are. Terms are those that are not NOTHING."""
         selection = self.select(active)
         stacks = [paddle.concat(tensors) if len(tensors) > 1 else tensors[0] for tensors in selection.stacks]
         operation = BlockOperation(self.plan_of(inputs), weights is not None, selection, factors, active)
@@ -293,4 +293,4 @@ class BlockOperation(Operation):
         positions = self.plan.positions
         gradient = np.zeros(self.weights.size, np.float32)
         gradient[positions[positions >= 0]] = strengths[positions >= 0]
-        return paddle.to_tensor(gradient.reshape(self.weights.shape))
+        return paddle.to_tensor(gradient.reshape(self.weights.shape), place=CPU)

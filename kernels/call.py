@@ -38,9 +38,9 @@ class Gradients(NamedTuple):
     copies [outputs, 3]: address of an output's gradient; where it is to be copied since more is added to it, or 0;
     elements of an image. written [tracked, groups, C]: whether a channel of a value's gradient has been written, so
     that more is added to it. sums [parts, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean).
-    coefficients [norms, C, 3]: c0, c1, c2, with the strength of a term in c0. strengths [terms]: the gradients of the
-    weights of the sums. partial [parts, weights]: sums of the convolutions' gradients; turned [weights]: their weights
-    as the backward pass reads them. weights_wanted: whether these gradients are.
+    coefficients [norms, C, 3]: c0, c1, c2, with the strength of a term as a factor. strengths [terms]: the
+    gradients of the weights of the sums. partial [parts, weights]: sums of the convolutions' gradients; turned
+    [weights]: their weights as the backward pass reads them. weights_wanted: whether these gradients are.
     """
 
     copies: np.ndarray
@@ -63,9 +63,12 @@ class Images(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Arrays that a thread uses for a block of images in one step. rows: what the product gives, or its gradient, and
-    upstream, between: of its other factor, the channels one behind the other, [C, images * pixels] or in lines; planes,
-    gradient: of all channels or of one, and their gradient; line: of one channel."""
+    """Arrays that a thread uses for a block of images in one step.
+
+    rows [filters]: what the product gives, in the backward pass df; between [channels]: what it multiplies; upstream:
+    the gradient of between. All three are rows of images * pixels, or lines of windows.py. planes: the padded pixels of
+    the source, of all channels of a dense convolution, else of one; gradient: theirs; line: of one channel.
+    """
 
     rows: np.ndarray
     upstream: np.ndarray

@@ -4,7 +4,8 @@ The kinds of steps, for some images of a group:
 
     SEPARABLE   each channel is convolved by itself (depthwise.py); of what comes out a product of matrices makes f
     POINTWISE   the same product, of the pixels themselves
-    ONE_TAP     the same product, of every second pixel: 1x1 kernels with a stride or padding, FactorizedReduce
+    ONE_TAP     the same product, of the pixels that a stride reaches: 1x1 kernels with a stride or padding,
+                FactorizedReduce
     DEPTHWISE   each channel by itself, without a product
     DENSE       a product whose rows are the channels once for each tap of the kernel
     AVERAGE, LARGEST   poolings

@@ -41,7 +41,7 @@ class Source(NamedTuple):
 class Plan:
     """The tables of a Block for inputs of given shapes [N, C, H, W].
 
-    fit: whether the block applies; if not, that is all there is. tables; values, norms, steps and terms with the fields
+    fit: whether the block applies; if not, there are no tables. tables; values, norms, steps and terms with the fields
     that do not change. norm_layers: the BatchNorm2D of each norm, or None, and the convolutions in front.
     step_parameters, norm_parameters, norm_statistics: for each step or norm the numbers of its tensors among those of
     the block, -1 for none. positions: for each term where its weight lies, -1 for none. norm_terms: for each norm the
@@ -293,11 +293,11 @@ class Plan:
         return np.concatenate(divisors), at
 
     def _sections(self, windows):
-        """Where the arrays of forward.Memory begin in a thread's memory, and its size."""
+        """Where the arrays of call.Memory begin in a thread's memory, and its size."""
         sizes = np.zeros(6, np.int64)
         for row, (w, _) in zip(self.step_rows, windows):
             layer, channels = row['layer'], row['channels']
-            size = row['at_once'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as forward.row_step
+            size = row['at_once'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as call.row_step
             if layer.kind == DENSE:
                 of_step = layer.filters * w.line, 0, 0, channels * w.block, channels * w.block, 0
             elif layer.kind in (AVERAGE, LARGEST):

@@ -19,8 +19,9 @@ VALUE = _table('channels', 'pixels', 'order', 'wide',  # wide: channels of the t
                'data', 'gradient')
 NORM = _table('value', 'made', 'found',  # the level that computes the value, and that at which the backward pass knows
               # all of the gradient of what the norm gives
-              'term', 'active', 'trains', 'summed',  # its term or -1; whether of a batch; whether the backward pass
-              # needs the sums over this gradient
+              'term', 'active',  # its term or -1
+              'trains', 'summed',  # whether mean and variance are those of the batch; whether the backward pass needs
+              # the sums over this gradient
               'second',  # the channel from which on second_bias is the bias, that of the second convolution of a unit
               'gamma', 'beta', 'bias', 'second_bias',
               'gamma_gradient', 'beta_gradient', 'bias_gradient', 'second_bias_gradient',
@@ -28,12 +29,12 @@ NORM = _table('value', 'made', 'found',  # the level that computes the value, an
 STEP = _table('kind', 'active', 'at_once', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
               'result', 'result_norm', 'first', 'filters', 'groups',  # first: of its filters, in the result
               'term',  # one that adds up the result of a pooling; TERM.next leads to the others
-              'last',  # whether no later step reads the source
+              'last',  # whether no later step reads the source; those that read it through a batch norm have one level
               'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
               'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
 NODE = _table('value', 'begin', 'end', 'made')  # its terms are those from begin to end
 TERM = _table('node', 'norm', 'active', 'from_channel',  # the first channel that it reads
-              'first', 'channels', 'mixed', 'partial',  # see forward.channel_of
+              'first', 'channels', 'mixed', 'partial',  # see call.channel_of
               'next')  # the next term that adds up the same pooling, or -1
 
 
@@ -43,7 +44,7 @@ class PlanTables(NamedTuple):
     inputs: how many values are inputs, the first ones. group: images of a group. parts: of the work, one for each
     thread. channels: most of a value behind a norm. blocks: how often a step must run at most to compute all images.
     weights: elements of all weights. geometry: a packed (Window, Tables) for each step. levels: where the steps of each
-    begin, and the end. nodes: of NODE. sections: where the parts of a thread's memory begin, see forward.Memory.
+    begin, and the end. nodes: of NODE. sections: where the parts of a thread's memory begin, see call.Memory.
     divisors: 1 / pixels of all windows of poolings.
     """
 

@@ -105,16 +105,18 @@ class TrainedCellAcceleration:
     def __deepcopy__(self, memo):
         return TrainedCellAcceleration()  # the copy looks at the copied cell
 
-    def __call__(self, cell, *inputs):
+    def __call__(self, cell, *inputs, **more):
         """The output, or None to run the cell as it is written."""
         if self.record is None or not self.record.is_current():
-            self.record = Record(cell.sublayers(include_self=True))
+            record = Record(cell.sublayers(include_self=True))
             known = (all(is_known_code(type(cell), name, 'TrainedCell') for name in ('forward', '_edge'))
-                     and type(cell.drop_path) is DropPath and not has_hooks(cell.drop_path)
+                     and '_edge' not in vars(cell) and type(cell.drop_path) is DropPath
+                     and not has_hooks(cell.drop_path)
                      and all(is_known_code(DropPath, name) for name in ('forward', 'factors'))
                      and not {'forward', 'factors'} & set(vars(cell.drop_path)))
             self.cell = cells.TrainedCell(cell) if known else None
-        return None if self.cell is None or len(inputs) != 3 else self.cell(cell, *inputs)
+            self.record = record  # last, for other threads
+        return None if self.cell is None or len(inputs) != 3 or more else self.cell(cell, *inputs)
 
 
 class CellAcceleration:
@@ -143,6 +145,8 @@ class CellAcceleration:
         return out
 
     def _by_state(self, cell, s0, s1, *weights, **more):
+        for text in self.unknown:
+            self._say(text)
         nodes = self.edges.nodes(cell.preprocess0(s0), cell.preprocess1(s1), *weights, **more)
         return paddle.concat(nodes[-cell._multiplier:], axis=1)
 
@@ -155,13 +159,18 @@ class CellAcceleration:
 
     def update(self, cell):
         """Look at the cell as it is now."""
-        self.edges = self.whole = None
-        self.record = Record(cell.sublayers(include_self=True))
+        record = Record(cell.sublayers(include_self=True))
         reason = _reason_against(cell)
+        self.whole = self.edges = None
         if reason:
             self._say(f'{reason}: run as written')
-            return
-        self.whole = cells.SearchCell(cell) if compiled.numba is not None else None
+        else:
+            self.whole = cells.SearchCell(cell) if compiled.numba is not None else None
+            self._find_edges(cell)
+        self.record = record  # last, for other threads
+
+    def _find_edges(self, cell):
+        """Look at what can be computed by source state."""
         unknown = {}
         names = list(cell._ops[0].method.primitives) + ['auxiliary skip connection']
 
@@ -170,19 +179,19 @@ class CellAcceleration:
             if why:
                 unknown[id(op)] = why
             return not why
-        self.edges = fused.FusedCell(list(cell._ops), cell._steps, is_known)
-        if not any(any(edges.norm_places) for edges in self.edges.outgoing):
-            self.edges = None  # nothing that is computed faster together
-            return
+        fused_edges, self.unknown = fused.FusedCell(list(cell._ops), cell._steps, is_known), []
+        if not any(any(edges.norm_places) for edges in fused_edges.outgoing):
+            return  # nothing that is computed faster together
         self.norms = [norm for op in _operations(cell) if id(op) not in unknown for norm in op.sublayers()
                       if isinstance(norm, nn.BatchNorm2D)]
-        for column in sorted({column for edges in self.edges.outgoing for _, column, _ in edges.others}):
-            why = sorted({unknown.get(id(op), 'differs from edge to edge') for edges in self.edges.outgoing
+        for column in sorted({column for edges in fused_edges.outgoing for _, column, _ in edges.others}):
+            why = sorted({unknown.get(id(op), 'differs from edge to edge') for edges in fused_edges.outgoing
                           for _, other, op in edges.others if other == column})
-            states = sum(any(other == column for _, other, _ in edges.others) for edges in self.edges.outgoing)
+            states = sum(any(other == column for _, other, _ in edges.others) for edges in fused_edges.outgoing)
             name = names[column] if column < len(names) else column
-            self._say(f'{name} {", ".join(why)}: on the edges of {states} states it '
-                      'runs as written beside the other operations')
+            self.unknown.append(f'{name} {", ".join(why)}: on the edges of {states} states it '
+                                'runs as written beside the other operations')
+        self.edges = fused_edges
 
     def _say(self, text):
         if text not in self.said:
@@ -203,7 +212,7 @@ def _operations(cell):
 
 
 def _reason_against(cell):
-    """Why a cell cannot be computed by source state, or None."""
+    """Why a cell must run as it is written, or None."""
     edges = edge_number(cell._steps)
     mixed_types = {type(mixed) for mixed in cell._ops}
     for kind, names in [(type(cell), ['forward'])] + [(kind, ['forward', 'mix']) for kind in mixed_types]:
@@ -232,7 +241,7 @@ def _reason_against_operation(op):
         if known is None and not is_known_code(type(layer),
                                                 'forward') or known is not None and type(layer).forward is not known:
             return f'{type(layer).__name__}.forward differs from the definition that is known here'
-        if isinstance(layer, nn.BatchNorm2D) and (layer._use_global_stats or layer.weight is not None
+        if isinstance(layer, nn.BatchNorm2D) and (layer._use_global_stats is not None or layer.weight is not None
                                                   or layer.bias is not None
                                                   or layer._data_format != 'NCHW'):
             return 'has a batch norm with trainable parts or global statistics'

@@ -50,7 +50,9 @@ class SearchCell:
 
     def __call__(self, s0, s1, weights, edge_weights=None, active=None):
         """The output of the cell, or None where the block does not apply; arguments as of Cell.forward."""
-        if self.block is None or s0.ndim != 4 or weights.ndim != 2:
+        operations = len(self.method.primitives)
+        if (self.block is None or weights.shape != [self.edges, operations]
+                or edge_weights is not None and edge_weights.shape != [self.edges]):
             return None
         if self.auxiliary:
             skip_weight = paddle.ones([weights.shape[0], 1], weights.dtype) * self.method.skip_weight

@@ -19,21 +19,21 @@ from operations import DilConv, DropPath, FactorizedReduce, Identity, ReLUConvBN
 # tests/test_acceleration.py -k edited_definition` fails then and prints it. Until then the changed code runs as it is
 # written.
 FINGERPRINTS = {
-    'Cell.forward': '0276371a5382aec7',
-    'MixedOp.forward': '80225719fe3e19af',
-    'MixedOp.mix': 'c36e881e2d1972e6',
-    'SepConv.forward': 'cfb5c60473912449',
-    'DilConv.forward': 'cfb5c60473912449',
-    'ReLUConvBN.forward': 'cfb5c60473912449',
-    'Conv7x1.forward': 'cfb5c60473912449',
-    'WeightedSum.forward': 'b7012b84b0bef574',
-    'Identity.forward': '2ad28df564e48978',
-    'Zero.forward': '422c15c9d64f2f13',
-    'FactorizedReduce.forward': '25008990db38e1c4',
-    'DropPath.forward': 'b5d23ec7fe4a2674',
-    'DropPath.factors': '749c4edcc131f4e5',
-    'TrainedCell.forward': '41d40fe28c4d2236',
-    'TrainedCell._edge': 'a47d8b23861738e9',
+    'Cell.forward': 'da648bef31d3a90c',
+    'MixedOp.forward': '8a258ceb15fc7ce5',
+    'MixedOp.mix': '291cb1d0e6d9c333',
+    'SepConv.forward': '328d051d57914cbf',
+    'DilConv.forward': '328d051d57914cbf',
+    'ReLUConvBN.forward': '328d051d57914cbf',
+    'Conv7x1.forward': '328d051d57914cbf',
+    'WeightedSum.forward': '98a1781f46e19e5f',
+    'Identity.forward': 'fb8a02517829d9de',
+    'Zero.forward': 'ae3d4f4e76974782',
+    'FactorizedReduce.forward': '0a3858cbb8f3dc12',
+    'DropPath.forward': '484a885168307213',
+    'DropPath.factors': 'e0a4d0be1cd58c53',
+    'TrainedCell.forward': '39dfbc3a30fc8d5d',
+    'TrainedCell._edge': '035353fd8e2faad9',
 }
 
 # Paddle's own layers as they are when this module is imported.
@@ -78,12 +78,12 @@ class Record:
     def _state(self):
         """Lists of everything that must stay as it is: what is compared by value, what must be the same object. Called
         at every forward pass, for hundreds of layers, therefore without loops in Python."""
-        parts, parameters, hooks, more_hooks = [list(map(operator.itemgetter(name), self.attributes)) for name in (
-            '_sub_layers', '_parameters', '_forward_pre_hooks', '_forward_post_hooks')]
-        return [list(map(dict.get, *self.settings)) + list(map(len, parts + parameters + hooks + more_hooks)),
+        parts, parameters, buffers, *hooks = [list(map(operator.itemgetter(name), self.attributes)) for name in (
+            '_sub_layers', '_parameters', '_buffers', '_forward_pre_hooks', '_forward_post_hooks')]
+        members = parts + parameters + buffers
+        return [list(map(dict.get, *self.settings)) + list(map(len, sum(hooks, members))),
                 [*map(type, self.layers), *[getattr(kind, name, None) for kind, name in self.functions],
-                 *itertools.chain.from_iterable(map(dict.values, parts)),
-                 *itertools.chain.from_iterable(map(dict.values, parameters))]]
+                 *itertools.chain.from_iterable(map(dict.values, members))]]
 
     def is_current(self):
         """Whether nothing has changed."""
@@ -104,18 +104,25 @@ def is_known_code(kind, name, role=None):
 
 
 def fingerprint(function):
-    """A digest of a function's code without comments, docstring and spaces; None where there is no source."""
+    """A digest of a function's code without comments, docstring and spaces; None where there is no source, and for what
+    functools.wraps has made."""
+    if hasattr(function, '__wrapped__'):  # of which inspect would give the source
+        return None
     try:
         source = inspect.getsource(function)
         tokens = list(tokenize.generate_tokens(io.StringIO(inspect.cleandoc('\n' + source)).readline))
     except (OSError, TypeError, SyntaxError, tokenize.TokenError):
         return None
-    words, after_colon = [], False
-    for token in tokens:
-        if token.type in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+    words, line_begins = [], False
+    for token, following in zip(tokens, tokens[1:]):
+        if token.type in (tokenize.COMMENT, tokenize.NL):
             continue
-        if token.type == tokenize.STRING and after_colon:
-            continue  # a docstring, or another string that is a statement
-        words.append(token.string)
-        after_colon = token.string == ':'
+        if token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            words += [] if token.type == tokenize.NEWLINE else [tokenize.tok_name[token.type]]
+            line_begins = True
+            continue
+        if not (token.type == tokenize.STRING and line_begins and following.type in (tokenize.NEWLINE,
+                                                                                     tokenize.COMMENT)):
+            words.append(token.string)  # a string that is a statement is a docstring
+        line_begins = False
     return hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]

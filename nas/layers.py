@@ -45,9 +45,9 @@ def is_ours(forward):
     return getattr(forward, '__func__', None) in (_forward, _reduction_forward)
 
 
-def _forward(self, *inputs):
-    out = self._compiled(self, *inputs)
-    return type(self).forward(self, *inputs) if out is None else out
+def _forward(self, *inputs, **more):
+    out = None if more else self._compiled(self, *inputs)
+    return type(self).forward(self, *inputs, **more) if out is None else out
 
 
 def _reduction_forward(self, x):
@@ -70,12 +70,15 @@ class CompiledLayer:
 
     def __call__(self, layer, x, *weights):
         """The output, or None where the layer must run as it is written."""
-        if not compiled.available(x):
+        if not compiled.available(x) or (type(layer) is WeightedSum) != (len(weights) == 1):
             return None
         if self.record is None or not self.record.is_current():
+            record = Record([layer, *layer.sublayers()])
             self.parts = parts_of(layer)
-            self.record = Record([layer, *layer.sublayers()])
-        if type(layer) is nn.Sequential and not weights:
+            self.record = record  # last, for other threads
+        if type(layer) is nn.Sequential:
+            if nn.Sequential.forward is not PADDLE_FORWARDS[nn.Sequential]:
+                return None
             for part in self.parts:
                 if not isinstance(part, Block):
                     x = part(x)
@@ -222,7 +225,7 @@ def _is_pointwise(layer, with_bias=False):
 
 
 def _is_norm(layer):
-    return (_is_plain(layer, nn.BatchNorm2D) and not layer._use_global_stats and layer._data_format == 'NCHW'
+    return (_is_plain(layer, nn.BatchNorm2D) and layer._use_global_stats is None and layer._data_format == 'NCHW'
             and (layer.weight is None) == (layer.bias is None))
 
 

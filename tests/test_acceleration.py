@@ -1,5 +1,6 @@
 """An accelerated network computes what the plain network computes: also after whatever a user changes."""
 import copy
+import functools
 import logging
 import random
 
@@ -129,6 +130,16 @@ def test_drawn_operations_in_single_precision(size, passes):
         with paddle.no_grad():
             assert relative_error(fast(image).numpy(), plain(image).numpy()) < 1e-5
     assert states == [2 * 3] * 5  # in training and in evaluation mode, 3 cells
+
+
+@needs_numba
+def test_weights_of_more_edges_than_a_cell_has():
+    """Allowed by Cell.forward: the rows behind the last edge are not used."""
+    plain, fast, image, _ = twins('PC-DARTS', layers=1, steps=3, multiplier=3)
+    states = [paddle.randn([3, 24, 8, 8]) for _ in range(2)]
+    weights, edge_weights = paddle.rand([14, 8]), paddle.rand([14])
+    a, b = [network.cells[0](*states, weights, edge_weights).numpy() for network in (plain, fast)]
+    assert relative_error(b, a) < 1e-5
 
 
 @needs_numba
@@ -389,6 +400,30 @@ def test_an_edited_definition_is_not_accelerated(monkeypatch):
         return x + 2
     prints = [changes.fingerprint(function) for function in (original, commented, edited)]
     assert prints[0] is not None and len({*prints}) == 3  # the names differ
+    assert changes.fingerprint(functools.wraps(original)(edited)) is None
+
+    def loop(x):
+        for _ in range(2):
+            x = x + 1
+            x = x * 2
+        return x
+    inner = changes.fingerprint(loop)
+
+    def loop(x):
+        for _ in range(2):
+            x = x + 1
+        x = x * 2
+        return x
+    assert changes.fingerprint(loop) not in (None, inner)
+
+    def loop(x):
+        """A docstring."""
+        for _ in range(2):  # a comment
+            x = x + 1
+
+            x = x * 2
+        return x
+    assert changes.fingerprint(loop) == inner
     monkeypatch.setitem(changes.FINGERPRINTS, 'MixedOp.mix', 'another')
     monkeypatch.setattr(changes, '_known_code', {})
     assert not any(is_fused(accelerate(Network(4, 5, 3, 'DARTS'))))

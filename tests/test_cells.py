@@ -14,7 +14,7 @@ from kernels.plans import IDENTITY, KEPT, MIXED
 from model import Cell, NetworkCIFAR
 from nas import accelerate
 from nas.layers import operation_of
-from operations import ReLUConvBN, SepConv
+from operations import ReLUConvBN, SepConv, WeightedSum
 
 pytestmark = needs_numba
 
@@ -97,7 +97,34 @@ def change_edge(cell):
     type(cell)._edge = lambda self, i, states, drop_prob: 2 * self._ops[i](states[self._indices[i]])
 
 
-@pytest.mark.parametrize('change', [add_edge, change_factors, replace_edge, change_edge], ids=lambda f: f.__name__)
+def change_edge_of_instance(cell):
+    cell._edge = lambda i, states, drop_prob: 2 * cell._ops[i](states[cell._indices[i]])
+
+
+def normalise_by_the_batch_always(cell):
+    for layer in cell.sublayers():
+        if isinstance(layer, paddle.nn.BatchNorm2D):
+            layer._use_global_stats = False  # in evaluation mode too
+    cell.eval()
+
+
+def add_a_bias(cell):
+    cell.preprocess1.op[1].bias = paddle.full([4], 0.5)  # a buffer, since it is no parameter
+    cell.preprocess1.op[2] = paddle.nn.Sigmoid()
+
+
+def replace_a_weight_by_a_buffer(cell):
+    convolution = cell._ops[3].op[1]
+    weight = convolution.weight.numpy()
+    for factor in (1, 3):  # the second time the layer has the same names as before
+        del convolution.weight
+        convolution.weight = paddle.to_tensor(factor * weight)
+        cell(*[paddle.ones([3, 4, 6, 6])] * 2, 0.0)
+
+
+@pytest.mark.parametrize('change', [add_edge, change_factors, replace_edge, change_edge, change_edge_of_instance,
+                                    normalise_by_the_batch_always, add_a_bias, replace_a_weight_by_a_buffer],
+                         ids=lambda f: f.__name__)
 def test_changes_of_a_cell_are_noticed(change, monkeypatch):
     monkeypatch.setattr(Cell, '_edge', Cell._edge)  # restored afterwards
     plain = Cell(genotypes.DARTS_V2, 4, 4, 4, False, False)
@@ -111,6 +138,17 @@ def test_changes_of_a_cell_are_noticed(change, monkeypatch):
     expected = plain(*inputs, 0.3)
     paddle.seed(1)
     assert relative_error(fast(*inputs, 0.3).numpy(), expected.numpy()) < 1e-5
+
+
+def test_calls_by_keyword():
+    cell = accelerate(Cell(genotypes.DARTS_V2, 4, 4, 4, False, False))
+    inputs = [paddle.randn([3, 4, 6, 6]) for _ in range(2)]
+    assert relative_error(cell(*inputs, drop_prob=0.0).numpy(), cell(*inputs, 0.0).numpy()) < 1e-5
+    mixed = accelerate(WeightedSum([SepConv(4, 4, 3, 1, 1)]))
+    assert relative_error(mixed(inputs[0], weights=paddle.ones([1])).numpy(),
+                          mixed(inputs[0], paddle.ones([1])).numpy()) < 1e-5
+    with pytest.raises(TypeError):
+        mixed(inputs[0])
 
 
 def test_the_output_of_a_cell_is_kept_for_its_backward_pass():
