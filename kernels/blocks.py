@@ -1,7 +1,7 @@
 """Layers that are computed together as one operation: a chain of convolutions, a mixed operation, the edges that leave
 a state, a whole cell.
 
-    unit     ReLU (or not), a dense convolution or a depthwise and a pointwise one, batch norm (or not)
+    unit     ReLU (or not), a convolution or a depthwise and a pointwise one, batch norm (or not)
     chain    units one after the other: ReLUConvBN, SepConv, a stem
     term     w * operation(state), the operation being a chain, a pooling or the identity
     node     a sum of terms, which is a state for the terms of later nodes
@@ -25,7 +25,7 @@ from kernels.tables import NCHW
 from kernels.threads import with_barrier
 from kernels.units import Pooling
 
-MANY = 16  # parameters, from which on those of one shape are stacked
+MANY = 16  # parameters, above which those of one shape are stacked
 PARAMETERS = 'gamma', 'beta', 'bias', 'second_bias'  # of a norm
 SELECTIONS = 100  # of active terms for which a block remembers what they need
 

@@ -225,5 +225,3 @@ def take_statistics(tables, call, number):
         shift = floats(norm.beta, channels)[c] if norm.beta else ZERO
         call.mean[number, c], call.inverse[number, c], call.scale[number, c] = mean, inverse, scale
         call.shift[number, c] = shift - np.float32(mean) * scale
-
-

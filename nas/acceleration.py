@@ -36,15 +36,17 @@ def accelerate(network, quiet=False):
     operations of Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated
     and what is not; quiet: without the line that counts cells and layers.
     """
-    cell_count = layers = 0
+    search_cells = trained_cells = layers = 0
     for layer in network.sublayers(include_self=True):
         if 'forward' in vars(layer):
             continue
-        if _looks_like_a_cell(layer) or _looks_like_a_trained_cell(layer):
+        of_search = _looks_like_a_cell(layer)
+        if of_search or compiled.numba is not None and _looks_like_a_trained_cell(layer):
             layer.forward = types.MethodType(_cell_forward, layer)
-            cell_count += 1
+            search_cells, trained_cells = search_cells + of_search, trained_cells + (not of_search)
         else:
             layers += attach(layer)
+    cell_count = search_cells + trained_cells
     if (cell_count or layers) and not quiet:
         logger.info('acceleration: %s%d single layers; %s',
                     f'{cell_count} cells, ' if cell_count else '', layers,
@@ -52,7 +54,7 @@ def accelerate(network, quiet=False):
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
         if compiled.numba is not None:
             compiled.on_first_compilation(_say_compilation)
-    if cell_count:
+    if search_cells:  # other networks may need the forward pass only
         precompile()
     said = set()
     for name, layer in network.named_sublayers(include_self=True):

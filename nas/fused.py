@@ -18,6 +18,7 @@ On a CPU and in single precision kernels/blocks.py computes the edges of a state
 Paddle's operations do, fewer and larger ones. An operation that is none of these is computed by calling it, beside the
 others.
 """
+import functools
 from typing import NamedTuple
 
 import paddle
@@ -142,8 +143,8 @@ class OutgoingEdges:
         self.stacked_reductions = StackedReductions(self.reductions)
         self.others = [(row, column, edge[column]) for row, edge in zip(rows, operations) for column in columns(None)]
         self.reduces = all(operation_of(op) for op in self.reductions)  # whether the compiled passes cover them
-        compiled = sorted(separable + dilated + poolings + self.bare_poolings + identities + reductions * self.reduces)
-        self.compiled = None if compiled == identities else self._block(compiled)
+        columns = sorted(separable + dilated + poolings + self.bare_poolings + identities + reductions * self.reduces)
+        self.compiled_columns = [] if columns == identities else columns
 
     def __call__(self, x, weights, scales):
         """x [N, C, H, W], weights [edges of the cell, operations], Scales of them -> for each edge the tensors that it
@@ -167,10 +168,14 @@ class OutgoingEdges:
         return [[weights[row, column] * operations[column](x) for column in columns]
                 for row, operations, columns in zip(self.rows, self.operations, active)]
 
-    def _block(self, columns):
-        """A Block of the operations in these columns of all edges; None if it does not cover all of them."""
-        nodes = [[Term(0, operation_of(operations[column]), row * len(self.kinds) + column) for column in columns]
-                 for row, operations in zip(self.rows, self.operations)]
+    @functools.cached_property
+    def compiled(self):
+        """A Block of the known operations of all edges; None if it does not cover all of them. Most cells are computed
+        as a whole and need none."""
+        if not self.compiled_columns:
+            return None
+        nodes = [[Term(0, operation_of(operations[column]), row * len(self.kinds) + column)
+                  for column in self.compiled_columns] for row, operations in zip(self.rows, self.operations)]
         return None if any(term.operation is None for terms in nodes for term in terms) else Block(nodes)
 
     def _others_by_edge(self):

@@ -11,7 +11,7 @@ import genotypes
 from genotypes import Genotype, random_genotype
 from kernels.blocks import Block, Term
 from kernels.plans import IDENTITY, KEPT, MIXED
-from model import Cell, NetworkCIFAR
+from model import Cell
 from nas import accelerate
 from nas.layers import operation_of
 from operations import ReLUConvBN, SepConv, WeightedSum
@@ -20,9 +20,9 @@ pytestmark = needs_numba
 
 
 def is_whole(cell):
-    """Whether the last forward pass of a cell of model.py was that of a block."""
-    acceleration = cell._acceleration
-    return acceleration.cell is not None and acceleration.cell.block is not None
+    """Whether all forward passes of a cell of model.py were those of a block."""
+    plans = cell._acceleration.cell.block.plans.values()
+    return len(plans) > 0 and all(plan.fit for plan in plans)
 
 
 def results(cell, inputs, drop_prob, precision):
@@ -109,8 +109,8 @@ def normalise_by_the_batch_always(cell):
 
 
 def add_a_bias(cell):
+    cell.eval()  # the mean of a batch would take it away
     cell.preprocess1.op[1].bias = paddle.full([4], 0.5)  # a buffer, since it is no parameter
-    cell.preprocess1.op[2] = paddle.nn.Sigmoid()
 
 
 def replace_a_weight_by_a_buffer(cell):
@@ -149,20 +149,6 @@ def test_calls_by_keyword():
                           mixed(inputs[0], paddle.ones([1])).numpy()) < 1e-5
     with pytest.raises(TypeError):
         mixed(inputs[0])
-
-
-def test_the_output_of_a_cell_is_kept_for_its_backward_pass():
-    """Edges read nodes that lie in it, even where the layer behind it frees it."""
-    network = NetworkCIFAR(4, 5, 2, False, genotypes.PC_DARTS)
-    plain, fast = network, accelerate(copy.deepcopy(network))
-    image, found = paddle.randn([4, 3, 12, 12]), []
-    for network in (plain, fast):
-        loss = network(image)[0].square().mean()
-        filled = [paddle.full([4, 16, 6, 6], 1e6) for _ in range(20)]  # takes over memory that is free
-        gradients = paddle.grad(loss, [p for p in network.parameters() if not p.stop_gradient])
-        found.append(np.concatenate([gradient.numpy().ravel() for gradient in gradients]))
-        del filled
-    assert distance(found[1], found[0]) < 2e-3
 
 
 @pytest.mark.parametrize('partial, weighted', [(4, True), (2, True), (4, False)])

@@ -91,30 +91,11 @@ def test_infinite_pixels_stay_infinite():
     assert np.isinf(expected).sum() == 9 and (np.isinf(out) == np.isinf(expected)).all()
 
 
-FREED_MEMORY = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from kernels import compiled
-import paddle
-from nas.layers import parts_of
-x, layer = paddle.randn([8, 400, 8, 8]), paddle.nn.Conv2D(400, 8, 1, bias_attr=False)
-x.stop_gradient = False
-block, = parts_of(layer)
-block.smallest = 0
-assert block.applies([x])
-out = block([x])[0]
-assert float((out - layer(x)).abs().max()) < 1e-3
-out.sum().backward()
-"""
-
-
 @needs_numba
 @pytest.mark.skipif(sys.platform != 'linux', reason='a setting of glibc')
 def test_no_loop_reads_memory_that_is_free_again():
-    """glibc overwrites what is freed if it is told to; arrays of few bytes it keeps aside."""
-    result = subprocess.run([sys.executable, '-c', FREED_MEMORY, ROOT], capture_output=True, text=True,
-                            env=dict(os.environ, MALLOC_PERTURB_='165'))
-    assert result.returncode == 0, result.stderr[-2000:]
+    subprocess.run([sys.executable, os.path.join(PROGRAMS, 'freed_memory.py'), ROOT], check=True,
+                   env=dict(os.environ, MALLOC_PERTURB_='165'))
 
 
 @needs_numba
