@@ -23,8 +23,8 @@ COMPILE_FORWARD = ('import sys; sys.path.insert(0, sys.argv[1]); from nas.precom
 
 
 def precompile():
-    """Compile what a search on a CPU uses, in this process and another one, unless numba's cache has it or there is only
-    one core. Random numbers are drawn as if nothing had happened."""
+    """Compile what a search on a CPU uses, in this process and another one, unless numba's cache has it or there is
+    only one core. Random numbers are drawn as if nothing had happened."""
     if (compiled.numba is None or all(map(compiled.is_cached, (forward_pass, backward_pass))) or cpu_threads() == 1
             or world_size() > 1 or paddle.get_device() != 'cpu' or paddle.get_default_dtype() != 'float32'):
         return
