@@ -16,7 +16,7 @@ from paddle.nn.initializer import Constant, Normal, Uniform
 
 from genotypes import Genotype, edge_number
 from nas.methods import METHODS
-from operations import OPS, FactorizedReduce, ReLUConvBN, batch_norm, conv2d, linear
+from operations import OPS, FactorizedReduce, ReLUConvBN, WeightedSum, batch_norm, conv2d, linear
 from runtime.errors import UserError
 
 
@@ -34,9 +34,7 @@ class MixedOp(nn.Layer):
         c //= method.partial
         self.auxiliary_op = OPS['skip_connect'](c, stride, False) if method.auxiliary_skip else None
         self.mp = nn.MaxPool2D(2, 2, ceil_mode=True) if stride == 2 else None
-        self._ops = nn.LayerList()
-        for primitive in method.primitives:
-            self._ops.append(self.operation(primitive, c))
+        self._ops = WeightedSum([self.operation(primitive, c) for primitive in method.primitives])
 
     def operation(self, primitive, c):
         """The layer of a candidate operation for c channels."""
@@ -59,9 +57,11 @@ class MixedOp(nn.Layer):
         return F.channel_shuffle(paddle.concat([mixed, kept], axis=1), partial)
 
     def mix(self, x, weights, active):
-        weights = weights.unbind()
-        columns = range(len(weights)) if active is None else active
-        mixed = sum(weights[column] * self._ops[column](x) for column in columns)
+        if active is None:
+            mixed = self._ops(x, weights)
+        else:
+            weights = weights.unbind()
+            mixed = sum(weights[column] * self._ops[column](x) for column in active)
         if self.auxiliary_op is not None:
             mixed = mixed + self.method.skip_weight * self.auxiliary_op(x)
         return mixed
@@ -106,6 +106,35 @@ class Cell(nn.Layer):
                 edge += 1
             states.append(node)
         return paddle.concat(states[-self._multiplier:], axis=1)
+
+
+class GraphCell(nn.Layer):
+    """A cell of another search space, with one input and any edges: each node is the sum of the mixed operations on the
+    edges that end there, the last node is the output. examples/nasbench201.py uses it.
+
+    graph: (node, source) of each edge, ordered by node; the input is node 0.
+    make_edge: a function that returns a MixedOp.
+
+    Raises ValueError for edges in another order and for nodes without an edge.
+    """
+
+    def __init__(self, graph, make_edge):
+        super().__init__()
+        self.graph = [tuple(edge) for edge in graph]
+        nodes = [node for node, _ in self.graph]
+        if list(dict.fromkeys(nodes)) != list(range(1, 1 + len(set(nodes)))) or nodes != sorted(nodes) or any(
+                not 0 <= source < node for node, source in self.graph):
+            raise ValueError(f'{self.graph}: give (node, source) of each edge, source < node, ordered by node, with an '
+                             'edge to each of the nodes 1, 2, …')
+        self.edges = nn.LayerList([make_edge() for _ in self.graph])
+
+    def forward(self, x, weights, edge_weights=None, active=None):
+        """x [N, C, H, W] -> the last node; the other arguments as of Cell.forward."""
+        states = [x] + [0] * self.graph[-1][0]
+        for number, (node, source) in enumerate(self.graph):
+            mixed = self.edges[number](states[source], weights[number], None if active is None else active[number])
+            states[node] += mixed if edge_weights is None else edge_weights[number] * mixed
+        return states[-1]
 
 
 class Network(nn.Layer):

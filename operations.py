@@ -120,7 +120,7 @@ class Identity(nn.Layer):
 
 
 class WeightedSum(nn.LayerList):
-    """A mixed operation, sum_k w_k * operation_k(x), for search spaces of one's own.
+    """The weighted sum of operations on one input, sum_k w_k * operation_k(x).
 
     operations: layers, which all give the same shape. Those of this module and poolings are computed together by
     nas.accelerate, others one by one.

@@ -28,9 +28,9 @@ from paddle.nn.initializer import Constant, Normal  # noqa: E402
 
 import search  # noqa: E402
 from examples.nasbench201_table import EDGES, PRIMITIVES, Table, cell_string, parse_cell  # noqa: E402
-from model_search import MixedOp, keep_strongest, masked  # noqa: E402
+from model_search import GraphCell, MixedOp, keep_strongest, masked  # noqa: E402
 from nas.recipes import METHOD_NAMES  # noqa: E402
-from operations import Identity, ReLUConvBN, WeightedSum, Zero, batch_norm, conv2d, linear  # noqa: E402
+from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
 from reader import class_count, train_search  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 from runtime.flags import (  # noqa: E402
@@ -74,37 +74,23 @@ class Edge(MixedOp):
 
     def __init__(self, c, method):
         super().__init__(c, 1, method)
-        self._ops = WeightedSum(list(self._ops))  # which nas.accelerate computes together
 
     def operation(self, primitive, c):
         return OPS[primitive](c)
 
     def mix(self, x, weights, active):
-        if active is None:
-            mixed = self._ops(x, weights)
-        else:  # GDAS's authors add the weights of the other operations, zeros that have a gradient
-            weights = weights.unbind()
-            mixed = sum(weights[column] * self._ops[column](x) for column in active)
-            mixed = mixed + sum(weight for column, weight in enumerate(weights) if column not in active)
-        if self.auxiliary_op is not None:
-            mixed = mixed + self.method.skip_weight * self.auxiliary_op(x)
+        mixed = super().mix(x, weights, active)
+        if active is not None:  # GDAS's authors add the weights of the other operations, zeros that have a gradient
+            mixed = mixed + sum(weight for column, weight in enumerate(weights.unbind()) if column not in active)
         return mixed
 
 
-class SearchCell(nn.Layer):
-    """Each node is the sum of the edges from all nodes before it."""
+class SearchCell(GraphCell):
+    """A cell for c channels: each node is the sum of the edges from all nodes before it. [N, C, H, W] -> the same
+    shape."""
 
     def __init__(self, c, method):
-        super().__init__()
-        self.edges = nn.LayerList([Edge(c, method) for _ in EDGES])
-
-    def forward(self, x, weights, edge_weights=None, active=None):
-        """x [N, C, H, W] -> [N, C, H, W]; the other arguments as of model_search.Cell."""
-        states = [x] + [0] * (NODES - 1)
-        for number, (node, source) in enumerate(EDGES):
-            mixed = self.edges[number](states[source], weights[number], None if active is None else active[number])
-            states[node] += mixed if edge_weights is None else edge_weights[number] * mixed
-        return states[-1]
+        super().__init__(EDGES, lambda: Edge(c, method))
 
 
 class ResidualBlock(nn.Layer):

@@ -4,8 +4,8 @@ Two things are replaced, each by an attribute `forward` of the one layer concern
 it is:
 
     single layers   convolutions with what surrounds them, poolings, FactorizedReduce, WeightedSum (nas/layers.py)
-    cells           of model_search.py and model.py, as a whole (nas/cells.py); where that does not apply, those of the
-                    supernet by source state: all edges that leave a state at once (nas/fused.py)
+    cells           of model_search.py and model.py, as a whole (nas/cells.py); where that does not apply, a Cell of
+                    model_search.py by source state: all edges that leave a state at once (nas/fused.py)
 
 What is computed must be what the network's author wrote. So a cell is computed together only while its code is the
 code that nas/cells.py and nas/fused.py reproduce, and that is checked at every forward pass: classes and their
@@ -24,7 +24,7 @@ from nas import cells, fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.layers import attach, is_ours, is_plain_reduction
 from nas.precompile import precompile
-from operations import DropPath, FactorizedReduce
+from operations import DropPath, FactorizedReduce, WeightedSum
 from runtime.log import logger
 from runtime.parallel import cpu_threads
 
@@ -77,10 +77,10 @@ def _say_compilation(folder):
 
 
 def _looks_like_a_cell(layer):
-    """Whether a layer has the parts of model_search.Cell. What it computes is looked at later."""
-    edges = getattr(layer, '_ops', None)
-    parts = ('preprocess0', 'preprocess1', '_steps', '_multiplier')
-    if not isinstance(edges, nn.LayerList) or not len(edges) or not all(hasattr(layer, name) for name in parts):
+    """Whether a layer has the parts of model_search.Cell or GraphCell. What it computes is looked at later."""
+    of_cell = all(hasattr(layer, name) for name in ('preprocess0', 'preprocess1', '_steps', '_multiplier'))
+    edges = getattr(layer, '_ops' if of_cell else 'edges', None)
+    if not isinstance(edges, nn.LayerList) or not len(edges) or not (of_cell or hasattr(layer, 'graph')):
         return False
     return all(isinstance(getattr(edge, '_ops', None), nn.LayerList) and hasattr(edge, 'method') for edge in edges)
 
@@ -137,11 +137,14 @@ class CellAcceleration:
 
     def __call__(self, cell, *args, **kwargs):
         """The output, or None to run the cell as it is written."""
-        if len(args) < 3:
-            return None
         if self.record is None or not self.record.is_current():
             self.update(cell)
-        out = None if self.whole is None else self.whole(*args, **kwargs)
+        inputs = 1 if hasattr(cell, 'graph') else cells.INPUTS
+        if len(args) <= inputs:
+            return None
+        out, more = None, dict(zip(('weights', 'edge_weights', 'active'), args[inputs:]), **kwargs)
+        if self.whole is not None and (self.covers_active or more.get('active') is None):
+            out = self.whole(list(args[:inputs]), **more)
         if out is None and self.edges is not None and self._one_mode() and not _normalises_single_values(cell, args[1]):
             out = self._by_state(cell, *args, **kwargs)
         return out
@@ -164,11 +167,17 @@ class CellAcceleration:
         record = Record(cell.sublayers(include_self=True))
         reason = _reason_against(cell)
         self.whole = self.edges = None
+        # The edges of NAS-Bench-201 add more than the operations that are drawn.
+        self.covers_active = all(is_known_code(type(mixed), 'mix', 'MixedOp')
+                                 for mixed in cells.mixed_operations_of(cell))
         if reason:
             self._say(f'{reason}: run as written')
         else:
             self.whole = cells.SearchCell(cell) if compiled.numba is not None else None
-            self._find_edges(cell)
+            if not hasattr(cell, 'graph'):
+                self._find_edges(cell)
+            elif self.whole is not None and self.whole.block is None:
+                self._say(f'{self.name}: has an operation that is not known: its edges are computed one by one')
         self.record = record  # last, for other threads
 
     def _find_edges(self, cell):
@@ -209,25 +218,34 @@ def _normalises_single_values(cell, s1):
     return n * (-(-h // 2) * -(-w // 2) if halved else h * w) <= 1
 
 
+# The functions of edges that may lie in each kind of cell; Edge is that of examples/nasbench201.py.
+MIXES = {'Cell': ['MixedOp'], 'GraphCell': ['MixedOp', 'Edge']}
+
+
 def _operations(cell):
     return [op for mixed in cell._ops for op in [*mixed._ops, mixed.auxiliary_op] if op is not None]
 
 
 def _reason_against(cell):
     """Why a cell must run as it is written, or None."""
-    edges = edge_number(cell._steps)
-    mixed_types = {type(mixed) for mixed in cell._ops}
-    for kind, names in [(type(cell), ['forward'])] + [(kind, ['forward', 'mix']) for kind in mixed_types]:
-        for name in names:
-            role = 'Cell' if kind is type(cell) else 'MixedOp'
-            if not is_known_code(kind, name, role):
-                return f'{kind.__name__}.{name} differs from the definition that is known here'
-    for layer in cell._ops:
-        if has_hooks(layer) or 'forward' in vars(layer) or 'mix' in vars(layer):
-            return f'{type(layer).__name__} has hooks or functions of its own'
-    if len(cell._ops) != edges or len({(len(mixed._ops), mixed.auxiliary_op is None) for mixed in cell._ops}) != 1:
+    mixed_operations = cells.mixed_operations_of(cell)
+    role, edges = (('GraphCell', len(cell.graph)) if hasattr(cell, 'graph') else ('Cell', edge_number(cell._steps)))
+    functions = [(type(cell), 'forward', [role]), (WeightedSum, 'forward', ['WeightedSum'])]
+    for kind in {type(mixed) for mixed in mixed_operations}:
+        functions += [(kind, 'forward', ['MixedOp']), (kind, 'mix', MIXES[role])]
+    for kind, name, roles in functions:
+        if not any(is_known_code(kind, name, role) for role in roles):
+            return f'{kind.__name__}.{name} differs from the definition that is known here'
+    for mixed in mixed_operations:
+        if has_hooks(mixed) or 'forward' in vars(mixed) or 'mix' in vars(mixed):
+            return f'{type(mixed).__name__} has hooks or functions of its own'
+        own = vars(mixed._ops).get('forward')
+        if type(mixed._ops) is not WeightedSum or has_hooks(mixed._ops) or own is not None and not is_ours(own):
+            return 'the sum of the operations on an edge differs from WeightedSum'
+    if len(mixed_operations) != edges or len({(len(mixed._ops), mixed.auxiliary_op is None)
+                                              for mixed in mixed_operations}) != 1:
         return f'{type(cell).__name__} has another number of edges or operations than the definition'
-    if len({id(mixed.method) for mixed in cell._ops}) != 1:
+    if len({id(mixed.method) for mixed in mixed_operations}) != 1:
         return 'the edges have different methods'
     return None
 

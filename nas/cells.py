@@ -1,5 +1,5 @@
-"""Cells that are computed as a whole, by one Block of kernels/blocks.py: from the two inputs over all edges and nodes
-to the concatenated output. nas/acceleration.py decides when.
+"""Cells that are computed as a whole, by one Block of kernels/blocks.py: from the inputs over all edges and nodes to
+the output. nas/acceleration.py decides when.
 
 A block is made of the layers of a cell as it is at that time. There is none for a cell with an operation that blocks do
 not cover.
@@ -12,28 +12,33 @@ from kernels.plans import KEPT, MIXED, NOTHING, WHOLE
 from nas.layers import operation_of
 from operations import Identity
 
-INPUTS = 2  # of a cell: the outputs of the two cells before it; the first two nodes are the preprocessed ones
+INPUTS = 2  # of a Cell: the outputs of the two cells before it; the first two nodes are the preprocessed ones
 
 
 class SearchCell:
-    """A cell of model_search.py. auxiliary: whether each edge has the method's auxiliary skip connection, which is one
-    more operation.
+    """A Cell or a GraphCell of model_search.py. auxiliary: whether each edge has the method's auxiliary skip
+    connection, which is one more operation.
 
     block: its Block, or None. A term's weight is that of an operation on an edge, for kept channels that of the edge.
     """
 
     def __init__(self, cell):
-        mixed_operations, self.method = list(cell._ops), cell._ops[0].method
-        self.auxiliary, self.edges = mixed_operations[0].auxiliary_op is not None, len(mixed_operations)
-        nodes, self.columns = _preprocessing(cell), [None] * INPUTS  # columns: (edge, column) of each term, or None
-        edge, partial = 0, self.method.partial
-        for node in range(cell._steps):
-            nodes.append([])
-            for state in range(2 + node):
-                nodes[-1] += self._terms(mixed_operations[edge], edge, INPUTS + state)
-                edge += 1
-        outputs = [range(len(nodes) + INPUTS - cell._multiplier, len(nodes) + INPUTS)]
-        self.block = _block(nodes, outputs, partial)
+        if hasattr(cell, 'graph'):
+            nodes, graph, outputs, self.inputs = [], cell.graph, 1, 1
+        else:
+            nodes, outputs, self.inputs = _preprocessing(cell), cell._multiplier, INPUTS
+            graph = [(2 + node, source) for node in range(cell._steps) for source in range(2 + node)]
+        before = len(nodes)  # states of the block before state 0 of the graph
+        mixed_operations = mixed_operations_of(cell)
+        self.method, self.edges = mixed_operations[0].method, len(mixed_operations)
+        self.auxiliary = mixed_operations[0].auxiliary_op is not None
+        self.columns = [None] * before  # (edge, column) of each term, or None
+        for edge, (node, source) in enumerate(graph):
+            if before + node == self.inputs + len(nodes):
+                nodes.append([])
+            nodes[-1] += self._terms(mixed_operations[edge], edge, before + source)
+        states = self.inputs + len(nodes)
+        self.block = _block(nodes, [range(states - outputs, states)], self.inputs, self.method.partial)
 
     def _terms(self, mixed, edge, source):
         operations = list(mixed._ops) + [mixed.auxiliary_op] * self.auxiliary
@@ -48,8 +53,9 @@ class SearchCell:
             self.columns.append(None)
         return terms
 
-    def __call__(self, s0, s1, weights, edge_weights=None, active=None):
-        """The output of the cell, or None where the block does not apply; arguments as of Cell.forward."""
+    def __call__(self, inputs, weights, edge_weights=None, active=None):
+        """The output of the cell, or None where the block does not apply; inputs: a list of tensors, the other
+        arguments as of Cell.forward."""
         operations = len(self.method.primitives)
         if (self.block is None or weights.shape != [self.edges, operations]
                 or edge_weights is not None and edge_weights.shape != [self.edges]):
@@ -63,11 +69,11 @@ class SearchCell:
         if self.method.partial > 1:
             kept = paddle.ones([self.edges], weights.dtype) if edge_weights is None else edge_weights
             weights = paddle.concat([weights.flatten(), kept])
-        if not self.block.applies([s0, s1], weights):
+        if not self.block.applies(inputs, weights):
             return None
         if active is not None:
             active = np.array([place is None or place[1] in active[place[0]] for place in self.columns])
-        return self.block([s0, s1], weights, active=active)[0]
+        return self.block(inputs, weights, active=active)[0]
 
 
 class TrainedCell:
@@ -83,7 +89,7 @@ class TrainedCell:
                 nodes.append([Term(state_of[cell._indices[edge]], operation_of(cell._ops[edge])) for edge in edges])
                 self.dropped += [terms + k for k, edge in enumerate(edges) if not isinstance(cell._ops[edge], Identity)]
                 terms += len(edges)
-        self.terms, self.block = terms, _block(nodes, [[state_of[state] for state in cell._concat]])
+        self.terms, self.block = terms, _block(nodes, [[state_of[state] for state in cell._concat]], INPUTS)
 
     def __call__(self, cell, s0, s1, drop_prob):
         """The output of the cell, or None where the block does not apply."""
@@ -97,11 +103,16 @@ class TrainedCell:
         return self.block([s0, s1], factors=factors)[0]
 
 
+def mixed_operations_of(cell):
+    """The MixedOps of a Cell or a GraphCell, by edge."""
+    return list(cell.edges if hasattr(cell, 'graph') else cell._ops)
+
+
 def _preprocessing(cell):
     return [[Term(0, operation_of(cell.preprocess0))], [Term(1, operation_of(cell.preprocess1))]]
 
 
-def _block(nodes, outputs, partial=1):
+def _block(nodes, outputs, inputs, partial=1):
     if any(term.operation is None for terms in nodes for term in terms):
         return None
-    return Block(nodes, outputs, INPUTS, partial)
+    return Block(nodes, outputs, inputs, partial)

@@ -21,7 +21,9 @@ from operations import DilConv, DropPath, FactorizedReduce, Identity, ReLUConvBN
 FINGERPRINTS = {
     'Cell.forward': 'da648bef31d3a90c',
     'MixedOp.forward': '8a258ceb15fc7ce5',
-    'MixedOp.mix': '291cb1d0e6d9c333',
+    'MixedOp.mix': '64435eb3f096096f',
+    'GraphCell.forward': 'b738bed0fac92ab8',
+    'Edge.mix': '97c477cd210d6b44',
     'SepConv.forward': '328d051d57914cbf',
     'DilConv.forward': '328d051d57914cbf',
     'ReLUConvBN.forward': '328d051d57914cbf',
@@ -53,7 +55,7 @@ SETTINGS = {
                     ('forward',)),
 }
 CELL_SETTINGS = ('forward', 'mix', '_edge', 'method', '_steps', '_multiplier', 'mp', 'auxiliary_op', '_concat',
-                 '_indices', '_is_edge')  # of all other layers
+                 '_indices', '_is_edge', 'graph')  # of all other layers
 
 FUNCTIONS = 'forward', 'mix', '_edge', 'factors'  # of a class, likewise
 

@@ -12,6 +12,7 @@ from conftest import needs_numba, relative_error
 import model
 import model_search
 import operations
+from examples import nasbench201
 from kernels import blocks
 from model_search import Network
 from nas import acceleration, changes, fused
@@ -382,7 +383,8 @@ def test_partly_frozen_batch_norms_run_as_written(float64, log):
 def test_an_edited_definition_is_not_accelerated(monkeypatch):
     """FINGERPRINTS are those of the shipped code; another code has another one, comments and docstrings do not
     count."""
-    classes = {'Cell': model_search.Cell, 'MixedOp': model_search.MixedOp, 'TrainedCell': model.Cell}
+    classes = {'Cell': model_search.Cell, 'MixedOp': model_search.MixedOp, 'GraphCell': model_search.GraphCell,
+               'Edge': nasbench201.Edge, 'TrainedCell': model.Cell}
     found = {}
     for name in changes.FINGERPRINTS:
         kind, function = name.split('.')

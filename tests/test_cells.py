@@ -8,12 +8,15 @@ import pytest
 from conftest import needs_numba, relative_error
 
 import genotypes
+from examples.nasbench201 import Edge, make_method
 from genotypes import Genotype, random_genotype
 from kernels.blocks import Block, Term
 from kernels.plans import IDENTITY, KEPT, MIXED
 from model import Cell
+from model_search import GraphCell, MixedOp
 from nas import accelerate
 from nas.layers import operation_of
+from nas.methods import METHODS
 from operations import ReLUConvBN, SepConv, WeightedSum
 
 pytestmark = needs_numba
@@ -197,3 +200,102 @@ def test_terms_that_a_call_leaves_out():
     assert (out.numpy() == 0).all()
     gradient, = paddle.grad(out.sum(), [x])
     assert (gradient.numpy() == 0).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells of a search space of one's own
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def random_graph(draw, nodes):
+    """Edges of a cell in which every node is read: (node, source), ordered by node, now and then two of the same."""
+    graph = [(node, draw.randrange(node)) for node in range(1, nodes + 1) for _ in range(draw.randint(1, 3))]
+    unread = set(range(nodes)) - {source for _, source in graph}
+    return sorted(graph + [(nodes, source) for source in unread], key=lambda edge: edge[0])
+
+
+def graph_results(cell, x, weights, edge_weights, active, precision):
+    """Output, gradients of the input, of the weights and of all trained parameters, running statistics."""
+    x, weights, edge_weights = [None if array is None else paddle.to_tensor(array, precision, stop_gradient=False)
+                                for array in (x, weights, edge_weights)]
+    out = cell(x, weights, edge_weights, active)
+    upstream = paddle.to_tensor(np.random.default_rng(1).normal(size=out.shape), precision)
+    trained = [p for p in cell.parameters() if not p.stop_gradient]
+    inputs = [x, weights] + ([] if edge_weights is None else [edge_weights])
+    gradients = paddle.grad((out * upstream).sum(), inputs + trained, allow_unused=True)
+    of_parameters = [paddle.zeros_like(p) if g is None else g for p, g in zip(trained, gradients[len(inputs):])]
+
+    def joined(tensors):
+        return np.concatenate([tensor.numpy().ravel() for tensor in tensors])
+    return [joined([out]), *[gradient.numpy().ravel() for gradient in gradients[:len(inputs)]], joined(of_parameters),
+            joined([p for p in cell.parameters() if p.stop_gradient])]
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('method', ['DARTS', 'PC-DARTS', 'GDAS', 'DARTS-', 'DrNAS'])
+@pytest.mark.parametrize('space', ['nasbench201', 'darts'])
+def test_cells_of_any_graph(space, method, seed):
+    """Random graphs of the edges of NAS-Bench-201 and of those of DARTS."""
+    draw, rng = random.Random(seed), np.random.default_rng(seed)
+    paddle.seed(seed)
+    method = make_method(method) if space == 'nasbench201' else METHODS[method]()
+    graph, operations = random_graph(draw, draw.randint(1, 4)), len(method.primitives)
+    channels = 4 if method.partial == 1 else 2 * method.partial
+    plain = GraphCell(graph, lambda: Edge(channels, method) if space == 'nasbench201' else MixedOp(channels, 1, method))
+    fast, exact = accelerate(copy.deepcopy(plain), quiet=True), copy.deepcopy(plain)
+    exact.to(dtype='float64')
+    active = [[draw.randrange(operations)] for _ in graph] if method.name == 'GDAS' else None
+    weights = rng.random((len(graph), operations))
+    if active is not None:
+        weights *= [[column in columns for column in range(operations)] for columns in active]
+    arguments = (rng.normal(size=(5, channels, 6, 7)), weights, rng.random(len(graph)) if method.with_betas else None,
+                 active)
+    for training in (True, False):
+        for cell in (fast, exact):
+            cell.train() if training else cell.eval()
+        for ours, theirs in zip(graph_results(fast, *arguments, 'float32'),
+                                graph_results(exact, *arguments, 'float64')):
+            assert distance(ours, theirs) < 2e-3
+    plans = fast._acceleration.whole.block.plans.values()
+    assert all(plan.fit for plan in plans) and len(plans) == (0 if active and space == 'nasbench201' else 1)
+
+
+def exchange_two_nodes(cell):
+    cell.graph[2:4] = [(2, 1), (2, 0)]
+
+
+
+def change_the_sum(cell):
+    cell.edges[1]._ops.forward = lambda x, weights: 3 * x
+
+
+def change_the_mix(cell):
+    cell.edges[1].mix = lambda x, weights, active: 3 * x
+
+
+def replace_an_operation(cell):
+    cell.edges[1]._ops[2] = paddle.nn.Sigmoid()
+
+
+def hook_the_sum(cell):
+    cell.edges[1]._ops.register_forward_post_hook(lambda layer, inputs, out: 2 * out)
+
+
+@pytest.mark.parametrize('change', [exchange_two_nodes, change_the_sum, change_the_mix, replace_an_operation,
+                                    hook_the_sum], ids=lambda f: f.__name__)
+def test_changes_of_a_graph_cell_are_noticed(change):
+    method = make_method('DARTS')
+    plain = GraphCell([(1, 0), (1, 0), (2, 0), (2, 1)], lambda: Edge(4, method))
+    fast = accelerate(copy.deepcopy(plain), quiet=True)
+    x, weights = paddle.randn([3, 4, 6, 6]), paddle.rand([4, 5])
+    fast(x, weights)
+    plain(x, weights)
+    for cell in (plain, fast):
+        change(cell)
+    assert relative_error(fast(x, weights).numpy(), plain(x, weights).numpy()) < 1e-5
+
+
+@pytest.mark.parametrize('graph', [[(1, 1)], [(2, 0)], [(1, 0), (3, 1)], [(1, 0), (2, 0), (1, 0)], [(1, -1)]])
+def test_graphs_that_are_refused(graph):
+    with pytest.raises(ValueError, match='give .node, source. of each edge'):
+        GraphCell(graph, paddle.nn.Identity)
