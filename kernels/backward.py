@@ -9,18 +9,18 @@ Batch norm is linear in the gradient d of its output (Ioffe, Szegedy 2015, secti
 so one pass over the gradients takes both sums, and the backward pass of the convolution applies c0, c1 and c2 while it
 reads d and f. In evaluation mode c1 = c2 = 0. In each level, from the last one to the first, the gradients of the
 nodes are complete; the sums over them are taken, all threads wait for each other, compute c0, c1 and c2, wait again,
-and go back through the steps. A thread has the same groups of images in all levels.
+and go back through the steps. A thread has the same chunks of images in all levels.
 """
 import numpy as np
 
 from kernels.call import (
     array_of,
     bias_of,
-    block_images,
-    group_images,
+    chunk_images,
     memory_of,
     place_of,
     row_step,
+    tile_images,
     upstream_of,
 )
 from kernels.compiled import floats, jit, pasted, shared
@@ -48,71 +48,71 @@ from kernels.products import multiply, multiply_weight, offsets_of, starts_of
 from kernels.threads import wait_at
 from kernels.units import AVERAGE, DENSE, DEPTHWISE, ONE_TAP, POINTWISE, SEPARABLE
 from kernels.vectors import combine_rows
-from kernels.weights import add_parts, turn_weights
+from kernels.weights import add_parts, arrange_weights
 from kernels.windows import unpack
 
 
 @jit
 def backward_pass(tables, call, gradients, barrier, begin, end):
     """Compute the gradients. For threads.with_barrier."""
-    parts, groups, waits = tables.parts, tables.groups, 1
+    parts, chunks, waits = tables.parts, tables.chunks, 1
     threads = parts if end - begin < parts else 1
     for part in range(begin, end):
-        fill(gradients.partial[part], ZERO)
+        fill(gradients.weight_sums[part], ZERO)
         for number in range(part, len(call.steps), parts):
-            turn_weights(tables, call, gradients, number)
-        for group in range(groups * part // parts, groups * (part + 1) // parts):
-            copy_outputs(tables, gradients, group)
+            arrange_weights(tables, call, gradients, number)
+        for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
+            copy_outputs(tables, gradients, chunk)
     for level in range(len(tables.levels) - 2, -1, -1):
         for part in range(begin, end):
-            for group in range(groups * part // parts, groups * (part + 1) // parts):
+            for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
                 for number in range(len(tables.nodes)):
                     node = tables.nodes[number]
-                    if node.made == level and call.values[node.value].gradient != 0:
-                        complete(tables, call, gradients, node.value, group)
-                        sum_gradients(tables, call, gradients, number, group, part)
+                    if node.level == level and call.values[node.value].gradient != 0:
+                        complete(tables, call, gradients, node.value, chunk)
+                        sum_gradients(tables, call, gradients, number, chunk, part)
         wait_at(barrier, threads, waits)
         for part in range(begin, end):
             for number in range(part, len(call.norms), parts):
-                if call.norms[number].found == level and call.norms[number].active:
+                if call.norms[number].gradient_level == level and call.norms[number].active:
                     find_coefficients(tables, call, gradients, number)
         wait_at(barrier, threads, waits + 1)
         waits += 2
         for part in range(begin, end):
             memory = memory_of(tables, call, part)
-            for group in range(groups * part // parts, groups * (part + 1) // parts):
+            for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
                 for number in range(len(tables.nodes)):
-                    if tables.nodes[number].made == level:
-                        identities_back(tables, call, gradients, number, group)
+                    if tables.nodes[number].level == level:
+                        identities_back(tables, call, gradients, number, chunk)
                 for number in range(tables.levels[level], tables.levels[level + 1]):
-                    step_back(tables, call, gradients, number, group, part, memory)
+                    step_back(tables, call, gradients, number, chunk, part, memory)
     wait_at(barrier, threads, waits)
     for part in range(begin, end):
-        for group in range(groups * part // parts, groups * (part + 1) // parts):
+        for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
             for number in range(tables.inputs):
-                complete(tables, call, gradients, number, group)
+                complete(tables, call, gradients, number, chunk)
         for number in range(len(call.steps) if gradients.weights_wanted else 0):
             add_parts(tables, call, gradients, number, part)
 
 
 @pasted
-def step_back(tables, call, gradients, number, group, part, memory):
-    """Of a step, block by block."""
-    step, all_images = call.steps[number], group_images(tables, group)
+def step_back(tables, call, gradients, number, chunk, part, memory):
+    """Of a step, tile by tile."""
+    step, all_images = call.steps[number], chunk_images(tables, chunk)
     source = call.values[step.source]
     if not step.active or source.gradient == 0 and (step.kind >= AVERAGE or not gradients.weights_wanted):
         return
     for start in range(0, all_images.count, step.at_once):
-        images = block_images(all_images, start, step.at_once)
+        images = tile_images(all_images, start, step.at_once)
         if step.kind >= AVERAGE:
             pool_back(tables, call, gradients, number, images, part, memory)
         elif step.kind == DENSE:
             dense_back(tables, call, gradients, number, images, part, memory)
         else:
             product_back(tables, call, gradients, number, images, part, memory)
-    if source.tracked >= 0:
+    if source.written_row >= 0:
         for c in range(step.from_channel, step.from_channel + step.channels):
-            gradients.written[source.tracked, group, c] = 1
+            gradients.written[source.written_row, chunk, c] = 1
 
 
 @pasted
@@ -147,7 +147,7 @@ def find_coefficients(tables, call, gradients, number):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Steps, for a block of images
+# Steps, for a tile of images
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -189,13 +189,13 @@ def product_back(tables, call, gradients, number, images, part, memory):
     upstream = memory.rows if step.kind == DEPTHWISE else memory.upstream
     for k in range(step.groups if step.kind == SEPARABLE or source.gradient and step.kind != DEPTHWISE else 0):
         multiply(upstream[k * inputs * pitch:], pitch,
-                 gradients.turned[step.weight_at + k * inputs * filters:], memory.rows[k * filters * pitch:],
+                 gradients.backward_weights[step.weight_at + k * inputs * filters:], memory.rows[k * filters * pitch:],
                  starts_of(filters, pitch), inputs, size)
     if step.kind != POINTWISE:
-        fill(memory.planes[:w.block], ZERO)
+        fill(memory.planes[:w.channel], ZERO)
         fill(memory.line[:w.line], ZERO)
     if step.kind == ONE_TAP:
-        fill(memory.gradient[:w.block], ZERO)  # pixels that no tap reads
+        fill(memory.gradient[:w.channel], ZERO)  # pixels that no tap reads
     depthwise = floats(step.depthwise, step.channels * taps)
     for c in range(step.channels):
         place, in_rows = place_of(tables, source, images, step.from_channel + c), Place(c * pitch, pixels, images.count)
@@ -210,16 +210,16 @@ def product_back(tables, call, gradients, number, images, part, memory):
                 from_line(memory.between, in_rows, gradient, w, ONE, ZERO)
             copy_to_line(memory.line[w.front:], upstream, in_rows, w)
             if gradients.weights_wanted:
-                add_correlations(gradients.partial[part, step.depthwise_at + c * taps:], memory.line[w.front:], planes,
-                                 t, w)
+                add_correlations(gradients.weight_sums[part, step.depthwise_at + c * taps:], memory.line[w.front:],
+                                 planes, t, w)
             if source.gradient:
-                spread_gradient(gradient, gradients.turned[step.depthwise_at + c * taps:], memory.line, t, w)
+                spread_gradient(gradient, gradients.backward_weights[step.depthwise_at + c * taps:], memory.line, t, w)
         elif step.kind == ONE_TAP:
             from_line(memory.between, in_rows, planes[t.taps[0]:], w, ONE, ZERO)
             copy_to_line(gradient[t.taps[0]:], upstream, in_rows, w)
         give_to_source(tables, call, gradients, number, images, part, (c, gradient, planes))
     for k in range(step.groups if gradients.weights_wanted and step.kind != DEPTHWISE else 0):
-        multiply_weight(gradients.partial[part, step.weight_at + k * filters * inputs:],
+        multiply_weight(gradients.weight_sums[part, step.weight_at + k * filters * inputs:],
                         memory.rows[k * filters * pitch:], pitch, memory.between[k * inputs * pitch:],
                         starts_of(inputs, pitch), filters, size)
 
@@ -234,17 +234,18 @@ def dense_back(tables, call, gradients, number, images, part, memory):
     for k in range(step.groups if call.values[step.source].gradient else 0):
         at = step.weight_at + k * filters * inputs * taps
         for plane in range(len(t.planes)):
-            some = t.backwards[t.starts[plane]:t.starts[plane + 1]]
-            multiply(memory.gradient[k * inputs * w.block + t.planes[plane]:], w.block, gradients.turned[at:],
-                     memory.rows[k * filters * w.line:], offsets_of(some, filters, w.line), inputs, w.span)
-            at += inputs * filters * len(some)
+            taps_of_plane = t.backwards[t.starts[plane]:t.starts[plane + 1]]
+            multiply(memory.gradient[k * inputs * w.channel + t.planes[plane]:], w.channel,
+                     gradients.backward_weights[at:], memory.rows[k * filters * w.line:],
+                     offsets_of(taps_of_plane, filters, w.line), inputs, w.span)
+            at += inputs * filters * len(taps_of_plane)
     for c in range(step.channels):
         give_to_source(tables, call, gradients, number, images, part,
-                       (c, memory.gradient[c * w.block:], memory.planes[c * w.block:]))
+                       (c, memory.gradient[c * w.channel:], memory.planes[c * w.channel:]))
     for k in range(step.groups if gradients.weights_wanted else 0):
-        multiply_weight(gradients.partial[part, step.weight_at + k * filters * inputs * taps:],
-                        memory.rows[k * filters * w.line + w.front:], w.line, memory.planes[k * inputs * w.block:],
-                        offsets_of(t.taps, inputs, w.block), filters, w.length)
+        multiply_weight(gradients.weight_sums[part, step.weight_at + k * filters * inputs * taps:],
+                        memory.rows[k * filters * w.line + w.front:], w.line, memory.planes[k * inputs * w.channel:],
+                        offsets_of(t.taps, inputs, w.channel), filters, w.length)
 
 
 @shared
@@ -256,9 +257,9 @@ def give_to_source(tables, call, gradients, number, images, part, channel):
     if source.gradient == 0:
         return
     place = place_of(tables, source, images, step.from_channel + c)
-    dx = floats(source.gradient, tables.images * source.wide * source.pixels)
-    group = images.group_first // tables.group
-    added = source.tracked >= 0 and gradients.written[source.tracked, group, step.from_channel + c] == 1
+    dx = floats(source.gradient, tables.images * source.tensor_channels * source.pixels)
+    chunk = images.chunk_first // tables.chunk
+    added = source.written_row >= 0 and gradients.written[source.written_row, chunk, step.from_channel + c] == 1
     collect(dx, place, w, t.places, gradient, planes, step.relu == 1, added)
     if step.last and call.norms[step.norm].summed:
         whole = one_row(place.start)
@@ -273,7 +274,7 @@ def pool_back(tables, call, gradients, number, images, part, memory):
     result, source, average = call.values[step.result], call.values[step.source], step.kind == AVERAGE
     pixels, ones, f = result.pixels, np.ones(len(t.taps), np.float32), array_of(tables, result)
     divisors, dropped = tables.divisors[step.divisors_at:][:pixels], len(call.factors) > 0
-    fill(memory.planes[:w.block], LOWEST)
+    fill(memory.planes[:w.channel], LOWEST)
     fill(memory.line[:w.line], ZERO)
     for c in range(step.channels):
         of_f = place_of(tables, result, images, c)
@@ -287,9 +288,9 @@ def pool_back(tables, call, gradients, number, images, part, memory):
                 row, given = memory.rows[image * pixels:][:pixels], d[of_d.start + image * of_d.step:][:pixels]
                 scale_or_add(row, c0 * call.factors[k, images.first + image] if dropped else c0, given, YES)
                 if call.norms[norm].trains:
-                    some = f[of_f.start + image * of_f.step:][:pixels]
+                    f_row = f[of_f.start + image * of_f.step:][:pixels]
                     for p in range(pixels):
-                        row[p] += c1 * some[p] + c2
+                        row[p] += c1 * f_row[p] + c2
             k = call.terms[k].next
         if average:
             multiply_windows(memory.rows[:images.count * pixels], divisors)
@@ -300,6 +301,6 @@ def pool_back(tables, call, gradients, number, images, part, memory):
             place = place_of(tables, source, images, step.from_channel + c)
             spread(memory.planes, array_of(tables, source), place, w, t.places, ONE, ZERO, LOWEST)
             copy_to_line(memory.between, f, of_f, w)
-            give_to_largest(memory.gradient[:w.block], memory.line[w.front:], memory.between, memory.planes, t.taps,
+            give_to_largest(memory.gradient[:w.channel], memory.line[w.front:], memory.between, memory.planes, t.taps,
                             w.length)
         give_to_source(tables, call, gradients, number, images, part, (c, memory.gradient, memory.planes))

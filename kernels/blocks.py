@@ -42,9 +42,9 @@ class Term(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What some terms need. stacks: lists of parameters that differ only in their first side; they are concatenated,
-    since each input of an operation takes time in Python. members: their numbers in Block.parameters. places: for each
-    of them its stack and its first element there."""
+    """The parameters of the terms that a call computes. stacks: lists of those that differ only in their first side;
+    they are concatenated, since each input of an operation takes time in Python. members: their numbers in
+    Block.parameters. places: for each of them its stack and its first element there."""
 
     stacks: list
     members: np.ndarray
@@ -201,7 +201,7 @@ class BlockOperation(Operation):
             values['data'][-2], values['order'][-2] = outs[0].data_ptr(), NCHW
         statistics = np.zeros((4, len(norms), tables.channels), np.float32)
         statistics[1:3] = 1
-        moments = np.empty((len(values), tables.blocks if trained else 0, tables.channels, 2))
+        moments = np.empty((len(values), tables.tiles if trained else 0, tables.channels, 2))
         memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
         factors = np.empty((0, 0), np.float32) if self.factors is None else self.factors
         return Call(values, norms, steps, terms, strengths, factors, direct, *statistics, moments, memory)
@@ -249,16 +249,16 @@ class BlockOperation(Operation):
             steps['depthwise_gradient'], steps['weight_gradient'] = of_parameters[plan.step_parameters].T
             for name, column in zip(PARAMETERS, of_parameters[plan.norm_parameters].T):
                 norms[name + '_gradient'] = column
-        written = np.zeros((plan.tracked, tables.groups, max(shape[0] for shape in plan.shapes)), np.uint8)
-        written[[values['tracked'][value] for _, nodes in plan.outputs for value, _, _ in nodes]] = 1
-        found = Gradients(copies, written, np.zeros((tables.parts, len(norms), tables.channels, 2)),
+        written = np.zeros((plan.written_rows, tables.chunks, max(shape[0] for shape in plan.shapes)), np.uint8)
+        written[[values['written_row'][value] for _, nodes in plan.outputs for value, _, _ in nodes]] = 1
+        gradients = Gradients(copies, written, np.zeros((tables.parts, len(norms), tables.channels, 2)),
                           np.zeros((len(norms), tables.channels, 3), np.float32), np.zeros(len(call.terms)),
                           np.empty((tables.parts, tables.weights if weights_wanted else 0), np.float32),
                           np.empty(tables.weights, np.float32), weights_wanted)
         memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
-        with_barrier(backward_pass, tables.parts, tables, call._replace(memory=memory), found)
+        with_barrier(backward_pass, tables.parts, tables, call._replace(memory=memory), gradients)
         del kept
-        dweights = self._weights_gradient(found.strengths) if strengths_wanted else None
+        dweights = self._weights_gradient(gradients.strengths) if strengths_wanted else None
         return [*dxs, *[dweights] * self.weighted,
                 *[gradient if wanted else None for gradient, wanted in zip(dstacks, others)]]
 

@@ -13,8 +13,8 @@ class Call(NamedTuple):
 
     strengths [terms]: the weights; factors [terms, N]: those of drop path, or [0, 0]. direct: whether the last step
     writes the output, behind its batch norm. mean, inverse (1 / standard deviation), scale, shift
-    [norms, C]: scale * f + shift is what the norm gives. moments [values, blocks, C, 2]: mean and sum of squared
-    deviations of the images of each block, of the values that need them. memory [parts, elements].
+    [norms, C]: scale * f + shift is what the norm gives. moments [values, tiles, C, 2]: mean and sum of squared
+    deviations of the images of each tile, of the values that need them. memory [parts, elements].
     """
 
     values: np.ndarray
@@ -36,11 +36,12 @@ class Gradients(NamedTuple):
     """Arrays of the backward pass.
 
     copies [outputs, 3]: address of an output's gradient; where it is to be copied since more is added to it, or 0;
-    elements of an image. written [tracked, groups, C]: whether a channel of a value's gradient has been written, so
+    elements of an image. written [rows, chunks, C]: whether a channel of a value's gradient has been written, so
     that more is added to it. sums [parts, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean).
     coefficients [norms, C, 3]: c0, c1, c2, with the strength of a term as a factor. strengths [terms]: the
-    gradients of the weights of the sums. partial [parts, weights]: sums of the convolutions' gradients; turned
-    [weights]: their weights as the backward pass reads them. weights_wanted: whether these gradients are.
+    gradients of the weights of the sums. weight_sums [parts, weights]: the gradients of the convolutions' weights,
+    summed up by each part; backward_weights [weights]: the weights as the backward pass reads them. weights_wanted:
+    whether gradients of weights are.
     """
 
     copies: np.ndarray
@@ -48,22 +49,22 @@ class Gradients(NamedTuple):
     sums: np.ndarray
     coefficients: np.ndarray
     strengths: np.ndarray
-    partial: np.ndarray
-    turned: np.ndarray
+    weight_sums: np.ndarray
+    backward_weights: np.ndarray
     weights_wanted: bool
 
 
 class Images(NamedTuple):
-    """A group of images or a block, a part of a group: the images that a step computes at once."""
+    """A chunk, the images that lie together in memory, or a tile, those of a chunk that a step computes at once."""
 
     first: int
     count: int
-    group_first: int  # of the group
-    group_count: int
+    chunk_first: int  # of the chunk
+    chunk_count: int
 
 
 class Memory(NamedTuple):
-    """Arrays that a thread uses for a block of images in one step.
+    """Arrays that a thread uses for a tile of images in one step.
 
     rows [filters]: what the product gives, in the backward pass df; between [channels]: what it multiplies; upstream:
     the gradient of between. All three are rows of images * pixels, or lines of windows.py. planes: the padded pixels of
@@ -93,30 +94,30 @@ def memory_of(tables, call, part):
 
 
 @inner
-def group_images(tables, group):
-    first = group * tables.group
-    count = min(tables.group, tables.images - first)
+def chunk_images(tables, chunk):
+    first = chunk * tables.chunk
+    count = min(tables.chunk, tables.images - first)
     return Images(first, count, first, count)
 
 
 @inner
-def block_images(group, start, at_once):
-    """The images of a group from its image `start` on, at most so many."""
-    return Images(group.first + start, min(at_once, group.count - start), group.first, group.count)
+def tile_images(chunk, start, at_once):
+    """The images of a chunk from its image `start` on, at most so many."""
+    return Images(chunk.first + start, min(at_once, chunk.count - start), chunk.first, chunk.count)
 
 
 @inner
 def place_of(tables, value, images, channel):
-    """The Place of a channel of images, which belong to one group."""
+    """The Place of a channel of images, which belong to one chunk."""
     if value.order == NCHW:
-        return nchw(images.first, images.count, channel, value.wide, value.pixels)
-    start = images.group_first * value.channels + channel * images.group_count + images.first - images.group_first
+        return nchw(images.first, images.count, channel, value.tensor_channels, value.pixels)
+    start = images.chunk_first * value.channels + channel * images.chunk_count + images.first - images.chunk_first
     return Place(start * value.pixels, value.pixels, images.count)
 
 
 @inner
 def array_of(tables, value):
-    return floats(value.data, tables.images * value.wide * value.pixels)
+    return floats(value.data, tables.images * value.tensor_channels * value.pixels)
 
 
 @inner
@@ -145,9 +146,9 @@ def channel_in(term, channel):
 
 
 @inner
-def blocks_of(tables, value):
-    """How many blocks a group makes."""
-    return (tables.group + value.at_once - 1) // value.at_once
+def tiles_of(tables, value):
+    """How many tiles a chunk makes."""
+    return (tables.chunk + value.at_once - 1) // value.at_once
 
 
 @inner
@@ -158,5 +159,5 @@ def upstream_of(tables, call, number, images, c):
     if norm.term >= 0:
         value, channel = tables.nodes[call.terms[norm.term].node].value, channel_of(call.terms[norm.term], c)
     of_norm = call.values[value]
-    return (floats(of_norm.gradient, tables.images * of_norm.wide * of_norm.pixels),
+    return (floats(of_norm.gradient, tables.images * of_norm.tensor_channels * of_norm.pixels),
             place_of(tables, of_norm, images, channel))

@@ -45,7 +45,7 @@ ROW = 1024  # pixels of a job, about, so that rows are long
 
 
 @functools.lru_cache(None)
-def group_size(images, most):
+def chunk_size(images, most):
     """How many images make a job: at most `most`, and few enough that all cores have about as much to do."""
     def images_per_core(size):
         return size * -(-images // (size * cpu_threads()))

@@ -1,10 +1,10 @@
-"""Depthwise convolutions of one channel of a group of images, and their gradients; windows.py says how planes and lines
+"""Depthwise convolutions of one channel of a chunk of images, and their gradients; windows.py says how planes and lines
 lie in memory and what w, a Window, and t, Tables, hold.
 
-A tap of the kernel contributes its weight times the pixels from some place on (`correlate` of products.py). Where
+A tap of the kernel contributes its weight times the pixels from one place on (`correlate` of products.py). Where
 these are fetched anew for each tap, fetching them is the slower part. Kernels of 3x3 and 5x5 at stride 1 therefore
-compute some output rows at once, those that lie below each other at the distance of the taps: pixels that were fetched
-serve all of them.
+compute several output rows at once, those that lie below each other at the distance of the taps: pixels that were
+fetched serve all of them.
 
     pixels of row q   ->   output row q with the taps of the kernel's row 0, output row q - 1 with those of row 1, ...
 """

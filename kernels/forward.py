@@ -1,6 +1,6 @@
 """The compiled forward pass of a plan (plans.py); windows.py describes how images are convolved.
 
-The kinds of steps, for some images of a group:
+The kinds of steps, for a tile, images of a chunk that are computed at once:
 
     SEPARABLE   each channel is convolved by itself (depthwise.py); of what comes out a product of matrices makes f
     POINTWISE   the same product, of the pixels themselves
@@ -16,7 +16,7 @@ each level all threads wait for each other, compute them, wait again, sum up the
 """
 import numpy as np
 
-from kernels.call import array_of, bias_of, block_images, blocks_of, group_images, memory_of, place_of, row_step
+from kernels.call import array_of, bias_of, chunk_images, memory_of, place_of, row_step, tile_images, tiles_of
 from kernels.compiled import floats, inner, jit, pasted, shared
 from kernels.depthwise import convolve
 from kernels.images import (
@@ -44,7 +44,7 @@ from kernels.windows import unpack
 @jit
 def forward_pass(tables, call, barrier, begin, end):
     """Compute the outputs. For threads.with_barrier."""
-    parts, groups, waits = tables.parts, tables.groups, 1
+    parts, chunks, waits = tables.parts, tables.chunks, 1
     threads = parts if end - begin < parts else 1
     for part in range(begin, end):
         for number in range(part, len(call.norms), parts):
@@ -55,21 +55,21 @@ def forward_pass(tables, call, barrier, begin, end):
         first, steps = tables.levels[level], tables.levels[level + 1] - tables.levels[level]
         for part in range(begin, end):
             memory = memory_of(tables, call, part)
-            for job in range(steps * groups * part // parts, steps * groups * (part + 1) // parts):
+            for job in range(steps * chunks * part // parts, steps * chunks * (part + 1) // parts):
                 if call.steps[first + job % steps].active:
                     compute_step(tables, call, first + job % steps, job // steps, memory)
         wait_at(barrier, threads, waits + 1)
         for part in range(begin, end):
             for number in range(part, len(call.norms), parts):
                 norm = call.norms[number]
-                if norm.trains and norm.active and norm.made == level:
+                if norm.trains and norm.active and norm.level == level:
                     take_statistics(tables, call, number)
         wait_at(barrier, threads, waits + 2)
         for part in range(begin, end if not call.direct else begin):
-            for group in range(groups * part // parts, groups * (part + 1) // parts):
+            for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
                 for number in range(len(tables.nodes)):
-                    if tables.nodes[number].made == level:
-                        add_terms(tables, call, number, group)
+                    if tables.nodes[number].level == level:
+                        add_terms(tables, call, number, chunk)
         wait_at(barrier, threads, waits + 3)
         waits += 3
 
@@ -80,39 +80,39 @@ def forward_pass(tables, call, barrier, begin, end):
 
 
 @pasted
-def compute_step(tables, call, number, group, memory):
-    """f of a group of images, block by block."""
-    step, all_images = call.steps[number], group_images(tables, group)
+def compute_step(tables, call, number, chunk, memory):
+    """f of a chunk of images, tile by tile."""
+    step, all_images = call.steps[number], chunk_images(tables, chunk)
     for start in range(0, all_images.count, step.at_once):
-        images = block_images(all_images, start, step.at_once)
-        block = group * blocks_of(tables, call.values[step.result]) + start // step.at_once
+        images = tile_images(all_images, start, step.at_once)
+        tile = chunk * tiles_of(tables, call.values[step.result]) + start // step.at_once
         if step.kind < AVERAGE:
-            convolve_images(tables, call, number, images, block, memory)
+            convolve_images(tables, call, number, images, tile, memory)
         else:
-            pool_images(tables, call, number, images, block, memory)
+            pool_images(tables, call, number, images, tile, memory)
 
 
 @pasted
-def convolve_images(tables, call, number, images, block, memory):
+def convolve_images(tables, call, number, images, tile, memory):
     """f of a convolution; where the value is the output itself (call.direct), batch norm included."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
     result, dense = call.values[step.result], step.kind == DENSE
     f, size, norm = array_of(tables, result), images.count * result.pixels, step.result_norm
-    pitch, of_group = row_step(size), images.group_count * result.pixels
+    pitch, of_chunk = row_step(size), images.chunk_count * result.pixels
     read_input(tables, call, number, images, memory)
     inputs, filters = step.channels // step.groups, step.filters // step.groups  # of a group of the convolution
     columns = inputs * len(t.taps) if dense else inputs
     weight = floats(step.weight, step.filters * columns)
-    offsets = offsets_of(t.taps, inputs, w.block) if dense else starts_of(inputs, pitch)
+    offsets = offsets_of(t.taps, inputs, w.channel) if dense else starts_of(inputs, pitch)
     for k in range(step.groups):
         to = step.first + k * filters
         if dense:
-            multiply(memory.rows, w.line, weight[k * filters * columns:], memory.planes[k * inputs * w.block:],
+            multiply(memory.rows, w.line, weight[k * filters * columns:], memory.planes[k * inputs * w.channel:],
                      offsets, filters, w.length)
         else:
             target, from_row = memory.rows, pitch
             if result.order != NCHW:
-                target, from_row = f[place_of(tables, result, images, to).start:], of_group
+                target, from_row = f[place_of(tables, result, images, to).start:], of_chunk
             if step.kind == DEPTHWISE:
                 for c in range(filters):
                     scale_row(address(target, c * from_row), address(memory.between, c * pitch), size, ONE, ZERO,
@@ -132,7 +132,7 @@ def convolve_images(tables, call, number, images, block, memory):
                           address(memory.rows, row * pitch + image * result.pixels), result.pixels, scale, shift,
                           NO_FLOOR)
     for c in range(step.first, step.first + step.filters if result.trains else step.first):
-        take_moments(call.moments[step.result, block, c], f, place_of(tables, result, images, c).start, size)
+        take_moments(call.moments[step.result, tile, c], f, place_of(tables, result, images, c).start, size)
 
 
 @shared
@@ -144,10 +144,10 @@ def read_input(tables, call, number, images, memory):
     x, floor, scale, shift = array_of(tables, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
     depthwise = floats(step.depthwise, step.channels * len(t.taps))
     if step.kind != POINTWISE:
-        fill(memory.planes[:w.block * (step.channels if dense else 1)], ZERO)
+        fill(memory.planes[:w.channel * (step.channels if dense else 1)], ZERO)
     for c in range(step.channels):
         start = c * row_step(images.count * pixels)
-        target = memory.planes[c * w.block:] if dense else memory.planes
+        target = memory.planes[c * w.channel:] if dense else memory.planes
         if step.kind == POINTWISE:
             target = memory.between[start:]
         if step.norm:
@@ -161,14 +161,14 @@ def read_input(tables, call, number, images, memory):
 
 
 @pasted
-def pool_images(tables, call, number, images, block, memory):
+def pool_images(tables, call, number, images, tile, memory):
     """f of a pooling."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
     source, result = call.values[step.source], call.values[step.result]
     x, f, size = array_of(tables, source), array_of(tables, result), images.count * result.pixels
     divisors, ones = tables.divisors[step.divisors_at:][:result.pixels], np.ones(len(t.taps), np.float32)
     average = step.kind == AVERAGE
-    fill(memory.planes[:w.block], ZERO if average else LOWEST)
+    fill(memory.planes[:w.channel], ZERO if average else LOWEST)
     for c in range(step.channels):
         spread(memory.planes, x, place_of(tables, source, images, step.from_channel + c), w, t.places, ONE, ZERO,
                NO_FLOOR if average else LOWEST)
@@ -181,40 +181,40 @@ def pool_images(tables, call, number, images, block, memory):
         if average:
             multiply_windows(f[place.start:][:size], divisors)
         if result.trains:
-            take_moments(call.moments[step.result, block, c], f, place.start, size)
+            take_moments(call.moments[step.result, tile, c], f, place.start, size)
 
 
 @inner
 def multiply_windows(row, divisors):
     for image in range(len(row) // len(divisors)):
-        some = row[image * len(divisors):][:len(divisors)]
+        pixels = row[image * len(divisors):][:len(divisors)]
         for p in range(len(divisors)):
-            some[p] *= divisors[p]
+            pixels[p] *= divisors[p]
 
 
 @shared
 def take_statistics(tables, call, number):
-    """A batch norm's mean, 1 / standard deviation, scale and shift: of the batch, from the moments of the blocks (Chan,
+    """A batch norm's mean, 1 / standard deviation, scale and shift: of the batch, from the moments of the tiles (Chan,
     Golub, LeVeque 1979 for putting them together), which the running statistics follow as Paddle's do; or the running
     ones. The biases of convolutions in front of it are part of the running mean only."""
     norm = call.norms[number]
     value = call.values[norm.value]
     if norm.running_mean == 0:
         return
-    channels, blocks = value.channels, blocks_of(tables, value)
+    channels, tiles = value.channels, tiles_of(tables, value)
     running_mean, running_variance = floats(norm.running_mean, channels), floats(norm.running_variance, channels)
     for c in range(channels):
         bias = np.float64(bias_of(norm.bias, norm.second_bias, norm.second, c)[0]) if norm.bias else 0.0
         mean, variance, n = running_mean[c] - bias, np.float64(running_variance[c]), 0.0
         if norm.trains:
             mean = variance = 0.0
-            for block in range(tables.groups * blocks):
-                start = block % blocks * value.at_once
-                images = min(value.at_once, group_images(tables, block // blocks).count - start)
-                if images <= 0:  # the last group may be smaller
+            for tile in range(tables.chunks * tiles):
+                start = tile % tiles * value.at_once
+                images = min(value.at_once, chunk_images(tables, tile // tiles).count - start)
+                if images <= 0:  # the last chunk may be smaller
                     continue
-                more, delta = float(images * value.pixels), call.moments[norm.value, block, c, 0] - mean
-                variance += call.moments[norm.value, block, c, 1] + delta * delta * n * more / (n + more)
+                more, delta = float(images * value.pixels), call.moments[norm.value, tile, c, 0] - mean
+                variance += call.moments[norm.value, tile, c, 1] + delta * delta * n * more / (n + more)
                 n += more
                 mean += delta * more / n
             variance /= n

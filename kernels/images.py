@@ -1,4 +1,4 @@
-"""Loops between images [N, C, H, W] and the planes and lines that windows.py describes, for one channel of a group of
+"""Loops between images [N, C, H, W] and the planes and lines that windows.py describes, for one channel of a chunk of
 images; sums over a channel; loops of max pooling.
 
 place: a Place, w: a Window, places: those of its Tables. Arrays are flattened.
@@ -28,7 +28,7 @@ YES, NO = np.bool_(True), np.bool_(False)  # in place of literals, for each of w
 
 
 class Place(NamedTuple):
-    """Where a channel of a group of images lies in a tensor, in elements."""
+    """Where a channel of a chunk of images lies in a tensor, in elements."""
 
     start: int  # of the channel in the first image
     step: int  # from an image to the next
@@ -43,7 +43,7 @@ def nchw(first, images, channel, channels, pixels):
 
 @inner
 def one_row(start):
-    """The Place of a channel of a group that lies in one row."""
+    """The Place of a channel of a chunk that lies in one row."""
     return Place(start, 0, 1)
 
 
@@ -82,13 +82,13 @@ def _spread_columns(planes, x, place, w, places, numbers):
             first, to = place.start + image * place.step + row * w.width, image * w.image
             if stride == 2 and w.width % 2 == 0:
                 at_even, at_odd = places[2 * row], places[2 * row + 1]
-                even, odd, some = address(planes, to + at_even), address(planes, to + at_odd), address(x, first)
+                even, odd, pixels = address(planes, to + at_even), address(planes, to + at_odd), address(x, first)
                 if at_even >= 0 and at_odd >= 0:
-                    scale_pairs(even, odd, some, w.width // 2, scale, shift, floor)
+                    scale_pairs(even, odd, pixels, w.width // 2, scale, shift, floor)
                 elif at_even >= 0:
-                    scale_even(even, odd, some, w.width // 2, scale, shift, floor)
+                    scale_even(even, odd, pixels, w.width // 2, scale, shift, floor)
                 elif at_odd >= 0:
-                    scale_odd(even, odd, some, w.width // 2, scale, shift, floor)
+                    scale_odd(even, odd, pixels, w.width // 2, scale, shift, floor)
                 continue
             for column in range(stride):
                 at = places[row * stride + column]
@@ -108,11 +108,11 @@ def collect(dx, place, w, places, gradient, values, masked, add):
     for image in range(place.images):
         for row in range(w.height):
             at, to = places[row], address(dx, place.start + image * place.step + row * w.width)
-            some, value = address(gradient, at + image * w.image), address(values, at + image * w.image)
+            given, value = address(gradient, at + image * w.image), address(values, at + image * w.image)
             if at >= 0 and add:
-                add_masked_row(to, some, value, to, w.width, lowest)
+                add_masked_row(to, given, value, to, w.width, lowest)
             elif at >= 0:
-                masked_row(to, some, value, w.width, lowest)
+                masked_row(to, given, value, w.width, lowest)
             elif not add:
                 masked_row(to, to, to, w.width, HIGHEST)  # zeros
 
@@ -204,8 +204,8 @@ def give_to_largest(gradient, left, line, planes, taps, length):
     """Give what is left of each output's gradient to the first pixel of its window that is as large."""
     fill(gradient, ZERO)
     for k in range(len(taps)):
-        some, to = planes[taps[k]:][:length], gradient[taps[k]:][:length]
+        plane, to = planes[taps[k]:][:length], gradient[taps[k]:][:length]
         for p in range(length):
-            given = left[p] if some[p] == line[p] else ZERO
+            given = left[p] if plane[p] == line[p] else ZERO
             to[p] += given
             left[p] -= given

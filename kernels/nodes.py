@@ -1,13 +1,13 @@
-"""Nodes of a plan, the sums of their terms, and what their gradients give to the terms, for a group of images."""
-from kernels.call import array_of, channel_in, group_images, place_of, upstream_of
+"""Nodes of a plan, the sums of their terms, and what their gradients give to the terms, for a chunk of images."""
+from kernels.call import array_of, channel_in, chunk_images, place_of, upstream_of
 from kernels.compiled import floats, inner, pasted, shared
 from kernels.images import NO, ONE, YES, ZERO, fill, one_row, two_sums
 
 
 @pasted
-def add_terms(tables, call, number, group):
-    """A node for a group of images. The mean is taken off first: this keeps digits that a shift would lose."""
-    node, images = tables.nodes[number], group_images(tables, group)
+def add_terms(tables, call, number, chunk):
+    """A node for a chunk of images. The mean is taken off first: this keeps digits that a shift would lose."""
+    node, images = tables.nodes[number], chunk_images(tables, chunk)
     value = call.values[node.value]
     out, pixels, dropped = array_of(tables, value), value.pixels, len(call.factors) > 0
     for channel in range(value.channels):
@@ -41,35 +41,35 @@ def add_difference(row, scale, values, mean, shift, add):
 
 
 @inner
-def copy_outputs(tables, gradients, group):
+def copy_outputs(tables, gradients, chunk):
     """The gradients of outputs to which the edges between their nodes add more."""
-    images = group_images(tables, group)
+    images = chunk_images(tables, chunk)
     for number in range(len(gradients.copies)):
         given, to, size = gradients.copies[number]
         if to != 0:
             begin, end = images.first * size, (images.first + images.count) * size
-            some, row = floats(given, tables.images * size)[begin:end], floats(to, tables.images * size)[begin:end]
-            scale_or_add(row, ONE, some, NO)
+            source, row = floats(given, tables.images * size)[begin:end], floats(to, tables.images * size)[begin:end]
+            scale_or_add(row, ONE, source, NO)
 
 
 @shared
-def complete(tables, call, gradients, number, group):
+def complete(tables, call, gradients, number, chunk):
     """Zeros for the channels of a value's gradient to which nothing was given."""
-    value, images = call.values[number], group_images(tables, group)
+    value, images = call.values[number], chunk_images(tables, chunk)
     if value.gradient == 0:
         return
-    row = floats(value.gradient, tables.images * value.wide * value.pixels)
+    row = floats(value.gradient, tables.images * value.tensor_channels * value.pixels)
     for c in range(value.channels):
-        if not gradients.written[value.tracked, group, c]:
+        if not gradients.written[value.written_row, chunk, c]:
             place = place_of(tables, value, images, c)
             for image in range(images.count):
                 fill(row[place.start + image * place.step:][:value.pixels], ZERO)
 
 
 @pasted
-def sum_gradients(tables, call, gradients, number, group, part):
-    """The sums for the norms of a node's terms, of a group of images."""
-    images = group_images(tables, group)
+def sum_gradients(tables, call, gradients, number, chunk, part):
+    """The sums for the norms of a node's terms, of a chunk of images."""
+    images = chunk_images(tables, chunk)
     for k in range(tables.nodes[number].begin, tables.nodes[number].end):
         term, norm = call.terms[k], call.norms[call.terms[k].norm]
         value, sums = call.values[norm.value], gradients.sums[part, term.norm]
@@ -89,25 +89,26 @@ def sum_gradients(tables, call, gradients, number, group, part):
 
 
 @pasted
-def identities_back(tables, call, gradients, number, group):
+def identities_back(tables, call, gradients, number, chunk):
     """What other states get from a node that contains them."""
-    images = group_images(tables, group)
+    images = chunk_images(tables, chunk)
     for k in range(tables.nodes[number].begin, tables.nodes[number].end):
         term = call.terms[k]
         value = call.values[call.norms[term.norm].value]
-        if not term.active or value.gradient == 0 or value.tracked < 0:
+        if not term.active or value.gradient == 0 or value.written_row < 0:
             continue
-        row, dropped = floats(value.gradient, tables.images * value.wide * value.pixels), len(call.factors) > 0
+        row = floats(value.gradient, tables.images * value.tensor_channels * value.pixels)
+        dropped = len(call.factors) > 0
         for c in range(term.channels):
             weight = gradients.coefficients[term.norm, c, 0]
             d, of_d = upstream_of(tables, call, term.norm, images, c)
             place = place_of(tables, value, images, term.from_channel + c)
-            added = gradients.written[value.tracked, group, term.from_channel + c] == 1
+            added = gradients.written[value.written_row, chunk, term.from_channel + c] == 1
             for image in range(images.count):
                 factor = weight * call.factors[k, images.first + image] if dropped else weight
                 scale_or_add(row[place.start + image * place.step:][:value.pixels], factor,
                              d[of_d.start + image * of_d.step:][:value.pixels], added)
-            gradients.written[value.tracked, group, term.from_channel + c] = 1
+            gradients.written[value.written_row, chunk, term.from_channel + c] = 1
 
 
 @inner

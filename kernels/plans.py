@@ -10,17 +10,17 @@ code can read:
     term    what a node adds up: a weight times a value seen through a norm
 
 Steps of one level do not need each other. Level 0 reads inputs; level 1, as the second half of a SepConv, what level 0
-has computed; and so on. A node is summed up at the end of the level of its last term. f lies in memory group of images
-by group, [C, images of the group, pixels], so that a channel of a group is one row (GROUPED); so do nodes that are no
+has computed; and so on. A node is summed up at the end of the level of its last term. f lies in memory chunk of images
+by chunk, [C, images of the chunk, pixels], so that a channel of a chunk is one row (CHUNKED); so do nodes that are no
 output. Inputs, outputs and their gradients lie as [N, C, pixels] (NCHW). The gradient of a value lies as the value.
 """
 from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compiled import ROW, group_size
+from kernels.compiled import ROW, chunk_size
 from kernels.products import SLACK
-from kernels.tables import GROUPED, NCHW, NODE, NORM, STEP, TERM, VALUE, PlanTables
+from kernels.tables import CHUNKED, NCHW, NODE, NORM, STEP, TERM, VALUE, PlanTables
 from kernels.units import AVERAGE, DENSE, LARGEST, POINTWISE, Pooling
 from kernels.windows import pack
 from runtime.parallel import cpu_threads
@@ -53,8 +53,8 @@ class Plan:
 
     def __init__(self, block, shapes):
         self.block, self.images = block, shapes[0][0]
-        self.shapes, self.made, self.state_of = [], [], []  # of the values: (C, H, W), level, state
-        self.norm_rows, self.norm_layers = [dict(term=-1, made=-1, found=-1)], [(None, [])]
+        self.shapes, self.level_of, self.state_of = [], [], []  # of the values: (C, H, W), level, state
+        self.norm_rows, self.norm_layers = [dict(term=-1, level=-1, gradient_level=-1)], [(None, [])]
         self.step_rows, self.term_rows, self.node_rows, self.pools, self.pairs = [], [], [], {}, []
         self.states = [self._add_value(shape[1:], -1, state) for state, shape in enumerate(shapes)]
         self.fit = (all(shape[0] == self.images for shape in shapes)
@@ -63,9 +63,9 @@ class Plan:
         if self.fit:
             self._build()
 
-    def _add_value(self, shape, made, state):
+    def _add_value(self, shape, level, state):
         self.shapes.append(tuple(shape))
-        self.made.append(made)
+        self.level_of.append(level)
         self.state_of.append(state)
         return len(self.shapes) - 1
 
@@ -86,14 +86,14 @@ class Plan:
         if len(shapes) != 1 or None in shapes:
             return False
         rows = self.term_rows[begin:]
-        made = max(row['made'] for row in rows)
-        value = self._add_value(shapes.pop(), made, len(self.states))
+        level = max(row['level'] for row in rows)
+        value = self._add_value(shapes.pop(), level, len(self.states))
         for row in rows:
-            self.norm_rows[row['norm']]['found'] = made
+            self.norm_rows[row['norm']]['gradient_level'] = level
             row['partial'] = 1 if row['part'] == WHOLE else self.block.partial
             row['mixed'] = self.shapes[value][0] // row['partial']
             row['first'] = row['mixed'] if row['part'] == KEPT else 0
-        self.node_rows.append(dict(value=value, begin=begin, end=len(self.term_rows), made=made))
+        self.node_rows.append(dict(value=value, begin=begin, end=len(self.term_rows), level=level))
         self.states.append(value)
         return True
 
@@ -107,16 +107,16 @@ class Plan:
         source, number = Source(state, from_channel, (count, *sides)), len(self.term_rows)
         if term.operation == IDENTITY:
             value, layers = state, (None, [])
-            shape, made = source.shape, self.made[state] + 1
+            shape, level = source.shape, self.level_of[state] + 1
         else:
             add = self._add_pooling if isinstance(term.operation, Pooling) else self._add_chain
             value, layers = add(term.operation, source, term.source, number)
             if value is None:
                 return None
-            from_channel, shape, made = 0, self.shapes[value], self.made[value]
+            from_channel, shape, level = 0, self.shapes[value], self.level_of[value]
         self.term_rows.append(dict(
             node=len(self.node_rows), norm=self._add_norm(value, number, layers), from_channel=from_channel,
-            channels=shape[0], next=-1, made=made, part=term.part, weight=term.weight))
+            channels=shape[0], next=-1, level=level, part=term.part, weight=term.weight))
         if isinstance(term.operation, Pooling):  # the first of the terms that add it up
             step = self.pools[source.value, source.from_channel, term.operation.key()]
             step['term'], self.term_rows[-1]['next'] = number, step['term']
@@ -129,7 +129,7 @@ class Plan:
         if shape is None or self._is_single_value(pooling.norm, shape):
             return None, None
         if key not in self.pools:
-            value = self._add_value(shape, self.made[source.value] + 1, state)
+            value = self._add_value(shape, self.level_of[source.value] + 1, state)
             self._add_step(pooling, source, value, term=-1)
             self.pools[key] = self.step_rows[-1]
         step = self.pools[key]
@@ -143,7 +143,7 @@ class Plan:
             shape = unit.output_shape(source.shape)
             if shape is None or self._is_single_value(unit.norm, shape):
                 return None, None
-            value, first = self._add_value(shape, self.made[source.value] + 1, state), 0
+            value, first = self._add_value(shape, self.level_of[source.value] + 1, state), 0
             for convolution in unit.convolutions:
                 self._add_step(convolution, source, value, norm=norm, relu=unit.relu, first=first)
                 self.pairs.append((self.step_rows[-1], term))
@@ -151,13 +151,13 @@ class Plan:
             layers = unit.norm, unit.convolutions
             if unit is not chain[-1]:
                 norm = self._add_norm(value, -1, layers, owner=term)
-                self.norm_rows[norm]['found'] = self.made[value]
+                self.norm_rows[norm]['gradient_level'] = self.level_of[value]
             source = Source(value, 0, shape)
         return value, layers
 
     def _add_norm(self, value, term, layers, owner=None):
         """owner: the term that a norm inside a chain belongs to."""
-        self.norm_rows.append(dict(value=value, made=self.made[value], term=term,
+        self.norm_rows.append(dict(value=value, level=self.level_of[value], term=term,
                                    owner=term if owner is None else owner))
         self.norm_layers.append(layers)
         return len(self.norm_rows) - 1
@@ -165,13 +165,13 @@ class Plan:
     def _add_step(self, layer, source, result, norm=0, **fields):
         """layer: a Convolution of a unit, or a Pooling."""
         self.step_rows.append(dict(
-            layer=layer, shape=source.shape, level=self.made[result], kind=layer.kind, source=source.value,
+            layer=layer, shape=source.shape, level=self.level_of[result], kind=layer.kind, source=source.value,
             from_channel=source.from_channel, channels=source.shape[0], norm=norm, result=result, **fields))
 
     def _set_outputs(self):
         """Find where the nodes lie in the outputs; returns whether all fit together and each node is used."""
         read = {term.source for terms in self.block.nodes for term in terms if term.operation != NOTHING}
-        inputs, self.outputs, found = len(self.states) - len(self.node_rows), [], []
+        inputs, self.outputs, placed = len(self.states) - len(self.node_rows), [], []
         for states in self.block.outputs:
             shapes = [self.shapes[self.states[state]] for state in states]
             if len({shape[1:] for shape in shapes}) != 1 or min(states) < inputs:
@@ -180,8 +180,8 @@ class Plan:
             self.outputs.append(((self.images, int(firsts[-1]), *shapes[0][1:]),
                                  [(self.states[state], int(first), state in read)
                                   for state, first in zip(states, firsts)]))
-            found += states
-        return len(set(found)) == len(found) and read.union(found) >= set(range(inputs, len(self.states)))
+            placed += states
+        return len(set(placed)) == len(placed) and read.union(placed) >= set(range(inputs, len(self.states)))
 
     def _multiply_adds(self):
         return sum(row['layer'].multiply_adds(self.images * np.prod(self.shapes[row['result']][1:]))
@@ -196,8 +196,8 @@ class Plan:
         levels = [row['level'] for row in self.step_rows]
         number_of = {id(row): number for number, row in enumerate(self.step_rows)}
         self.pairs = np.array([(number_of[id(step)], term) for step, term in self.pairs], np.int64).reshape(-1, 2)
-        group = self._share_images()
-        groups = -(-self.images // group)
+        chunk = self._share_images()
+        chunks = -(-self.images // chunk)
         windows = [row['layer'].window(row['shape'][1:], row['at_once']) for row in self.step_rows]
         divisors, weights = self._build_steps()
         self._build_values()
@@ -205,16 +205,16 @@ class Plan:
         self.terms, nodes = _filled(TERM, self.term_rows), _filled(NODE, self.node_rows)
         self.terms['active'] = 1
         self.positions = np.array([row['weight'] for row in self.term_rows], np.int64)
-        last = max(row['made'] for row in self.node_rows)
+        last = max(row['level'] for row in self.node_rows)
         levels = np.searchsorted(levels, np.arange(last + 2))
-        blocks = groups * max([-(-group // row['at_once']) for row in self.step_rows], default=1)
-        parts = max(1, min(cpu_threads(), groups * max(1, int(np.diff(levels).max()))))  # a job is a step and a group
-        self.tables = PlanTables(self.images, len(self.states) - len(nodes), group, groups, parts,
+        tiles = chunks * max([-(-chunk // row['at_once']) for row in self.step_rows], default=1)
+        parts = max(1, min(cpu_threads(), chunks * max(1, int(np.diff(levels).max()))))  # a job is a step and a chunk
+        self.tables = PlanTables(self.images, len(self.states) - len(nodes), chunk, chunks, parts,
                                  max(self.shapes[value][0] for value in self.norms['value'][1:]),
-                                 blocks, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
+                                 tiles, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
 
     def _share_images(self):
-        """How many images form a group. A step computes a part of them at once, so that rows have about 1,000 pixels,
+        """How many images form a chunk. A step computes a part of them at once, so that rows have about 1,000 pixels,
         or fewer where so many channels do not fit in 2**15 numbers, 128 KB, of a core's own cache."""
         for row in self.step_rows:
             (channels, *sides), (of_source, *source_sides) = self.shapes[row['result']], row['shape']
@@ -222,18 +222,18 @@ class Plan:
                        2 ** 16 // (of_source * np.prod(source_sides)))
             row['at_once'] = max(1, int(most))
         default = max(1, ROW // int(np.prod(self.shapes[0][1:])))
-        group = group_size(self.images, max([row['at_once'] for row in self.step_rows], default=default))
+        chunk = chunk_size(self.images, max([row['at_once'] for row in self.step_rows], default=default))
         for row in self.step_rows:
-            times = -(-group // row['at_once'])
-            row['at_once'] = -(-group // times)
-        return group
+            times = -(-chunk // row['at_once'])
+            row['at_once'] = -(-chunk // times)
+        return chunk
 
     def _build_values(self):
         at_once = {row['result']: row['at_once'] for row in self.step_rows}
         readers = [row['source'] for row in self.step_rows]
-        tracked = [value for value in range(len(self.shapes)) if value in self.states or readers.count(value) > 1]
-        rows = [dict(channels=shape[0], pixels=shape[1] * shape[2], order=GROUPED, wide=shape[0], at_once=1,
-                     tracked=tracked.index(value) if value in tracked else -1)
+        written = [value for value in range(len(self.shapes)) if value in self.states or readers.count(value) > 1]
+        rows = [dict(channels=shape[0], pixels=shape[1] * shape[2], order=CHUNKED, tensor_channels=shape[0], at_once=1,
+                     written_row=written.index(value) if value in written else -1)
                 for value, shape in enumerate(self.shapes)]
         for value, images in at_once.items():
             rows[value]['at_once'] = images
@@ -243,8 +243,8 @@ class Plan:
         for shape, nodes in self.outputs:
             outside += [value for value, _, _ in nodes]
             for value, _, _ in nodes:
-                rows[value].update(order=NCHW, wide=shape[1])
-        self.values, self.tracked = _filled(VALUE, rows), len(tracked)
+                rows[value].update(order=NCHW, tensor_channels=shape[1])
+        self.values, self.written_rows = _filled(VALUE, rows), len(written)
         inside = np.ones(len(rows), bool)
         inside[outside] = False
         sizes = self.images * self.values['channels'] * self.values['pixels'] * inside
@@ -299,12 +299,12 @@ class Plan:
             layer, channels = row['layer'], row['channels']
             size = row['at_once'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as call.row_step
             if layer.kind == DENSE:
-                of_step = layer.filters * w.line, 0, 0, channels * w.block, channels * w.block, 0
+                of_step = layer.filters * w.line, 0, 0, channels * w.channel, channels * w.channel, 0
             elif layer.kind in (AVERAGE, LARGEST):
-                of_step = size, 0, w.line, w.block, w.block, w.line
+                of_step = size, 0, w.line, w.channel, w.channel, w.line
             else:
-                block = w.block if layer.kind != POINTWISE else 0
-                of_step = layer.filters * size, channels * size, channels * size, block, block, w.line
+                planes = w.channel if layer.kind != POINTWISE else 0
+                of_step = layer.filters * size, channels * size, channels * size, planes, planes, w.line
             sizes = np.maximum(sizes, of_step)
         return np.cumsum([0, *(sizes + 2 * SLACK)])
 

@@ -142,9 +142,9 @@ def multiply(result, result_step, weight, source, offsets, rows, size):
         for p in range(size):
             row[p] = 0
         for k in range(columns):
-            factor, some = weight[r * columns + k], source[offsets[k]:][:size]
+            factor, row_of_source = weight[r * columns + k], source[offsets[k]:][:size]
             for p in range(size):
-                row[p] += factor * some[p]
+                row[p] += factor * row_of_source[p]
 
 
 @shared

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-GROUPED, NCHW = 0, 1  # how values lie in memory, see plans.py
+CHUNKED, NCHW = 0, 1  # how values lie in memory, see plans.py
 
 
 def _table(*names, **others):
@@ -13,12 +13,13 @@ def _table(*names, **others):
 
 # Fields called after a tensor are its address, filled in at each call, 0 where there is none; `active` is 0 for what a
 # call leaves out.
-VALUE = _table('channels', 'pixels', 'order', 'wide',  # wide: channels of the tensor of which an NCHW value is a part
-               'tracked',  # its number in Gradients.written, -1 for a value that one step reads
+VALUE = _table('channels', 'pixels', 'order',
+               'tensor_channels',  # of the tensor of which an NCHW value is a part
+               'written_row',  # its row in Gradients.written, -1 for a value that one step reads
                'at_once', 'trains',  # images of a step; whether a batch norm behind it needs its moments
                'data', 'gradient')
-NORM = _table('value', 'made', 'found',  # the level that computes the value, and that at which the backward pass knows
-              # all of the gradient of what the norm gives
+NORM = _table('value', 'level', 'gradient_level',  # the level that computes the value, and that at which the backward
+              # pass knows all of the gradient of what the norm gives
               'term', 'active',  # its term or -1
               'trains', 'summed',  # whether mean and variance are those of the batch; whether the backward pass needs
               # the sums over this gradient
@@ -32,7 +33,7 @@ STEP = _table('kind', 'active', 'at_once', 'source', 'from_channel', 'channels',
               'last',  # whether no later step reads the source; those that read it through a batch norm have one level
               'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
               'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
-NODE = _table('value', 'begin', 'end', 'made')  # its terms are those from begin to end
+NODE = _table('value', 'begin', 'end', 'level')  # its terms are those from begin to end
 TERM = _table('node', 'norm', 'active', 'from_channel',  # the first channel that it reads
               'first', 'channels', 'mixed', 'partial',  # see call.channel_of
               'next')  # the next term that adds up the same pooling, or -1
@@ -41,8 +42,8 @@ TERM = _table('node', 'norm', 'active', 'from_channel',  # the first channel tha
 class PlanTables(NamedTuple):
     """What is the same in all calls.
 
-    inputs: how many values are inputs, the first ones. group: images of a group. parts: of the work, one for each
-    thread. channels: most of a value behind a norm. blocks: how often a step must run at most to compute all images.
+    inputs: how many values are inputs, the first ones. chunk: images of a chunk. parts: of the work, one for each
+    thread. channels: most of a value behind a norm. tiles: how often a step must run at most to compute all images.
     weights: elements of all weights. geometry: a packed (Window, Tables) for each step. levels: where the steps of each
     begin, and the end. nodes: of NODE. sections: where the parts of a thread's memory begin, see call.Memory.
     divisors: 1 / pixels of all windows of poolings.
@@ -50,11 +51,11 @@ class PlanTables(NamedTuple):
 
     images: int
     inputs: int
-    group: int
-    groups: int
+    chunk: int
+    chunks: int
     parts: int
     channels: int
-    blocks: int
+    tiles: int
     weights: int
     geometry: np.ndarray
     levels: np.ndarray

@@ -124,7 +124,7 @@ if numba is not None:
             target = pointer_of(builder, arguments[0], ir.DoubleType())
             pointers = [pointer_of(builder, address) for address in arguments[1:1 + sources]]
 
-            def some(lanes, vectors):
+            def sums_of(lanes, vectors):
                 numbers = [_filled(builder, _kind(lanes), scalar, lanes) for scalar in arguments[2 + sources:]]
 
                 def body(p, sums):
@@ -138,11 +138,11 @@ if numba is not None:
             position, sums = INTEGER(0), [ZEROS] * (4 * count)
             for vectors in (4, 1):
                 position, sums = _while_there_are(builder, position, arguments[1 + sources], vectors * LANES, sums,
-                                                  some(LANES, vectors))
+                                                  sums_of(LANES, vectors))
                 while len(sums) > count:
                     sums = [builder.fadd(one, other) for one, other in zip(sums, sums[len(sums) // 2:])]
             totals = [total_of(builder, vector) for vector in sums]
-            _, totals = _while_there_are(builder, position, arguments[1 + sources], 1, totals, some(1, 1))
+            _, totals = _while_there_are(builder, position, arguments[1 + sources], 1, totals, sums_of(1, 1))
             for k, total in enumerate(totals):
                 place = builder.gep(target, [INTEGER(k)])
                 builder.store(builder.fadd(builder.load(place), builder.fpext(total, ir.DoubleType())), place)
@@ -249,8 +249,8 @@ if numba is not None:
                     values = [load(builder, source, builder.add(first, INTEGER(k)), lanes) for k in (0, lanes)]
                     numbers = [_filled(builder, _kind(lanes), scalar, lanes) for scalar in arguments[4:]]
                     for k in kept:
-                        some = _choose(builder, *values, list(range(k, 2 * lanes, 2)))
-                        store(builder, _scaled(builder, [some], numbers), (even, odd)[k], p)
+                        chosen = _choose(builder, *values, list(range(k, 2 * lanes, 2)))
+                        store(builder, _scaled(builder, [chosen], numbers), (even, odd)[k], p)
                 along(builder, arguments[3], body)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 4, *[types.float32] * 3), generate
@@ -271,10 +271,10 @@ if numba is not None:
                     given = [_masked(builder, values[k::2], limits[k:]) for k in (0, 1)]
                     for k in (0, lanes):
                         position = builder.add(builder.mul(p, INTEGER(2)), INTEGER(k))
-                        some = _choose(builder, *given, [(k + i) // 2 + (k + i) % 2 * lanes for i in range(lanes)])
+                        chosen = _choose(builder, *given, [(k + i) // 2 + (k + i) % 2 * lanes for i in range(lanes)])
                         if add:
-                            some = builder.fadd(load(builder, target, position, lanes), some)
-                        store(builder, some, target, position)
+                            chosen = builder.fadd(load(builder, target, position, lanes), chosen)
+                        store(builder, chosen, target, position)
                 along(builder, arguments[5], body)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 6, *[types.float32] * 2), generate

@@ -7,7 +7,7 @@ from kernels.windows import unpack
 
 
 @pasted
-def turn_weights(tables, call, gradients, number):
+def arrange_weights(tables, call, gradients, number):
     """The weights of a convolution as the backward pass reads them: for each group of the convolution, for each plane,
     a matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of windows.Tables.order.
     """
@@ -16,7 +16,7 @@ def turn_weights(tables, call, gradients, number):
         return
     inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
     if step.kind == SEPARABLE or step.kind == DEPTHWISE:
-        in_order(gradients.turned[step.depthwise_at:], floats(step.depthwise, step.channels * taps), t.order,
+        in_order(gradients.backward_weights[step.depthwise_at:], floats(step.depthwise, step.channels * taps), t.order,
                  step.channels)
     if step.kind == DEPTHWISE:
         return
@@ -25,14 +25,15 @@ def turn_weights(tables, call, gradients, number):
     for k in range(step.groups):
         at = k * filters * inputs * per_pair
         if step.kind != DENSE:
-            transpose(gradients.turned[step.weight_at + at:], weight[at:], filters, inputs)
+            transpose(gradients.backward_weights[step.weight_at + at:], weight[at:], filters, inputs)
             continue
         to = step.weight_at + at
         for plane in range(len(t.planes)):
             for channel in range(inputs):
                 for filter_ in range(filters):
                     for position in range(t.starts[plane], t.starts[plane + 1]):
-                        gradients.turned[to] = weight[at + (filter_ * inputs + channel) * taps + t.order[position]]
+                        tap = t.order[position]
+                        gradients.backward_weights[to] = weight[at + (filter_ * inputs + channel) * taps + tap]
                         to += 1
 
 
@@ -44,11 +45,11 @@ def add_parts(tables, call, gradients, number, part):
         return
     size = step.channels * len(t.taps)
     if step.kind == SEPARABLE or step.kind == DEPTHWISE:
-        add_rows(floats(step.depthwise_gradient, size), gradients.partial, step.depthwise_at, size, part)
+        add_rows(floats(step.depthwise_gradient, size), gradients.weight_sums, step.depthwise_at, size, part)
     if step.kind == DEPTHWISE:
         return
     size = step.filters * step.channels // step.groups * (len(t.taps) if step.kind == DENSE else 1)
-    add_rows(floats(step.weight_gradient, size), gradients.partial, step.weight_at, size, part)
+    add_rows(floats(step.weight_gradient, size), gradients.weight_sums, step.weight_at, size, part)
 
 
 @inner
@@ -56,6 +57,6 @@ def add_rows(out, parts, at, size, part):
     begin, end = size * part // len(parts), size * (part + 1) // len(parts)
     to = out[begin:end]
     for number in range(len(parts)):
-        some = parts[number, at + begin:at + end]
+        addend = parts[number, at + begin:at + end]
         for k in range(len(to)):
-            to[k] = some[k] if number == 0 else to[k] + some[k]
+            to[k] = addend[k] if number == 0 else to[k] + addend[k]

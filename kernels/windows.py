@@ -1,5 +1,5 @@
 """How images lie in memory while they are convolved, here two of 3x3 pixels, a to i and A to I, with padding 1: the
-images of a group side by side, each row behind its left padding. The zeros to the right of an image are those to the
+images of a chunk side by side, each row behind its left padding. The zeros to the right of an image are those to the
 left of the next one, or of the next row:
 
     0 0 0 0 0 0 0 0 | 0 a b c 0 A B C | 0 d e f 0 D E F | 0 g h i 0 G H I | 0 0 0 0 ...       image 4, pitch 8
@@ -19,7 +19,7 @@ from kernels.products import SLACK
 
 
 class Window(NamedTuple):
-    """The arrangement of a group of images for one convolution or pooling, in elements."""
+    """The arrangement of a chunk of images for one convolution or pooling, in elements."""
 
     height: int
     width: int
@@ -28,11 +28,11 @@ class Window(NamedTuple):
     pitch: int  # from one row of a plane to the next
     image: int  # from one image to the next, in the same row
     column_stride: int  # the stride along a row, or the width where that is less
-    step: int  # from one row of taps to the next, for kernels of which depthwise.py computes some rows at once, or 0
-    length: int  # of a line: to the end of the last output of the group
-    span: int  # of a plane: to the end of the last pixel of the group
+    step: int  # from one row of taps to the next, for kernels of which depthwise.py computes several rows at once, or 0
+    length: int  # of a line: to the end of the last output of the chunk
+    span: int  # of a plane: to the end of the last pixel of the chunk
     plane: int  # from one plane to the next
-    block: int  # from one channel's planes to the next one's
+    channel: int  # from one channel's planes to the next one's
     front: int  # zeros in front of a line that is read backwards
     line: int  # from one line to the next
 
@@ -56,7 +56,7 @@ class Tables(NamedTuple):
 
 @functools.lru_cache(1024)
 def make_window(height, width, taps, stride, padding, out, images):
-    """(Window, Tables) of a group of `images` images; taps: (row, column) of each, in padded pixels, where the window
+    """(Window, Tables) of a chunk of `images` images; taps: (row, column) of each, in padded pixels, where the window
     of the first output begins at (0, 0); out: height and width of the output."""
     if (taps, stride, padding) == (((0, 0),), (1, 1), (0, 0)):  # a pointwise convolution: the image is one row
         height, width = 1, height * width
@@ -79,11 +79,11 @@ def make_window(height, width, taps, stride, padding, out, images):
     places = [place(row + padding[0], column + padding[1])
               for row in range(height) for column in range(min(stride[1], width))]
     order = sorted(range(len(taps)), key=lambda tap: (read[tap][0], -read[tap][1]))
-    found = [[number for number, _ in read].count(number) for number in used]
+    counts = [[number for number, _ in read].count(number) for number in used]
     tables = Tables(*[np.array(values, np.int64) for values in (
         [used.index(number) * plane + shift if number in used else -1 for number, shift in places],
         [used.index(number) * plane + shift for number, shift in read],
-        [used.index(number) * plane for number in used], np.cumsum([0] + found), order,
+        [used.index(number) * plane for number in used], np.cumsum([0] + counts), order,
         [front - read[tap][1] for tap in order])])
     return Window(height, width, *out, pitch, image, min(stride[1], width), step, length, span, plane,
                   len(used) * plane, front, front + end), tables

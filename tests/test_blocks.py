@@ -325,7 +325,7 @@ def test_no_tap_reads_a_pixel_of_another_row_or_image():
                                                       (5, 4, ((0, 0), (2, 4)), (2, 1), (2, 2), (4, 4)),
                                                       (5, 5, ((1, 1),), (2, 2), (0, 0), (3, 3))]:
         w, tables = make_window(height, width, taps, stride, padding, out, 2)
-        planes = np.zeros(w.block)
+        planes = np.zeros(w.channel)
         padded = np.zeros((2, height + 20, width + 20))
         for image in range(2):
             for row in range(height):
