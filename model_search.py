@@ -9,6 +9,8 @@ To search a space of your own, change PRIMITIVES in genotypes.py, OPS in operati
 searcher asks a network only for `arch_parameters()`, `_loss(image, label)`, `genotype()` and for being callable on a
 batch of images.
 """
+import collections
+
 import paddle
 import paddle.nn as nn
 import paddle.nn.functional as F
@@ -31,6 +33,9 @@ class MixedOp(nn.Layer):
         super().__init__()
         self.method = method
         self.c, self.stride = c, stride
+        if c % method.partial:
+            raise ValueError(f'{c} channels: {method.name} passes 1/{method.partial} of them through an edge, give a '
+                             f'multiple of {method.partial}')
         c //= method.partial
         self.auxiliary_op = OPS['skip_connect'](c, stride, False) if method.auxiliary_skip else None
         self.mp = nn.MaxPool2D(2, 2, ceil_mode=True) if stride == 2 else None
@@ -109,32 +114,40 @@ class Cell(nn.Layer):
 
 
 class GraphCell(nn.Layer):
-    """A cell of another search space, with one input and any edges: each node is the sum of the mixed operations on the
-    edges that end there, the last node is the output. examples/nasbench201.py uses it.
+    """A cell of another search space, with one input: each node is the sum of the mixed operations on the edges that
+    enter it, the last node is the output. docs/en/search-space.md and examples/nasbench201.py use it.
 
     graph: (node, source) of each edge, ordered by node; the input is node 0.
-    make_edge: a function that returns a MixedOp.
+    make_edge: a function without arguments that returns a MixedOp.
 
-    Raises ValueError for edges in another order and for nodes without an edge.
+    Raises ValueError for edges in another order, and for nodes that no edge enters or leaves.
     """
 
     def __init__(self, graph, make_edge):
         super().__init__()
         self.graph = [tuple(edge) for edge in graph]
-        nodes = [node for node, _ in self.graph]
-        if list(dict.fromkeys(nodes)) != list(range(1, 1 + len(set(nodes)))) or nodes != sorted(nodes) or any(
-                not 0 <= source < node for node, source in self.graph):
-            raise ValueError(f'{self.graph}: give (node, source) of each edge, source < node, ordered by node, with an '
-                             'edge to each of the nodes 1, 2, …')
+        nodes, sources = [node for node, _ in self.graph], {source for _, source in self.graph}
+        count = max(nodes, default=0)
+        if (not nodes or nodes != sorted(nodes) or set(nodes) != set(range(1, 1 + count))
+                or sources != set(range(count)) or any(source >= node for node, source in self.graph)):
+            raise ValueError(f'{self.graph}: give (node, source) of each edge, ordered by node; nodes are 1, 2, …, '
+                             'source is an earlier node or 0, the input, and every node but the last one is a source')
         self.edges = nn.LayerList([make_edge() for _ in self.graph])
 
     def forward(self, x, weights, edge_weights=None, active=None):
         """x [N, C, H, W] -> the last node; the other arguments as of Cell.forward."""
+        if weights.shape[0] != len(self.graph):
+            raise ValueError(f'{weights.shape[0]} rows of weights for {len(self.graph)} edges')
         states = [x] + [0] * self.graph[-1][0]
         for number, (node, source) in enumerate(self.graph):
             mixed = self.edges[number](states[source], weights[number], None if active is None else active[number])
             states[node] += mixed if edge_weights is None else edge_weights[number] * mixed
         return states[-1]
+
+
+def edge_counts(graph):
+    """How many edges enter each node of a GraphCell, for Method.edge_weights."""
+    return list(collections.Counter(node for node, _ in graph).values())
 
 
 class Network(nn.Layer):
@@ -165,6 +178,7 @@ class Network(nn.Layer):
         self.num_classes = num_classes
         self._steps = steps
         self._multiplier = multiplier
+        self.edge_counts = range(2, 2 + steps)  # how many edges enter each node
         self._init_arch_parameters()
 
         c = c_in
@@ -220,7 +234,7 @@ class Network(nn.Layer):
     def _weights(self, alphas, betas, mask):
         """The arguments of Cell.forward for one kind of cell: weights, edge weights, columns of active operations."""
         weights = masked(self.method.operation_weights(alphas), mask)
-        return weights, self.method.edge_weights(betas, self._steps), self.method.active_operations(weights)
+        return weights, self.method.edge_weights(betas, self.edge_counts), self.method.active_operations(weights)
 
     def set_epoch(self, epoch, epochs):
         """Set the epoch of the search, counted from 0; the searcher calls it before every epoch."""
@@ -268,7 +282,7 @@ class Network(nn.Layer):
         strengths = []
         for alphas, betas, mask in ((self.alphas_normal, self.betas_normal, self.mask_normal),
                                     (self.alphas_reduce, self.betas_reduce, self.mask_reduce)):
-            edges = self.method.edge_weights(betas, self._steps)
+            edges = self.method.edge_weights(betas, self.edge_counts)
             scores = masked(self.method.strengths(alphas), mask)
             strengths.append(scores if edges is None else scores * edges.unsqueeze(-1))
         return strengths

@@ -122,12 +122,14 @@ class Identity(nn.Layer):
 class WeightedSum(nn.LayerList):
     """The weighted sum of operations on one input, sum_k w_k * operation_k(x).
 
-    operations: layers, which all give the same shape. Those of this module and poolings are computed together by
-    nas.accelerate, others one by one.
+    operations: layers, which all give the same shape. Those of this module, poolings and nn.Sequential of ReLU,
+    convolutions and batch norm are computed together by nas.accelerate, others one by one.
     """
 
     def forward(self, x, weights):
         """weights: a tensor [operations]."""
+        if weights.shape != [len(self)]:
+            raise ValueError(f'weights of shape {list(weights.shape)} for {len(self)} operations')
         return sum(w * op(x) for w, op in zip(weights.unbind(), self))
 
 

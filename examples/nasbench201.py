@@ -1,7 +1,8 @@
 """A search space of another kind as an example: the cell of NAS-Bench-201 (Dong, Yang, ICLR 2020, section 2.1).
 
     python examples/nasbench201.py              first-order DARTS on scikit-learn's digits, minutes on a CPU
-    python examples/nasbench201.py --method=GDAS --dataset=cifar10 --N=5 --epochs=50         the size of the paper
+    python examples/nasbench201.py --dataset=cifar10 --N=5 --epochs=50 --batch_size=64 --arch_learning_rate=3e-4
+                                                the size of the paper; the defaults suit digits
     python examples/nasbench201.py --table=nasbench201.csv         logs the true test accuracy of the cell in each epoch
     python visualize.py --alphas search_nasbench201                curves of the six edges, and of those accuracies
     python examples/train_nasbench201.py --arch='|nor_conv_3x3~0|+…'                   trains a cell
@@ -11,6 +12,7 @@ on each edge and the node that the edge comes from. All methods but random apply
 and all flags but those of sizes, ImageNet, limits and --derive.
 """
 import os
+import shlex
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -28,7 +30,7 @@ from paddle.nn.initializer import Constant, Normal  # noqa: E402
 
 import search  # noqa: E402
 from examples.nasbench201_table import EDGES, PRIMITIVES, Table, cell_string, parse_cell  # noqa: E402
-from model_search import GraphCell, MixedOp, keep_strongest, masked  # noqa: E402
+from model_search import GraphCell, MixedOp, edge_counts, keep_strongest, masked  # noqa: E402
 from nas.recipes import METHOD_NAMES  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
 from reader import class_count, train_search  # noqa: E402
@@ -161,7 +163,7 @@ class Network(Skeleton):
     def forward(self, image):
         """image [N, 3, H, W] -> logits [N, num_classes]."""
         weights = masked(self.method.operation_weights(self.alphas), self.mask)
-        return super().forward(image, weights, self.method.edge_weights(self.betas, NODES - 1, inputs=1),
+        return super().forward(image, weights, self.method.edge_weights(self.betas, edge_counts(EDGES)),
                                self.method.active_operations(weights))
 
     def arch_parameters(self):
@@ -255,6 +257,9 @@ def main():
                 logger.info('%s: test accuracy %.2f %%, rank %d of %d%s', name, accuracy, table[cell].rank[name],
                             len(table), f'; other strings of this cell: {min(same):.2f} to {max(same):.2f} %'
                             if same else '')
+        genotype_path = shlex.quote(os.path.join(args.model_save_dir, 'genotype.json'))
+        logger.info('train the cell with: python examples/train_nasbench201.py --arch=%s --dataset=%s', genotype_path,
+                    args.dataset)
         print(cell)
 
 

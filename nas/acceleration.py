@@ -36,7 +36,7 @@ def accelerate(network, quiet=False):
     operations of Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated
     and what is not; quiet: without the line that counts cells and layers.
     """
-    search_cells = trained_cells = layers = 0
+    search_cells = trained_cells = layers = 0  # that are new
     for layer in network.sublayers(include_self=True):
         if 'forward' in vars(layer):
             continue
@@ -46,29 +46,31 @@ def accelerate(network, quiet=False):
             search_cells, trained_cells = search_cells + of_search, trained_cells + (not of_search)
         else:
             layers += attach(layer)
-    cell_count = search_cells + trained_cells
-    if (cell_count or layers) and not quiet:
+    said, cell_count, whole = set(), 0, 0
+    for name, layer in network.named_sublayers(include_self=True):
+        if _looks_like_a_cell(layer):
+            layer._acceleration = CellAcceleration(name, said)
+        elif _looks_like_a_trained_cell(layer) and compiled.numba is not None:
+            layer._acceleration = TrainedCellAcceleration()
+        else:
+            continue
+        layer._acceleration.update(layer)
+        cell_count, whole = cell_count + 1, whole + layer._acceleration.is_whole()
+    if (search_cells or trained_cells or layers) and not quiet:
         logger.info('acceleration: %s%d single layers; %s',
-                    f'{cell_count} cells, ' if cell_count else '', layers,
+                    f'{whole} of {cell_count} cells as a whole, ' if cell_count else '', layers,
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
         if compiled.numba is not None:
             compiled.on_first_compilation(_say_compilation)
     if search_cells:  # other networks may need the forward pass only
         precompile()
-    said = set()
-    for name, layer in network.named_sublayers(include_self=True):
-        if _looks_like_a_cell(layer):
-            layer._acceleration = CellAcceleration(name, said)
-            layer._acceleration.update(layer)
-        elif _looks_like_a_trained_cell(layer) and compiled.numba is not None:
-            layer._acceleration = TrainedCellAcceleration()
     return network
 
 
 def _say_compilation(folder):
-    logger.info('acceleration: numba compiles the loops that this job needs, which takes some seconds; later runs find '
-                'them in %s', folder)
+    logger.info('acceleration: numba compiles the loops that this job needs, which takes about half a minute on free '
+                'cores; later runs find them in %s', folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,15 +112,23 @@ class TrainedCellAcceleration:
     def __call__(self, cell, *inputs, **more):
         """The output, or None to run the cell as it is written."""
         if self.record is None or not self.record.is_current():
-            record = Record(cell.sublayers(include_self=True))
-            known = (all(is_known_code(type(cell), name, 'TrainedCell') for name in ('forward', '_edge'))
-                     and '_edge' not in vars(cell) and type(cell.drop_path) is DropPath
-                     and not has_hooks(cell.drop_path)
-                     and all(is_known_code(DropPath, name) for name in ('forward', 'factors'))
-                     and not {'forward', 'factors'} & set(vars(cell.drop_path)))
-            self.cell = cells.TrainedCell(cell) if known else None
-            self.record = record  # last, for other threads
+            self.update(cell)
         return None if self.cell is None or len(inputs) != 3 or more else self.cell(cell, *inputs)
+
+    def update(self, cell):
+        """Look at the cell as it is now."""
+        record = Record(cell.sublayers(include_self=True))
+        known = (all(is_known_code(type(cell), name, 'TrainedCell') for name in ('forward', '_edge'))
+                 and '_edge' not in vars(cell) and type(cell.drop_path) is DropPath
+                 and not has_hooks(cell.drop_path)
+                 and all(is_known_code(DropPath, name) for name in ('forward', 'factors'))
+                 and not {'forward', 'factors'} & set(vars(cell.drop_path)))
+        self.cell = cells.TrainedCell(cell) if known else None
+        self.record = record  # last, for other threads
+
+    def is_whole(self):
+        """Whether the cell is computed as a whole, where the device and the precision allow it."""
+        return self.cell is not None and self.cell.block is not None
 
 
 class CellAcceleration:
@@ -149,6 +159,10 @@ class CellAcceleration:
             out = self._by_state(cell, *args, **kwargs)
         return out
 
+    def is_whole(self):
+        """Whether the cell is computed as a whole, where the device and the precision allow it."""
+        return self.whole is not None and self.whole.block is not None
+
     def _by_state(self, cell, s0, s1, *weights, **more):
         for text in self.unknown:
             self._say(text)
@@ -176,14 +190,15 @@ class CellAcceleration:
             self.whole = cells.SearchCell(cell) if compiled.numba is not None else None
             if not hasattr(cell, 'graph'):
                 self._find_edges(cell)
-            elif self.whole is not None and self.whole.block is None:
-                self._say(f'{self.name}: has an operation that is not known: its edges are computed one by one')
+            for column, kind in self.whole.unknown.items() if hasattr(cell, 'graph') and self.whole else ():
+                self._say(f'{_names_of_operations(cell)[column]} ({kind}) is not known: cells that contain it are '
+                          'computed edge by edge')
         self.record = record  # last, for other threads
 
     def _find_edges(self, cell):
         """Look at what can be computed by source state."""
         unknown = {}
-        names = list(cell._ops[0].method.primitives) + ['auxiliary skip connection']
+        names = _names_of_operations(cell)
 
         def is_known(op):
             why = _reason_against_operation(op)
@@ -220,6 +235,11 @@ def _normalises_single_values(cell, s1):
 
 # The functions of edges that may lie in each kind of cell; Edge is that of examples/nasbench201.py.
 MIXES = {'Cell': ['MixedOp'], 'GraphCell': ['MixedOp', 'Edge']}
+
+
+def _names_of_operations(cell):
+    """Of the operations on an edge, by column."""
+    return list(cells.mixed_operations_of(cell)[0].method.primitives) + ['auxiliary skip connection']
 
 
 def _operations(cell):

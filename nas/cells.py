@@ -19,10 +19,12 @@ class SearchCell:
     """A Cell or a GraphCell of model_search.py. auxiliary: whether each edge has the method's auxiliary skip
     connection, which is one more operation.
 
-    block: its Block, or None. A term's weight is that of an operation on an edge, for kept channels that of the edge.
+    block: its Block, or None if there are unknown operations, {column: class}. A term's weight is that of an operation
+    on an edge, for kept channels that of the edge.
     """
 
     def __init__(self, cell):
+        self.unknown = {}
         if hasattr(cell, 'graph'):
             nodes, graph, outputs, self.inputs = [], cell.graph, 1, 1
         else:
@@ -46,6 +48,8 @@ class SearchCell:
         for column, op in enumerate(operations):
             terms.append(Term(source, operation_of(op, stride=mixed.stride), edge * len(operations) + column,
                               MIXED if partial else WHOLE))
+            if terms[-1].operation is None:
+                self.unknown[column] = type(op).__name__
             self.columns += [(edge, column)] * (terms[-1].operation != NOTHING)
         if partial:
             kept = Identity() if mixed.mp is None else mixed.mp

@@ -16,14 +16,13 @@ from kernels.plans import IDENTITY, NOTHING
 from kernels.units import Convolution, Pooling, Unit
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.stacked import is_pointwise, reduce_together
-from operations import Conv7x1, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, WeightedSum, Zero
+from operations import FactorizedReduce, Identity, WeightedSum, Zero
 
 # Multiply-adds of a single dense convolution from which on its block is as fast as Paddle's operations, forward and
 # backward. Measured on 2 cores, with ReLU and batch norm: at 1.6 million 0.72 times as fast (1x1, 8x8 pixels), at 4.2
 # million 0.9 to 1.0, at 9.4 million (3x3, 16x16 pixels) 1.7, at 12.6 million (1x1, 32x32 pixels) 1.5.
 SMALLEST = 4e6
 POOLINGS = (nn.MaxPool2D, nn.AvgPool2D)
-CALLS_OP = (ReLUConvBN, SepConv, DilConv, Conv7x1)  # whose forward calls the nn.Sequential `op`
 
 
 def attach(layer):
@@ -177,13 +176,20 @@ def operation_of(op, alone=False, stride=1):
         if kind in POOLINGS:
             return Pooling(op) if _is_plain_pooling(op) else None
         return [Unit(False, [Convolution(op)], None)] if kind is nn.Conv2D and _is_convolution(op, alone) else None
-    if kind not in (Identity, Zero, FactorizedReduce, *CALLS_OP) or not is_known_code(kind, 'forward'):
-        return None
-    if kind in CALLS_OP:
+    if _only_calls_op(op):
         return operation_of(op.op)
+    if kind not in (Identity, Zero, FactorizedReduce) or not is_known_code(kind, 'forward'):
+        return None
     if kind is FactorizedReduce:
         return _reduction(op)
     return IDENTITY if kind is Identity else NOTHING if op.stride == stride else None
+
+
+def _only_calls_op(layer):
+    """Whether forward(x) of a layer's class is `return self.op(x)`, as that of most classes in operations.py."""
+    kind = type(layer)
+    return (isinstance(getattr(layer, 'op', None), nn.Sequential) and is_known_code(kind, 'forward', 'ReLUConvBN')
+            and kind.__call__ is nn.Layer.__call__)
 
 
 def _reduction(op):

@@ -78,11 +78,9 @@ class DARTS:
         """alphas [edges, operations] -> the scores that rank operations for the genotype, [edges, operations]."""
         return F.softmax(alphas, axis=-1)
 
-    def edge_weights(self, betas, steps, inputs=2):
-        """betas [edges] or None -> the weights of the edges, [edges], or None where edges have none.
-
-        steps: the nodes of a cell; inputs: the states before the first one, so that node i has i + inputs edges.
-        """
+    def edge_weights(self, betas, edge_counts):
+        """betas [edges] or None -> the weights of the edges, [edges], or None where edges have none. edge_counts: how
+        many edges enter each node, [2, 3, 4, 5] in a cell of DARTS."""
         return None
 
     def regularizer(self, alphas):
@@ -102,9 +100,9 @@ class PCDARTS(DARTS):
     partial = 4  # K = 4 for CIFAR-10 and ImageNet, section 4.1
     with_betas = True
 
-    def edge_weights(self, betas, steps, inputs=2):
-        """Softmax over the edges that enter a node; node i has i + inputs of them."""
-        return softmax_by_node(betas, steps, inputs)
+    def edge_weights(self, betas, edge_counts):
+        """Softmax over the edges that enter a node."""
+        return softmax_by_node(betas, edge_counts)
 
 
 class GDAS(DARTS):
@@ -284,9 +282,9 @@ class DARTSMinus(DARTS):
                 'constant': 1.0}[self.decay]
 
 
-def softmax_by_node(betas, steps, inputs=2):
-    """betas [edges] -> the softmax over the edges that enter each node, [edges]; node i has i + inputs of them."""
-    return paddle.concat([F.softmax(node, axis=-1) for node in betas.split([node + inputs for node in range(steps)])])
+def softmax_by_node(betas, edge_counts):
+    """betas [edges] -> the softmax over the edges that enter each node, [edges]."""
+    return paddle.concat([F.softmax(node, axis=-1) for node in betas.split(list(edge_counts))])
 
 
 def method_of(model):

@@ -77,6 +77,9 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         self.weights = weight_parameters(model)
         self.method, self.grad_clip = method_of(model), weight.grad_clip
         self.staged = bool(self.method.later_stages) and hasattr(model, 'rebuild_edges')
+        if self.method.later_stages and not self.staged:
+            logger.info('%s has no rebuild_edges: the search stays in the first stage of %s', type(model).__name__,
+                        self.method.name)
         if unrolled and not self.method.second_order:
             raise UserError(f'--unrolled: {self.method.name} has no second-order gradient; give --unrolled=False')
         # Stepped once an epoch: epoch e has the learning rate min + (lr - min) * (1 + cos(pi * e / epochs)) / 2.
@@ -162,8 +165,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return self.genotype()
 
     def _epoch(self, epoch):
-        if hasattr(self.model, 'set_epoch'):
-            self.model.set_epoch(epoch, self.num_epochs)
+        (self.model if hasattr(self.model, 'set_epoch') else self.method).set_epoch(epoch, self.num_epochs)
         stage = self.method.stage_at(epoch, self.num_epochs)
         if self.staged and stage > self.run.results.get('stage', {'number': 1})['number']:
             self._begin_stage(stage, epoch)
@@ -217,6 +219,9 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     def _check_early_stop(self, epoch, metrics):
         """The line of metrics.jsonl of the last good epoch if the search is to stop now, else None."""
         rule = self.monitor.early_stop
+        if rule and rule.kind == 'skip' and 'skip_connects' not in metrics:
+            raise UserError('--early_stop=skip: the number of skip connections in a cell of this search space is not '
+                            'known; give MonitorOptions.cell_figures a function that returns skip_connects')
         good = rule and rule.verdict(self.run.metrics + [metrics], self.epochs_no_archopt)
         if good:
             self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype']}
@@ -344,7 +349,7 @@ def _genotype_of_attributes(model):
         strengths = paddle.nn.functional.softmax(getattr(model, 'alphas_' + kind), axis=-1)
         betas = getattr(model, 'betas_' + kind, None)
         if betas is not None:
-            strengths *= softmax_by_node(betas, model._steps).unsqueeze(-1)
+            strengths *= softmax_by_node(betas, range(2, 2 + model._steps)).unsqueeze(-1)
         cells.append(genotypes.derive_cell(strengths.tolist(), model._primitives, model._steps))
     concat = range(2 + model._steps - model._multiplier, 2 + model._steps)
     return genotypes.Genotype(cells[0], concat, cells[1], concat)

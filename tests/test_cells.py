@@ -8,6 +8,7 @@ import pytest
 from conftest import needs_numba, relative_error
 
 import genotypes
+from examples import own_space
 from examples.nasbench201 import Edge, make_method
 from genotypes import Genotype, random_genotype
 from kernels.blocks import Block, Term
@@ -299,3 +300,72 @@ def test_changes_of_a_graph_cell_are_noticed(change):
 def test_graphs_that_are_refused(graph):
     with pytest.raises(ValueError, match='give .node, source. of each edge'):
         GraphCell(graph, paddle.nn.Identity)
+
+
+def test_a_class_that_only_calls_op_is_known_and_another_is_named(caplog):
+    class Known(paddle.nn.Layer):
+        def __init__(self, c):
+            super().__init__()
+            self.op = paddle.nn.Sequential(paddle.nn.ReLU(), paddle.nn.Conv2D(c, c, 3, padding=1, bias_attr=False),
+                                           paddle.nn.BatchNorm2D(c))
+
+        def forward(self, x):
+            return self.op(x)
+
+    class Unknown(Known):
+        def forward(self, x):
+            return 2 * self.op(x)
+
+    for kind in (Known, Unknown):
+        class OwnEdge(Edge):
+            def operation(self, primitive, c):
+                return kind(c) if primitive == 'nor_conv_1x1' else super().operation(primitive, c)
+        method = make_method('DARTS')
+        plain = GraphCell([(1, 0), (2, 0), (2, 1)], lambda: OwnEdge(4, method))
+        fast, exact = accelerate(copy.deepcopy(plain)), copy.deepcopy(plain)
+        exact.to(dtype='float64')
+        assert fast._acceleration.is_whole() == (kind is Known)
+        arguments = (np.random.default_rng(0).normal(size=(3, 4, 6, 6)), np.random.default_rng(1).random((3, 5)), None,
+                     None)
+        for ours, theirs in zip(graph_results(fast, *arguments, 'float32'),
+                                graph_results(exact, *arguments, 'float64')):
+            assert distance(ours, theirs) < 2e-3
+    said = [record.getMessage() for record in caplog.records]
+    assert sum('1 of 1 cells as a whole' in text for text in said) == 1
+    assert sum('nor_conv_1x1 (Unknown) is not known: cells that contain it are computed edge by edge' in text
+               for text in said) == 1
+
+
+def test_another_number_of_weights_is_refused():
+    method = make_method('DARTS')
+    cell = accelerate(GraphCell([(1, 0), (2, 0), (2, 1)], lambda: Edge(4, method)), quiet=True)
+    x = paddle.randn([2, 4, 6, 6])
+    with pytest.raises(ValueError, match='4 rows of weights for 3 edges'):
+        cell(x, paddle.rand([4, 5]))
+    with pytest.raises(ValueError, match=r'weights of shape \[6\] for 5 operations'):
+        cell(x, paddle.rand([3, 6]))
+    with pytest.raises(ValueError, match='6 channels: PC-DARTS passes 1/4'):
+        Edge(6, make_method('PC-DARTS', partial=4))
+
+
+@pytest.mark.parametrize('method', list(METHODS))
+def test_the_smallest_own_space_is_computed_as_a_whole(method):
+    """examples/own_space.py, whose `squeeze` is an operation of its own; betas by node, 1, 2 and 2 edges."""
+    paddle.seed(0)
+    plain = own_space.Network(12 if METHODS[method].partial == 6 else 8, 10, method)
+    plain.set_epoch(0, 2)
+    fast, exact = accelerate(copy.deepcopy(plain), quiet=True), copy.deepcopy(plain)
+    exact.to(dtype='float64')
+    image, label = np.random.default_rng(0).normal(size=(6, 1, 8, 8)), paddle.to_tensor([0, 1, 2, 3, 4, 5])
+    gradients = []
+    for network, precision in ((fast, 'float32'), (exact, 'float64')):
+        paddle.seed(1)  # GDAS and DrNAS draw
+        gradients.append(paddle.grad(network._loss(paddle.to_tensor(image, precision), label),
+                                     network.arch_parameters()))
+    assert fast.cell._acceleration.is_whole()
+    if method not in ('GDAS', 'DrNAS'):  # whose draws depend on the precision
+        for ours, theirs in zip(*gradients):
+            assert distance(ours.numpy(), theirs.numpy()) < 1e-3
+    if plain.betas is not None:
+        weights = plain.method.edge_weights(plain.betas, [1, 2, 2]).numpy()
+        assert np.allclose([weights[0], weights[1:3].sum(), weights[3:].sum()], 1, atol=1e-6)

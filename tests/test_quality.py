@@ -63,7 +63,7 @@ def test_early_stopping_is_the_rule_applied_to_the_eigenvalues_of_a_run(tmp_path
         epoch['eigenvalue'] = 1.0 if epoch['epoch'] < 20 else 10.0
     write(tmp_path / 'nasbench201.jsonl', [ALL_CELLS, line])
     # at epoch 22 the newest mean is that of epochs 14 to 22, the earlier one that of 6 to 14, counted for epoch 10
-    assert '| DARTS, seed 0 | 10 | 80.00 | 61.00 |' in quality_tables.tables(str(tmp_path), 'nasbench201')
+    assert '| DARTS, seed 0 | 22 | 10 | 80.00 | 61.00 |' in quality_tables.tables(str(tmp_path), 'nasbench201')
 
 
 def test_the_interval_of_paired_differences(tmp_path):

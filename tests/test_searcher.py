@@ -1,4 +1,5 @@
 """The search loop with a user's own network and readers, and a run of search.py as a user types it."""
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,8 +11,10 @@ import pytest
 from conftest import arguments, shared_file
 
 import reader
+from examples import own_space
 from genotypes import get_genotype, read_genotype
 from model_search import Network
+from nas.collapse import EarlyStop
 from nas.options import MonitorOptions, WeightOptions
 from nas.readers import as_loader, endless
 from nas.searcher import DARTSearch
@@ -119,6 +122,39 @@ def test_an_early_stop_of_a_users_network_gives_back_its_operations(tmp_path):
     genotype = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), num_epochs=5, save_dir=str(tmp_path),
                           monitor=MonitorOptions(early_stop=Stop())).train()
     assert genotype.normal == [('double', 0), ('double', 1)] and genotype.normal_concat == range(2, 3)
+
+
+def own_space_search(tmp_path, method, epochs=1, network=own_space.Network, **options):
+    data = own_space.Digits(0)
+    data.items = data.items[:16]
+    return DARTSearch(network(12, 10, method), data, data, paddle.CPUPlace(), batchsize=8, num_epochs=epochs,
+                      save_dir=str(tmp_path), **options)
+
+
+def test_counting_skip_connections_of_an_own_space_needs_a_function(tmp_path):
+    monitor = MonitorOptions(early_stop=EarlyStop('skip', 1), validate=False)
+    with pytest.raises(UserError, match='--early_stop=skip: the number of skip connections'):
+        own_space_search(tmp_path / 'unknown', 'DARTS', monitor=monitor).train()
+    monitor = dataclasses.replace(monitor, cell_figures=lambda cell: {'skip_connects': cell.count('skip_connect')})
+    own_space_search(tmp_path / 'known', 'DARTS', monitor=monitor).train()
+
+
+class WithoutHooks(own_space.Network):
+    """A network that tells its method nothing of epochs."""
+
+    set_epoch = property()  # hasattr is False
+
+
+def test_a_method_learns_the_epoch_without_a_hook_of_the_network(tmp_path):
+    search = own_space_search(tmp_path, 'DARTS-', 2, WithoutHooks)
+    search.train()
+    assert (search.method.epoch, search.method.epochs) == (1, 2) and search.method.skip_weight == 0.5
+
+
+def test_a_network_without_stages_stays_in_the_first_one_and_the_log_says_so(tmp_path, caplog):
+    search = own_space_search(tmp_path, 'DrNAS')
+    assert not search.staged and any('Network has no rebuild_edges: the search stays in the first stage of DrNAS' in
+                                     record.getMessage() for record in caplog.records)
 
 
 def test_the_architecture_rests_for_epochs_no_archopt(tmp_path):
