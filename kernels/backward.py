@@ -17,6 +17,7 @@ from kernels.call import (
     array_of,
     bias_of,
     chunk_images,
+    gradient_of,
     memory_of,
     place_of,
     row_step,
@@ -33,6 +34,7 @@ from kernels.images import (
     YES,
     ZERO,
     Place,
+    add_norm_sums,
     address,
     collect,
     copy_to_line,
@@ -41,9 +43,8 @@ from kernels.images import (
     give_to_largest,
     one_row,
     spread,
-    two_sums,
 )
-from kernels.nodes import complete, copy_outputs, identities_back, scale_or_add, sum_gradients
+from kernels.nodes import add_scaled, copy_outputs, identities_back, sum_gradients, zero_unwritten
 from kernels.products import multiply, multiply_weight, offsets_of, starts_of
 from kernels.threads import wait_at
 from kernels.units import AVERAGE, DENSE, DEPTHWISE, ONE_TAP, POINTWISE, SEPARABLE
@@ -69,7 +70,7 @@ def backward_pass(tables, call, gradients, barrier, begin, end):
                 for number in range(len(tables.nodes)):
                     node = tables.nodes[number]
                     if node.level == level and call.values[node.value].gradient != 0:
-                        complete(tables, call, gradients, node.value, chunk)
+                        zero_unwritten(tables, call, gradients, node.value, chunk)
                         sum_gradients(tables, call, gradients, number, chunk, part)
         wait_at(barrier, threads, waits)
         for part in range(begin, end):
@@ -90,14 +91,14 @@ def backward_pass(tables, call, gradients, barrier, begin, end):
     for part in range(begin, end):
         for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
             for number in range(tables.inputs):
-                complete(tables, call, gradients, number, chunk)
+                zero_unwritten(tables, call, gradients, number, chunk)
         for number in range(len(call.steps) if gradients.weights_wanted else 0):
             add_parts(tables, call, gradients, number, part)
 
 
 @pasted
 def step_back(tables, call, gradients, number, chunk, part, memory):
-    """Of a step, tile by tile."""
+    """The backward pass of a step, tile by tile."""
     step, all_images = call.steps[number], chunk_images(tables, chunk)
     source = call.values[step.source]
     if not step.active or source.gradient == 0 and (step.kind >= AVERAGE or not gradients.weights_wanted):
@@ -121,29 +122,29 @@ def find_coefficients(tables, call, gradients, number):
     norm = call.norms[number]
     value = call.values[norm.value]
     channels, count = value.channels, tables.images * value.pixels
-    strength, gradient = np.float64(call.strengths[norm.term]) if norm.term >= 0 else 1.0, 0.0
+    strength, of_strength = np.float64(call.strengths[norm.term]) if norm.term >= 0 else 1.0, 0.0
     for c in range(channels):
-        total = both = c1 = c2 = 0.0  # the sums of d and of d * (f - mean)
+        sum_d = sum_df = c1 = c2 = 0.0  # of d and of d * (f - mean)
         for part in range(tables.parts):
-            total += gradients.sums[part, number, c, 0]
-            both += gradients.sums[part, number, c, 1]
+            sum_d += gradients.sums[part, number, c, 0]
+            sum_df += gradients.sums[part, number, c, 1]
         scale, inverse = strength * call.scale[number, c], np.float64(call.inverse[number, c])
         if norm.trains:
-            c1 = -scale * inverse * inverse * both / count
-            c2 = -scale * total / count - c1 * call.mean[number, c]
+            c1 = -scale * inverse * inverse * sum_df / count
+            c2 = -scale * sum_d / count - c1 * call.mean[number, c]
         gradients.coefficients[number, c, 0] = scale
         gradients.coefficients[number, c, 1], gradients.coefficients[number, c, 2] = c1, c2
-        gradient += call.scale[number, c] * both
+        of_strength += call.scale[number, c] * sum_df
         if norm.beta:
-            gradient += floats(norm.beta, channels)[c] * total
+            of_strength += floats(norm.beta, channels)[c] * sum_d
         if norm.gamma_gradient:
-            floats(norm.gamma_gradient, channels)[c] = strength * inverse * both
-            floats(norm.beta_gradient, channels)[c] = strength * total
+            floats(norm.gamma_gradient, channels)[c] = strength * inverse * sum_df
+            floats(norm.beta_gradient, channels)[c] = strength * sum_d
         if norm.bias_gradient:  # the mean of a batch takes away what a bias adds
             bias = bias_of(norm.bias_gradient, norm.second_bias_gradient, norm.second, c)
-            bias[0] = 0.0 if norm.trains else scale * total
+            bias[0] = 0.0 if norm.trains else scale * sum_d
     if norm.term >= 0:
-        gradients.strengths[norm.term] = gradient
+        gradients.strengths[norm.term] = of_strength
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def read_gradient(tables, call, gradients, number, images, memory):
 
 @pasted
 def product_back(tables, call, gradients, number, images, part, memory):
-    """Of a pointwise product and what comes before it, or of that alone."""
+    """The backward pass of a pointwise product and of what comes before it, or of a depthwise convolution alone."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
     source, pixels, taps = call.values[step.source], call.values[step.result].pixels, len(t.taps)
     inputs, filters, size = step.channels // step.groups, step.filters // step.groups, images.count * pixels
@@ -226,7 +227,7 @@ def product_back(tables, call, gradients, number, images, part, memory):
 
 @pasted
 def dense_back(tables, call, gradients, number, images, part, memory):
-    """Of a dense convolution."""
+    """The backward pass of a dense convolution."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
     inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
     read_gradient(tables, call, gradients, number, images, memory)
@@ -257,24 +258,24 @@ def give_to_source(tables, call, gradients, number, images, part, channel):
     if source.gradient == 0:
         return
     place = place_of(tables, source, images, step.from_channel + c)
-    dx = floats(source.gradient, tables.images * source.tensor_channels * source.pixels)
+    dx = gradient_of(tables, source)
     chunk = images.chunk_first // tables.chunk
     added = source.written_row >= 0 and gradients.written[source.written_row, chunk, step.from_channel + c] == 1
     collect(dx, place, w, t.places, gradient, planes, step.relu == 1, added)
     if step.last and call.norms[step.norm].summed:
         whole = one_row(place.start)
-        two_sums(gradients.sums[part, step.norm, c], dx, whole, array_of(tables, source), whole,
+        add_norm_sums(gradients.sums[part, step.norm, c], dx, whole, array_of(tables, source), whole,
                  images.count * source.pixels, call.mean[step.norm, c])
 
 
 @pasted
 def pool_back(tables, call, gradients, number, images, part, memory):
-    """Of a pooling, which has a norm in each node that contains it."""
+    """The backward pass of a pooling; each term that reads it has a norm of its own."""
     step, (w, t) = call.steps[number], unpack(tables.geometry[number])
     result, source, average = call.values[step.result], call.values[step.source], step.kind == AVERAGE
     pixels, ones, f = result.pixels, np.ones(len(t.taps), np.float32), array_of(tables, result)
     divisors, dropped = tables.divisors[step.divisors_at:][:pixels], len(call.factors) > 0
-    fill(memory.planes[:w.channel], LOWEST)
+    fill(memory.planes[:w.channel], LOWEST)  # of an average nothing is masked
     fill(memory.line[:w.line], ZERO)
     for c in range(step.channels):
         of_f = place_of(tables, result, images, c)
@@ -286,7 +287,7 @@ def pool_back(tables, call, gradients, number, images, part, memory):
             c0, c1, c2 = gradients.coefficients[norm, c]
             for image in range(images.count if call.terms[k].active else 0):
                 row, given = memory.rows[image * pixels:][:pixels], d[of_d.start + image * of_d.step:][:pixels]
-                scale_or_add(row, c0 * call.factors[k, images.first + image] if dropped else c0, given, YES)
+                add_scaled(row, c0 * call.factors[k, images.first + image] if dropped else c0, given, YES)
                 if call.norms[norm].trains:
                     f_row = f[of_f.start + image * of_f.step:][:pixels]
                     for p in range(pixels):

@@ -25,7 +25,7 @@ from kernels.tables import NCHW
 from kernels.threads import with_barrier
 from kernels.units import Pooling
 
-MANY = 16  # parameters, above which those of one shape are stacked
+MANY = 16  # parameters, above which those that differ only in their first side are stacked
 PARAMETERS = 'gamma', 'beta', 'bias', 'second_bias'  # of a norm
 SELECTIONS = 100  # of active terms for which a block remembers what they need
 
@@ -132,7 +132,8 @@ def _tensors(operation):
 
 
 def _stacked(parameters, members, together):
-    """The Selection of the parameters with these numbers; together: whether those of one shape are stacked."""
+    """The Selection of the parameters with these numbers; together: whether those that differ only in
+    their first side are stacked."""
     stacks = {}
     for number in members:
         key = tuple(parameters[number].shape[1:]) if together else number
@@ -200,7 +201,7 @@ class BlockOperation(Operation):
         if direct:  # the last value but one is what the only term reads
             values['data'][-2], values['order'][-2] = outs[0].data_ptr(), NCHW
         statistics = np.zeros((4, len(norms), tables.channels), np.float32)
-        statistics[1:3] = 1
+        statistics[1:3] = 1  # inverse and scale
         moments = np.empty((len(values), tables.tiles if trained else 0, tables.channels, 2))
         memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
         factors = np.empty((0, 0), np.float32) if self.factors is None else self.factors
@@ -252,9 +253,9 @@ class BlockOperation(Operation):
         written = np.zeros((plan.written_rows, tables.chunks, max(shape[0] for shape in plan.shapes)), np.uint8)
         written[[values['written_row'][value] for _, nodes in plan.outputs for value, _, _ in nodes]] = 1
         gradients = Gradients(copies, written, np.zeros((tables.parts, len(norms), tables.channels, 2)),
-                          np.zeros((len(norms), tables.channels, 3), np.float32), np.zeros(len(call.terms)),
-                          np.empty((tables.parts, tables.weights if weights_wanted else 0), np.float32),
-                          np.empty(tables.weights, np.float32), weights_wanted)
+                              np.zeros((len(norms), tables.channels, 3), np.float32), np.zeros(len(call.terms)),
+                              np.empty((tables.parts, tables.weights if weights_wanted else 0), np.float32),
+                              np.empty(tables.weights, np.float32), weights_wanted)
         memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
         with_barrier(backward_pass, tables.parts, tables, call._replace(memory=memory), gradients)
         del kept

@@ -11,8 +11,8 @@ from kernels.tables import NCHW
 class Call(NamedTuple):
     """What is new in each call: the tables of plans.py with their addresses, and arrays.
 
-    strengths [terms]: the weights; factors [terms, N]: those of drop path, or [0, 0]. direct: whether the last step
-    writes the output, behind its batch norm. mean, inverse (1 / standard deviation), scale, shift
+    strengths [terms]: the weights; factors [terms, N]: of drop path, of shape [0, 0] without it. direct: whether the
+    last step applies its batch norm and writes the output itself. mean, inverse (1 / standard deviation), scale, shift
     [norms, C]: scale * f + shift is what the norm gives. moments [values, tiles, C, 2]: mean and sum of squared
     deviations of the images of each tile, of the values that need them. memory [parts, elements].
     """
@@ -66,9 +66,10 @@ class Images(NamedTuple):
 class Memory(NamedTuple):
     """Arrays that a thread uses for a tile of images in one step.
 
-    rows [filters]: what the product gives, in the backward pass df; between [channels]: what it multiplies; upstream:
-    the gradient of between. All three are rows of images * pixels, or lines of windows.py. planes: the padded pixels of
-    the source, of all channels of a dense convolution, else of one; gradient: theirs; line: of one channel.
+    rows [filters]: the product, in the backward pass df; upstream [channels]: the gradient of between; between
+    [channels]: the inputs of the product. All three are rows of images * pixels, or lines of windows.py. planes: the
+    padded pixels of the source, of all channels of a dense convolution, else of one; gradient: that of planes; line: of
+    one channel. A pooling has the gradient of its f in rows and a line of f in between.
     """
 
     rows: np.ndarray
@@ -121,6 +122,11 @@ def array_of(tables, value):
 
 
 @inner
+def gradient_of(tables, value):
+    return floats(value.gradient, tables.images * value.tensor_channels * value.pixels)
+
+
+@inner
 def bias_of(first, second, begin, c):
     """An array that begins with the bias of channel c: those of two convolutions begin at two addresses, the second
     ones for the channels from `begin` on."""
@@ -159,5 +165,4 @@ def upstream_of(tables, call, number, images, c):
     if norm.term >= 0:
         value, channel = tables.nodes[call.terms[norm.term].node].value, channel_of(call.terms[norm.term], c)
     of_norm = call.values[value]
-    return (floats(of_norm.gradient, tables.images * of_norm.tensor_channels * of_norm.pixels),
-            place_of(tables, of_norm, images, channel))
+    return gradient_of(tables, of_norm), place_of(tables, of_norm, images, channel)

@@ -41,12 +41,12 @@ def addresses(tensors):
     return np.array([tensor.data_ptr() for tensor in tensors], np.int64)
 
 
-ROW = 1024  # pixels of a job, about, so that rows are long
+ROW = 1024  # about how many pixels a row of a tile has
 
 
 @functools.lru_cache(None)
 def chunk_size(images, most):
-    """How many images make a job: at most `most`, and few enough that all cores have about as much to do."""
+    """How many images make a chunk: at most `most`, and few enough that all cores have about as much to do."""
     def images_per_core(size):
         return size * -(-images // (size * cpu_threads()))
     sizes = range(1, max(1, min(most, images)) + 1)
@@ -89,16 +89,15 @@ def inner(function):
 def shared(function):
     """As inner, but not inlined: for functions that would take long to compile in each that calls them.
 
-    Sums keep the order in which they are written, in its inner functions too: a process that compiles runs the machine
-    code of the function itself, and one that finds its caller in the cache a copy that was optimised with the caller.
-    Long sums are therefore those of vectors.py.
+    Its own sums keep the order in which they are written: a process that compiles runs the machine code of the
+    function itself, and one that finds its caller in the cache a copy that was optimised with the caller. Long sums are
+    therefore those of vectors.py.
     """
     return jit(function, IN_ORDER, no_cpython_wrapper=True)
 
 
 def pasted(function):
-    """As shared, for a long function that is called at one place: it becomes a part of its caller before anything is
-    compiled."""
+    """For a long function that is called at one place: it becomes a part of its caller before anything is compiled."""
     return jit(function, IN_ORDER, inline='always', no_cpython_wrapper=True)
 
 

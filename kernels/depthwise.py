@@ -1,7 +1,7 @@
-"""Depthwise convolutions of one channel of a chunk of images, and their gradients; windows.py says how planes and lines
-lie in memory and what w, a Window, and t, Tables, hold.
+"""Depthwise convolutions of one channel of a tile of images, and their gradients; windows.py says how planes and lines
+lie in memory and what w, a Window, and t, WindowTables, hold.
 
-A tap of the kernel contributes its weight times the pixels from one place on (`correlate` of products.py). Where
+A tap of the kernel contributes its weight times the pixels from one place on (`multiply_row` of products.py). Where
 these are fetched anew for each tap, fetching them is the slower part. Kernels of 3x3 and 5x5 at stride 1 therefore
 compute several output rows at once, those that lie below each other at the distance of the taps: pixels that were
 fetched serve all of them.
@@ -10,7 +10,7 @@ fetched serve all of them.
 """
 from kernels.compiled import inner, numba, shared
 from kernels.images import address
-from kernels.products import correlate, correlate_rows
+from kernels.products import multiply_row, multiply_weight_row
 from kernels.vectors import LANES, REGISTERS
 
 ROWS = 4  # at once, or twice as many
@@ -118,7 +118,7 @@ def convolve(line, weight, planes, t, w):
         _convolve_rows(address(line, 0), address(weight, 0), address(planes, 0), t.taps, w.step, w.pitch, w.out_height,
                        row_length(w, w.out_width))
     else:
-        correlate(line, weight, planes, t.taps, w.length)
+        multiply_row(line, weight, planes, t.taps, w.length)
 
 
 @shared
@@ -132,7 +132,7 @@ def spread_gradient(gradient, weight, line, t, w):
         return
     for plane in range(len(t.planes)):
         begin, end = t.starts[plane], t.starts[plane + 1]
-        correlate(gradient[t.planes[plane]:], weight[begin:], line, t.backwards[begin:end], w.span)
+        multiply_row(gradient[t.planes[plane]:], weight[begin:], line, t.backwards[begin:end], w.span)
 
 
 @shared
@@ -140,7 +140,8 @@ def _convolve_rows(result, weight, source, offsets, step, pitch, height, length)
     """Rows 0, 1, ..., height - 1 of the result, of `length` pixels each, and up to 3 rows more at the distance of the
     taps' rows, `step`; offsets: where each tap reads the source. All but these are addresses and numbers of elements.
 
-    A register may reach beyond the end of a row: the next row, which is computed later, has the same values there.
+    A register may reach beyond the end of a row: the next row has the same values there, since a value depends on its
+    position only.
     """
     distance, taps = step // pitch, offsets.ctypes.data
     for first in range(min(distance, height)):
@@ -167,7 +168,7 @@ def add_correlations(result, upstream, planes, t, w):
         _add_correlations_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.step, w.pitch,
                                   w.out_height, row_length(w, w.out_width))
         return
-    correlate_rows(result, upstream, planes, t.taps, w.length)
+    multiply_weight_row(result, upstream, planes, t.taps, w.length)
 
 
 @shared
@@ -179,10 +180,10 @@ def _add_correlations_of_rows(result, upstream, source, offsets, step, pitch, he
         if len(offsets) == 9:
             _columns_of_3x3(result, upstream + at, source + at, taps, step, rows, length)
             continue
-        for column in range(0, 6 - COLUMNS, COLUMNS):
+        for column in range(0, 5 - COLUMNS + 1, COLUMNS):
             _columns_of_5x5(result + 4 * column, upstream + at, source + at, taps + 8 * column, step, rows, length)
         if COLUMNS == 2:
-            _column_of_5x5(result + 16, upstream + at, source + at, taps + 32, step, rows, length)
+            _column_of_5x5(result + 4 * 4, upstream + at, source + at, taps + 8 * 4, step, rows, length)
 
 
 @inner

@@ -1,7 +1,7 @@
 """Loops between images [N, C, H, W] and the planes and lines that windows.py describes, for one channel of a chunk of
 images; sums over a channel; loops of max pooling.
 
-place: a Place, w: a Window, places: those of its Tables. Arrays are flattened.
+place: a Place, w: a Window, places: those of its WindowTables. Arrays are flattened.
 """
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ YES, NO = np.bool_(True), np.bool_(False)  # in place of literals, for each of w
 
 
 class Place(NamedTuple):
-    """Where a channel of a chunk of images lies in a tensor, in elements."""
+    """Where a channel of a chunk or a tile of images lies in a tensor, in elements."""
 
     start: int  # of the channel in the first image
     step: int  # from an image to the next
@@ -175,7 +175,7 @@ def take_moments(result, x, start, size):
 
 
 @inner
-def two_sums(result, d, place_of_d, f, place_of_f, pixels, mean):
+def add_norm_sums(result, d, place_of_d, f, place_of_f, pixels, mean):
     """Add the sums of d and of d * (f - mean) of a channel to result."""
     for image in range(place_of_d.images):
         add_products(result.ctypes.data, address(d, place_of_d.start + image * place_of_d.step),

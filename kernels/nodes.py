@@ -1,7 +1,7 @@
 """Nodes of a plan, the sums of their terms, and what their gradients give to the terms, for a chunk of images."""
-from kernels.call import array_of, channel_in, chunk_images, place_of, upstream_of
+from kernels.call import array_of, channel_in, chunk_images, gradient_of, place_of, upstream_of
 from kernels.compiled import floats, inner, pasted, shared
-from kernels.images import NO, ONE, YES, ZERO, fill, one_row, two_sums
+from kernels.images import NO, ONE, YES, ZERO, add_norm_sums, fill, one_row
 
 
 @pasted
@@ -42,23 +42,23 @@ def add_difference(row, scale, values, mean, shift, add):
 
 @inner
 def copy_outputs(tables, gradients, chunk):
-    """The gradients of outputs to which the edges between their nodes add more."""
+    """Copy the gradients of outputs whose nodes later nodes read: the pass adds to the copies."""
     images = chunk_images(tables, chunk)
     for number in range(len(gradients.copies)):
         given, to, size = gradients.copies[number]
         if to != 0:
             begin, end = images.first * size, (images.first + images.count) * size
             source, row = floats(given, tables.images * size)[begin:end], floats(to, tables.images * size)[begin:end]
-            scale_or_add(row, ONE, source, NO)
+            add_scaled(row, ONE, source, NO)
 
 
 @shared
-def complete(tables, call, gradients, number, chunk):
-    """Zeros for the channels of a value's gradient to which nothing was given."""
+def zero_unwritten(tables, call, gradients, number, chunk):
+    """Set the channels of a value's gradient to zero to which nothing was given."""
     value, images = call.values[number], chunk_images(tables, chunk)
     if value.gradient == 0:
         return
-    row = floats(value.gradient, tables.images * value.tensor_channels * value.pixels)
+    row = gradient_of(tables, value)
     for c in range(value.channels):
         if not gradients.written[value.written_row, chunk, c]:
             place = place_of(tables, value, images, c)
@@ -78,14 +78,14 @@ def sum_gradients(tables, call, gradients, number, chunk, part):
             d, of_d = upstream_of(tables, call, term.norm, images, c)
             of_f, mean = place_of(tables, value, images, term.from_channel + c), call.mean[term.norm, c]
             if len(call.factors) == 0:
-                two_sums(sums[c], d, of_d, f, of_f, value.pixels, mean)
+                add_norm_sums(sums[c], d, of_d, f, of_f, value.pixels, mean)
                 continue
             for image in range(images.count):
-                factor, before, both = call.factors[k, images.first + image], sums[c, 0], sums[c, 1]
-                two_sums(sums[c], d, one_row(of_d.start + image * of_d.step), f,
+                factor, sum_d, sum_df = call.factors[k, images.first + image], sums[c, 0], sums[c, 1]
+                add_norm_sums(sums[c], d, one_row(of_d.start + image * of_d.step), f,
                          one_row(of_f.start + image * of_f.step), value.pixels, mean)
-                sums[c, 0] = before + factor * (sums[c, 0] - before)
-                sums[c, 1] = both + factor * (sums[c, 1] - both)
+                sums[c, 0] = sum_d + factor * (sums[c, 0] - sum_d)
+                sums[c, 1] = sum_df + factor * (sums[c, 1] - sum_df)
 
 
 @pasted
@@ -95,9 +95,9 @@ def identities_back(tables, call, gradients, number, chunk):
     for k in range(tables.nodes[number].begin, tables.nodes[number].end):
         term = call.terms[k]
         value = call.values[call.norms[term.norm].value]
-        if not term.active or value.gradient == 0 or value.written_row < 0:
+        if not term.active or value.gradient == 0 or value.written_row < 0:  # only a state has both
             continue
-        row = floats(value.gradient, tables.images * value.tensor_channels * value.pixels)
+        row = gradient_of(tables, value)
         dropped = len(call.factors) > 0
         for c in range(term.channels):
             weight = gradients.coefficients[term.norm, c, 0]
@@ -106,13 +106,13 @@ def identities_back(tables, call, gradients, number, chunk):
             added = gradients.written[value.written_row, chunk, term.from_channel + c] == 1
             for image in range(images.count):
                 factor = weight * call.factors[k, images.first + image] if dropped else weight
-                scale_or_add(row[place.start + image * place.step:][:value.pixels], factor,
+                add_scaled(row[place.start + image * place.step:][:value.pixels], factor,
                              d[of_d.start + image * of_d.step:][:value.pixels], added)
             gradients.written[value.written_row, chunk, term.from_channel + c] = 1
 
 
 @inner
-def scale_or_add(row, scale, values, add):
+def add_scaled(row, scale, values, add):
     """row (+)= scale * values."""
     if add:
         for p in range(len(row)):

@@ -22,8 +22,8 @@ class Operation:
     """
 
     def __call__(self, *tensors):
-        tracked = paddle.is_grad_enabled()
-        self.wanted = [tracked and not tensor.stop_gradient for tensor in tensors]
+        recording = paddle.is_grad_enabled()
+        self.wanted = [recording and not tensor.stop_gradient for tensor in tensors]
         if not any(self.wanted):
             with paddle.no_grad():
                 return self.forward(*tensors)

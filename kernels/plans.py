@@ -117,15 +117,15 @@ class Plan:
         self.term_rows.append(dict(
             node=len(self.node_rows), norm=self._add_norm(value, number, layers), from_channel=from_channel,
             channels=shape[0], next=-1, level=level, part=term.part, weight=term.weight))
-        if isinstance(term.operation, Pooling):  # the first of the terms that add it up
-            step = self.pools[source.value, source.from_channel, term.operation.key()]
+        if isinstance(term.operation, Pooling):  # becomes the first of the terms that add it up
+            step = self.pools[(*source, term.operation.key())]
             step['term'], self.term_rows[-1]['next'] = number, step['term']
         whole = {WHOLE: shape[0], MIXED: shape[0] * self.block.partial, KEPT: shape[0] + mixed}[term.part]
         return whole, *shape[1:]
 
     def _add_pooling(self, pooling, source, state, term):
         """(the value that a pooling computes, one for all terms that need it; its layers)."""
-        shape, key = pooling.output_shape(source.shape), (source.value, source.from_channel, pooling.key())
+        shape, key = pooling.output_shape(source.shape), (*source, pooling.key())
         if shape is None or self._is_single_value(pooling.norm, shape):
             return None, None
         if key not in self.pools:
@@ -214,8 +214,9 @@ class Plan:
                                  tiles, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
 
     def _share_images(self):
-        """How many images form a chunk. A step computes a part of them at once, so that rows have about 1,000 pixels,
-        or fewer where so many channels do not fit in 2**15 numbers, 128 KB, of a core's own cache."""
+        """How many images form a chunk. A step computes a tile of them at once, so that rows have about 1,000 pixels,
+        or fewer where its channels would not fit in a core's own cache: 2**15 numbers, 128 KB, of the result, 2**16 of
+        the source."""
         for row in self.step_rows:
             (channels, *sides), (of_source, *source_sides) = self.shapes[row['result']], row['shape']
             most = min(min(ROW, 2 ** 15 // max(channels, 1)) // np.prod(sides),

@@ -118,7 +118,7 @@ if numba is not None:
     _four_by_many, _four_by_one = _block_of_product_of_rows(4, WEIGHT_COLUMNS), _block_of_product_of_rows(4, 1)
     _one_by_three, _one_by_one = _block_of_product_of_rows(1, 3), _block_of_product_of_rows(1, 1)
 
-SLACK = LANES * WIDE  # elements beyond the end of a row that correlate may read and write
+SLACK = LANES * WIDE  # elements beyond the end of a row that multiply_row may read and write
 
 
 @shared
@@ -176,7 +176,7 @@ def multiply_weight(result, gradient, gradient_step, source, offsets, rows, size
 
 
 @inner
-def correlate(result, weight, source, offsets, length):
+def multiply_row(result, weight, source, offsets, length):
     """multiply of a single row, and up to SLACK elements more: a depthwise convolution of a channel."""
     a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for p in range(0, length, LANES * WIDE):
@@ -184,8 +184,8 @@ def correlate(result, weight, source, offsets, length):
 
 
 @inner
-def correlate_rows(result, upstream, source, offsets, length):
-    """multiply_weight of a single row; upstream has zeros from `length` on up to a multiple of LANES, where source is
+def multiply_weight_row(result, upstream, source, offsets, length):
+    """multiply_weight of a single row; from `length` to the next multiple of LANES upstream must be zero and source
     finite."""
     a, b, c, d = result.ctypes.data, upstream.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for k in range(0, len(offsets) - 2, 3):

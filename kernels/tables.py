@@ -16,7 +16,8 @@ def _table(*names, **others):
 VALUE = _table('channels', 'pixels', 'order',
                'tensor_channels',  # of the tensor of which an NCHW value is a part
                'written_row',  # its row in Gradients.written, -1 for a value that one step reads
-               'at_once', 'trains',  # images of a step; whether a batch norm behind it needs its moments
+               'at_once',  # images of a tile of the step that computes it
+               'trains',  # whether a batch norm behind it needs its moments
                'data', 'gradient')
 NORM = _table('value', 'level', 'gradient_level',  # the level that computes the value, and that at which the backward
               # pass knows all of the gradient of what the norm gives
@@ -30,7 +31,8 @@ NORM = _table('value', 'level', 'gradient_level',  # the level that computes the
 STEP = _table('kind', 'active', 'at_once', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
               'result', 'result_norm', 'first', 'filters', 'groups',  # first: of its filters, in the result
               'term',  # one that adds up the result of a pooling; TERM.next leads to the others
-              'last',  # whether no later step reads the source; those that read it through a batch norm have one level
+              'last',  # whether it is the last step that reads the source: when it is done going back, the
+              # source's gradient is complete. Read only behind a batch norm, whose readers have one level
               'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
               'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
 NODE = _table('value', 'begin', 'end', 'level')  # its terms are those from begin to end
@@ -43,9 +45,9 @@ class PlanTables(NamedTuple):
     """What is the same in all calls.
 
     inputs: how many values are inputs, the first ones. chunk: images of a chunk. parts: of the work, one for each
-    thread. channels: most of a value behind a norm. tiles: how often a step must run at most to compute all images.
-    weights: elements of all weights. geometry: a packed (Window, Tables) for each step. levels: where the steps of each
-    begin, and the end. nodes: of NODE. sections: where the parts of a thread's memory begin, see call.Memory.
+    thread. channels: most of a value behind a norm. tiles: of all chunks, at most. weights: elements of
+    all weights. geometry: a packed (Window, WindowTables) for each step. levels: where the steps of each begin, and the
+    end. nodes: of NODE. sections: where the sections of a thread's memory begin, see call.Memory.
     divisors: 1 / pixels of all windows of poolings.
     """
 

@@ -213,12 +213,13 @@ def on_all_cores(function, jobs, *arguments, on_error=lambda: None):
 
 
 def with_barrier(function, parts, *arguments):
-    """Call function(*arguments, barrier, begin, end) on `parts` threads at once, at most as many as there are cores,
-    with begin = the thread's number and end = begin + 1; or in one thread with 0 and `parts`.
+    """Call function(*arguments, barrier, begin, end) on `parts` threads at once, with begin = the thread's number and
+    end = begin + 1; or in one thread with 0 and `parts`. parts: at most cpu_threads().
 
     The function calls wait_at(barrier, threads, number) as often in each thread. If one of them ends with an exception,
     the others no longer wait and their results mean nothing.
     """
+    assert parts <= cpu_threads(), 'the threads would wait for each other for ever'
     barrier = np.zeros(16, np.int64)
     barrier[YIELD] = _yield_function()
     on_all_cores(function, parts, *arguments, barrier,

@@ -9,10 +9,10 @@ SEPARABLE, POINTWISE, ONE_TAP, DEPTHWISE, DENSE, AVERAGE, LARGEST = range(7)
 
 
 class Convolution:
-    """A dense convolution of a unit, a depthwise one, or a depthwise one with a pointwise one behind it.
+    """A full convolution of a unit, a depthwise one, or a depthwise one with a pointwise one behind it.
 
     layer: paddle.nn.Conv2D, the last one. depthwise: the Conv2D in front of a pointwise one or None. corner: None, or
-    for one of the two halves of FactorizedReduce the pixel, 0 or 1, of each 2x2 pixels that its 1x1 convolution reads.
+    for one of the two halves of FactorizedReduce k, if its 1x1 convolution reads pixel (k, k) of each 2x2 pixels.
     """
 
     def __init__(self, layer, depthwise=None, corner=None):
@@ -41,7 +41,7 @@ class Convolution:
                                                               self.dilation))
 
     def window(self, sides, images):
-        """(Window, Tables) of so many images with these sides."""
+        """(Window, WindowTables) of so many images with these sides."""
         taps = [(i * self.dilation[0], j * self.dilation[1])
                 for i in range(self.kernel[0]) for j in range(self.kernel[1])]
         if self.corner is not None:
@@ -84,15 +84,15 @@ class Pooling:
     def __init__(self, layer, norm=None):
         self.norm, self.kind = norm, AVERAGE if isinstance(layer, nn.AvgPool2D) else LARGEST
         self.kernel, self.stride, self.padding = layer.ksize, layer.stride, layer.padding
-        self.up = self.stride - 1 if layer.ceil_mode else 0
+        self.round_up = self.stride - 1 if layer.ceil_mode else 0
 
     def key(self):
         """Equal for poolings that give the same."""
-        return self.kind, self.kernel, self.stride, self.padding, self.up
+        return self.kind, self.kernel, self.stride, self.padding, self.round_up
 
     def _starts(self, sides):
         """Where the windows begin, along both sides."""
-        return [np.arange((side + 2 * self.padding - self.kernel + self.up) // self.stride + 1) * self.stride
+        return [np.arange((side + 2 * self.padding - self.kernel + self.round_up) // self.stride + 1) * self.stride
                 - self.padding for side in sides]
 
     def output_shape(self, shape):
@@ -105,7 +105,7 @@ class Pooling:
         return (shape[0], *map(len, starts))
 
     def window(self, sides, images):
-        """(Window, Tables) of so many images with these sides."""
+        """(Window, WindowTables) of so many images with these sides."""
         taps = tuple((i, j) for i in range(self.kernel) for j in range(self.kernel))
         return make_window(*sides, taps, (self.stride,) * 2, (self.padding,) * 2, tuple(map(len, self._starts(sides))),
                            images)

@@ -9,8 +9,8 @@ from kernels.windows import unpack
 @pasted
 def arrange_weights(tables, call, gradients, number):
     """The weights of a convolution as the backward pass reads them: for each group of the convolution, for each plane,
-    a matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of windows.Tables.order.
-    """
+    a matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of
+    windows.WindowTables.order."""
     step, (_, t) = call.steps[number], unpack(tables.geometry[number])
     if step.kind >= AVERAGE or not step.active:
         return
@@ -39,24 +39,24 @@ def arrange_weights(tables, call, gradients, number):
 
 @pasted
 def add_parts(tables, call, gradients, number, part):
-    """A part of the gradients of a convolution's weights, from the sums of all parts."""
+    """A part of the elements of the gradient of a convolution's weight: the sums over the weight_sums of all parts."""
     step, (_, t) = call.steps[number], unpack(tables.geometry[number])
     if step.kind >= AVERAGE or not step.active:
         return
     size = step.channels * len(t.taps)
     if step.kind == SEPARABLE or step.kind == DEPTHWISE:
-        add_rows(floats(step.depthwise_gradient, size), gradients.weight_sums, step.depthwise_at, size, part)
+        sum_weights(floats(step.depthwise_gradient, size), gradients.weight_sums, step.depthwise_at, size, part)
     if step.kind == DEPTHWISE:
         return
     size = step.filters * step.channels // step.groups * (len(t.taps) if step.kind == DENSE else 1)
-    add_rows(floats(step.weight_gradient, size), gradients.weight_sums, step.weight_at, size, part)
+    sum_weights(floats(step.weight_gradient, size), gradients.weight_sums, step.weight_at, size, part)
 
 
 @inner
-def add_rows(out, parts, at, size, part):
-    begin, end = size * part // len(parts), size * (part + 1) // len(parts)
+def sum_weights(out, weight_sums, at, size, part):
+    begin, end = size * part // len(weight_sums), size * (part + 1) // len(weight_sums)
     to = out[begin:end]
-    for number in range(len(parts)):
-        addend = parts[number, at + begin:at + end]
+    for number in range(len(weight_sums)):
+        addend = weight_sums[number, at + begin:at + end]
         for k in range(len(to)):
             to[k] = addend[k] if number == 0 else to[k] + addend[k]

@@ -1,13 +1,13 @@
-"""How images lie in memory while they are convolved, here two of 3x3 pixels, a to i and A to I, with padding 1: the
-images of a chunk side by side, each row behind its left padding. The zeros to the right of an image are those to the
-left of the next one, or of the next row:
+"""How images lie in memory while they are convolved. One channel of the padded images of a tile is a `plane`, here of
+two images of 3x3 pixels, a to i and A to I, with padding 1: the images side by side, each row behind its left padding.
+The zeros to the right of an image are those to the left of the next one, or of the next row:
 
     0 0 0 0 0 0 0 0 | 0 a b c 0 A B C | 0 d e f 0 D E F | 0 g h i 0 G H I | 0 0 0 0 ...       image 4, pitch 8
 
 so each tap of the kernel is a shift along one long row: the product of the weights and the shifted rows (products.py)
-gives the outputs in the same arrangement, a `line`. What lies between its rows is not read after a forward pass, and
-zero in gradients. For a stride s the plane is cut into s * s planes, by row and column modulo s, of which a tap reads
-one.
+gives the outputs in the same arrangement, a `line`. Its elements between the rows of an image are not read after a
+forward pass, and are zero in gradients. For a stride s the plane is cut into s * s planes, by row and column modulo s,
+of which a tap reads one.
 """
 import functools
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from kernels.products import SLACK
 
 
 class Window(NamedTuple):
-    """The arrangement of a chunk of images for one convolution or pooling, in elements."""
+    """The arrangement of a tile of images for one convolution or pooling, in elements."""
 
     height: int
     width: int
@@ -29,15 +29,15 @@ class Window(NamedTuple):
     image: int  # from one image to the next, in the same row
     column_stride: int  # the stride along a row, or the width where that is less
     step: int  # from one row of taps to the next, for kernels of which depthwise.py computes several rows at once, or 0
-    length: int  # of a line: to the end of the last output of the chunk
-    span: int  # of a plane: to the end of the last pixel of the chunk
+    length: int  # of a line: to the end of the last output of the tile
+    span: int  # of a plane: to the end of the last pixel of the tile
     plane: int  # from one plane to the next
     channel: int  # from one channel's planes to the next one's
     front: int  # zeros in front of a line that is read backwards
     line: int  # from one line to the next
 
 
-class Tables(NamedTuple):
+class WindowTables(NamedTuple):
     """places: where the pixels column, column + column_stride, ... of a row of the first image begin in the planes,
     [row * column_stride + column], -1 where no tap reads them. taps: where each tap reads in a channel's planes.
 
@@ -56,8 +56,8 @@ class Tables(NamedTuple):
 
 @functools.lru_cache(1024)
 def make_window(height, width, taps, stride, padding, out, images):
-    """(Window, Tables) of a chunk of `images` images; taps: (row, column) of each, in padded pixels, where the window
-    of the first output begins at (0, 0); out: height and width of the output."""
+    """(Window, WindowTables) of a tile of `images` images; taps: (row, column) of each, in padded pixels, where the
+    window of the first output begins at (0, 0); out: height and width of the output."""
     if (taps, stride, padding) == (((0, 0),), (1, 1), (0, 0)):  # a pointwise convolution: the image is one row
         height, width = 1, height * width
         out = height, width
@@ -80,7 +80,7 @@ def make_window(height, width, taps, stride, padding, out, images):
               for row in range(height) for column in range(min(stride[1], width))]
     order = sorted(range(len(taps)), key=lambda tap: (read[tap][0], -read[tap][1]))
     counts = [[number for number, _ in read].count(number) for number in used]
-    tables = Tables(*[np.array(values, np.int64) for values in (
+    tables = WindowTables(*[np.array(values, np.int64) for values in (
         [used.index(number) * plane + shift if number in used else -1 for number, shift in places],
         [used.index(number) * plane + shift for number, shift in read],
         [used.index(number) * plane for number in used], np.cumsum([0] + counts), order,
@@ -105,8 +105,8 @@ FIELDS = len(Window._fields)
 
 
 def pack(arrangements):
-    """A matrix [jobs, ...] with a (Window, Tables) in each row, for `unpack`: a tuple of them would be another type,
-    and compiled anew, for each number of jobs."""
+    """A matrix [steps, ...] with a (Window, WindowTables) in each row, for `unpack`: a tuple of them would be another
+    type, and compiled anew, for each number of steps."""
     rows = [np.concatenate([window, [len(tables.places), len(tables.taps), len(tables.planes)], *tables])
             for window, tables in arrangements]
     packed = np.zeros((len(rows), max(map(len, rows), default=FIELDS + 3)), np.int64)
@@ -117,11 +117,11 @@ def pack(arrangements):
 
 @inner
 def unpack(row):
-    """The (Window, Tables) of a row of pack."""
+    """The (Window, WindowTables) of a row of pack."""
     places, taps, planes = row[FIELDS], row[FIELDS + 1], row[FIELDS + 2]
     begin = FIELDS + 3
     end = begin + places + taps + planes
-    tables = Tables(row[begin:begin + places], row[begin + places:begin + places + taps],
+    tables = WindowTables(row[begin:begin + places], row[begin + places:begin + places + taps],
                     row[begin + places + taps:end],
                     row[end:end + planes + 1], row[end + planes + 1:end + planes + 1 + taps],
                     row[end + planes + 1 + taps:end + planes + 1 + 2 * taps])

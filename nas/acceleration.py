@@ -34,7 +34,8 @@ def accelerate(network, quiet=False):
 
     network: any paddle.nn.Layer. On a CPU in single precision compiled loops are used; elsewhere fewer, larger
     operations of Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated
-    and what is not; quiet: without the line that counts cells and layers.
+    and what is not; quiet: without the lines that count cells and layers and
+    that say that numba compiles.
     """
     search_cells = trained_cells = layers = 0  # that are new
     for layer in network.sublayers(include_self=True):
@@ -233,7 +234,7 @@ def _normalises_single_values(cell, s1):
     return n * (-(-h // 2) * -(-w // 2) if halved else h * w) <= 1
 
 
-# The functions of edges that may lie in each kind of cell; Edge is that of examples/nasbench201.py.
+# The classes whose `mix` the edges of each kind of cell may have; Edge is that of examples/nasbench201.py.
 MIXES = {'Cell': ['MixedOp'], 'GraphCell': ['MixedOp', 'Edge']}
 
 

@@ -19,8 +19,8 @@ class SearchCell:
     """A Cell or a GraphCell of model_search.py. auxiliary: whether each edge has the method's auxiliary skip
     connection, which is one more operation.
 
-    block: its Block, or None if there are unknown operations, {column: class}. A term's weight is that of an operation
-    on an edge, for kept channels that of the edge.
+    block: its Block, or None if an operation is not known; unknown: {column: class name} of those on edges. A term's
+    weight is that of an operation on an edge, for kept channels that of the edge.
     """
 
     def __init__(self, cell):
@@ -81,7 +81,7 @@ class SearchCell:
 
 
 class TrainedCell:
-    """A cell of model.py. block: its Block, or None."""
+    """A cell of model.py. block: its Block, or None if an operation is not known."""
 
     def __init__(self, cell):
         nodes, self.dropped = _preprocessing(cell), []  # dropped: the terms to which drop path applies
@@ -91,8 +91,9 @@ class TrainedCell:
             if edges:
                 state_of[2 + first // 2] = INPUTS + len(nodes)
                 nodes.append([Term(state_of[cell._indices[edge]], operation_of(cell._ops[edge])) for edge in edges])
-                self.dropped += [terms + k for k, edge in enumerate(edges) if not isinstance(cell._ops[edge], Identity)]
-                terms += len(edges)
+                for edge, term in zip(edges, nodes[-1]):
+                    self.dropped += [terms] * (not isinstance(cell._ops[edge], Identity))
+                    terms += term.operation != NOTHING
         self.terms, self.block = terms, _block(nodes, [[state_of[state] for state in cell._concat]], INPUTS)
 
     def __call__(self, cell, s0, s1, drop_prob):

@@ -15,9 +15,9 @@ import paddle.nn as nn
 from operations import DilConv, DropPath, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
 
 # The code that nas/cells.py, nas/fused.py and nas/layers.py reproduce; TrainedCell is model.Cell. After a change of one
-# of these functions that keeps the numbers, or that they follow, write the new fingerprint here: `pytest
-# tests/test_acceleration.py -k edited_definition` fails then and prints it. Until then the changed code runs as it is
-# written.
+# of these functions that keeps the numbers, or that you made in these files too, write the new fingerprint here:
+# `pytest tests/test_acceleration.py -k edited_definition` fails then and prints it. Until then the changed code runs as
+# it is written.
 FINGERPRINTS = {
     'Cell.forward': 'da648bef31d3a90c',
     'MixedOp.forward': '8a258ceb15fc7ce5',
@@ -54,7 +54,7 @@ SETTINGS = {
     **dict.fromkeys((nn.ReLU, nn.Sequential, nn.LayerList, SepConv, DilConv, ReLUConvBN, FactorizedReduce, Identity),
                     ('forward',)),
 }
-CELL_SETTINGS = ('forward', 'mix', '_edge', 'method', '_steps', '_multiplier', 'mp', 'auxiliary_op', '_concat',
+OTHER_SETTINGS = ('forward', 'mix', '_edge', 'method', '_steps', '_multiplier', 'mp', 'auxiliary_op', '_concat',
                  '_indices', '_is_edge', 'graph')  # of all other layers
 
 FUNCTIONS = 'forward', 'mix', '_edge', 'factors'  # of a class, likewise
@@ -72,7 +72,7 @@ class Record:
         self.layers, self.functions = layers, [(kind, name) for kind in set(map(type, layers)) for name in FUNCTIONS]
         self.attributes = [vars(layer) for layer in layers]
         pairs = [(values, key) for layer, values in zip(layers, self.attributes)
-                 for key in SETTINGS.get(type(layer), CELL_SETTINGS)]
+                 for key in SETTINGS.get(type(layer), OTHER_SETTINGS)]
         self.settings = [values for values, _ in pairs], [key for _, key in pairs]
         self.state = self._state()
         self.state[0] = [list(value) if isinstance(value, list) else value for value in self.state[0]]

@@ -116,7 +116,8 @@ def parts_of(layer):
 
 
 def _block(operation):
-    """The Block of an operation. That of a single dense convolution serves large inputs only."""
+    """The Block of an operation. That of a single convolution that is not depthwise, or of a FactorizedReduce, serves
+    large inputs only."""
     single = (isinstance(operation, list) and len(operation) == 1
               and operation[0].convolutions[0].depthwise is None)
     return Block([[Term(0, operation)]], smallest=SMALLEST if single else 0)

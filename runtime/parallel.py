@@ -74,7 +74,7 @@ def configure_cpu():
 @functools.lru_cache(None)
 def cpu_threads():
     """The number of cores available to this process: its CPU affinity, divided among the ranks on this machine. Found
-    once: threads and groups of images are made for it."""
+    once: threads and chunks of images are made for it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', world_size())))
 

@@ -18,7 +18,7 @@ from model_search import GraphCell, MixedOp
 from nas import accelerate
 from nas.layers import operation_of
 from nas.methods import METHODS
-from operations import ReLUConvBN, SepConv, WeightedSum
+from operations import ReLUConvBN, SepConv, WeightedSum, Zero
 
 pytestmark = needs_numba
 
@@ -97,6 +97,10 @@ def replace_edge(cell):
     cell._ops[1] = paddle.nn.Sigmoid()
 
 
+def replace_edge_by_nothing(cell):
+    cell._ops[2] = Zero(1)
+
+
 def change_edge(cell):
     type(cell)._edge = lambda self, i, states, drop_prob: 2 * self._ops[i](states[self._indices[i]])
 
@@ -126,8 +130,9 @@ def replace_a_weight_by_a_buffer(cell):
         cell(*[paddle.ones([3, 4, 6, 6])] * 2, 0.0)
 
 
-@pytest.mark.parametrize('change', [add_edge, change_factors, replace_edge, change_edge, change_edge_of_instance,
-                                    normalise_by_the_batch_always, add_a_bias, replace_a_weight_by_a_buffer],
+@pytest.mark.parametrize('change', [add_edge, change_factors, replace_edge, replace_edge_by_nothing, change_edge,
+                                    change_edge_of_instance, normalise_by_the_batch_always, add_a_bias,
+                                    replace_a_weight_by_a_buffer],
                          ids=lambda f: f.__name__)
 def test_changes_of_a_cell_are_noticed(change, monkeypatch):
     monkeypatch.setattr(Cell, '_edge', Cell._edge)  # restored afterwards
@@ -181,6 +186,18 @@ def test_a_node_of_partial_channels_equals_its_definition(partial, weighted):
     of_mixed = np.einsum('nchw,enchw->e', d[:, :c], exact[:, :, :c])
     of_kept = np.einsum('nchw,enchw->e', d[:, c:], exact[:, :, c:]) if weighted else np.zeros(edges)
     assert relative_error(gradients[-1].numpy(), np.concatenate([of_mixed, of_kept])) < 1e-5
+
+
+def test_a_pooling_of_all_channels_and_of_some():
+    """One layer and one state, but not one value."""
+    pooling, x = paddle.nn.MaxPool2D(3, 1, 1), paddle.randn([2, 4, 6, 6])
+    block = Block([[Term(0, operation_of(pooling))], [Term(0, operation_of(pooling), -1, MIXED),
+                                                      Term(0, IDENTITY, -1, KEPT)]], partial=2)
+    assert block.applies([x])
+    whole, partial = block([x])
+    assert (whole.numpy() == pooling(x).numpy()).all()
+    expected = paddle.nn.functional.channel_shuffle(paddle.concat([pooling(x[:, :2]), x[:, 2:]], axis=1), 2)
+    assert (partial.numpy() == expected.numpy()).all()
 
 
 def test_terms_that_a_call_leaves_out():
