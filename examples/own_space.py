@@ -7,7 +7,6 @@ OPS, GRAPH and Network.
 The result is a list with the operation of each edge. examples/nasbench201.py is a space with everything around it:
 flags, several cells, the stages of DrNAS, training of the cell that was found.
 """
-import argparse
 import os
 import sys
 
@@ -30,7 +29,9 @@ from nas import DARTSearch  # noqa: E402
 from nas.methods import METHODS  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d  # noqa: E402
 from reader import digits_reader  # noqa: E402
+from runtime.flags import ArgumentParser, integer, path  # noqa: E402
 from runtime.parallel import configure_cpu, set_seed  # noqa: E402
+from runtime.script import run_script  # noqa: E402
 
 # name: function of the channels -> a layer. Only operations that are made of known layers are fast
 # (docs/en/acceleration.md); `squeeze` is one.
@@ -104,11 +105,10 @@ class Digits(paddle.io.Dataset):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--method', default='DARTS', choices=list(METHODS), help='(default: %(default)s)')
-    parser.add_argument('--epochs', type=int, default=5, help='(default: %(default)s)')
-    parser.add_argument('--save_dir', default='search_own_space', help='folder of the output files (default: '
-                                                                       '%(default)s)')
+    parser = ArgumentParser(__doc__)
+    parser.add_flags('search', [('method', list(METHODS), 'DARTS', 'the search method, a class of nas/methods.py'),
+                                ('epochs', integer(1, 10000), 5, 'passes over the training data'),
+                                ('save_dir', path, 'search_own_space', 'folder of the output files')])
     args = parser.parse_args()
     os.makedirs(args.save_dir, exist_ok=True)
     start_logging(args.save_dir)
@@ -121,4 +121,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -1,5 +1,6 @@
 """Whole cells as one block: against the cells as they are written, and against numpy, in double precision."""
 import copy
+import json
 import random
 
 import numpy as np
@@ -386,3 +387,10 @@ def test_the_smallest_own_space_is_computed_as_a_whole(method):
     if plain.betas is not None:
         weights = plain.method.edge_weights(plain.betas, [1, 2, 2]).numpy()
         assert np.allclose([weights[0], weights[1:3].sum(), weights[3:].sum()], 1, atol=1e-6)
+
+
+def test_the_script_of_the_smallest_own_space(script, tmp_path):
+    run = script('examples/own_space.py', '--epochs=1', '--save_dir=run')
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / 'run' / 'genotype.json').read_text())['architecture']
+    assert run.stdout.strip() == str(found) and len(found) == 5 and set(found) <= set(own_space.OPS)
