@@ -79,9 +79,6 @@ class Network(nn.Layer):
     def _loss(self, image, label):
         return F.cross_entropy(self(image), label) + self.method.regularizer([self.alphas])
 
-    def set_epoch(self, epoch, epochs):
-        self.method.set_epoch(epoch, epochs)
-
     @paddle.no_grad()
     def strengths(self):
         return [self.method.strengths(self.alphas)]

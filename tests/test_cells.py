@@ -371,7 +371,7 @@ def test_the_smallest_own_space_is_computed_as_a_whole(method):
     """examples/own_space.py, whose `squeeze` is an operation of its own; betas by node, 1, 2 and 2 edges."""
     paddle.seed(0)
     plain = own_space.Network(12 if METHODS[method].partial == 6 else 8, 10, method)
-    plain.set_epoch(0, 2)
+    plain.method.set_epoch(0, 2)
     fast, exact = accelerate(copy.deepcopy(plain), quiet=True), copy.deepcopy(plain)
     exact.to(dtype='float64')
     image, label = np.random.default_rng(0).normal(size=(6, 1, 8, 8)), paddle.to_tensor([0, 1, 2, 3, 4, 5])
