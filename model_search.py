@@ -136,8 +136,8 @@ class GraphCell(nn.Layer):
 
     def forward(self, x, weights, edge_weights=None, active=None):
         """x [N, C, H, W] -> the last node; the other arguments as of Cell.forward."""
-        if weights.shape[0] != len(self.graph):
-            raise ValueError(f'{weights.shape[0]} rows of weights for {len(self.graph)} edges')
+        if len(weights) != len(self.graph):
+            raise ValueError(f'{len(weights)} rows of weights for {len(self.graph)} edges')
         states = [x] + [0] * self.graph[-1][0]
         for number, (node, source) in enumerate(self.graph):
             mixed = self.edges[number](states[source], weights[number], None if active is None else active[number])

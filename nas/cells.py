@@ -61,7 +61,7 @@ class SearchCell:
         """The output of the cell, or None where the block does not apply; inputs: a list of tensors, the other
         arguments as of Cell.forward."""
         operations = len(self.method.primitives)
-        if (self.block is None or weights.shape != [self.edges, operations]
+        if (self.block is None or not isinstance(weights, paddle.Tensor) or weights.shape != [self.edges, operations]
                 or edge_weights is not None and edge_weights.shape != [self.edges]):
             return None
         if self.auxiliary:
