@@ -128,8 +128,8 @@ class WeightedSum(nn.LayerList):
 
     def forward(self, x, weights):
         """weights: a tensor [operations]."""
-        if weights.shape != [len(self)]:
-            raise ValueError(f'weights of shape {list(weights.shape)} for {len(self)} operations')
+        if len(weights) != len(self):
+            raise ValueError(f'{len(weights)} weights for {len(self)} operations')
         return sum(w * op(x) for w, op in zip(weights.unbind(), self))
 
 

@@ -360,7 +360,7 @@ def test_another_number_of_weights_is_refused():
     x = paddle.randn([2, 4, 6, 6])
     with pytest.raises(ValueError, match='4 rows of weights for 3 edges'):
         cell(x, paddle.rand([4, 5]))
-    with pytest.raises(ValueError, match=r'weights of shape \[6\] for 5 operations'):
+    with pytest.raises(ValueError, match='6 weights for 5 operations'):
         cell(x, paddle.rand([3, 6]))
     with pytest.raises(ValueError, match='6 channels: PC-DARTS passes 1/4'):
         Edge(6, make_method('PC-DARTS', partial=4))
