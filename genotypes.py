@@ -170,8 +170,8 @@ def from_dict(data, operations=OPERATIONS):
     """
     if not isinstance(data, dict):
         raise ValueError('a genotype is an object with the keys {}'.format(', '.join(Genotype._fields)))
-    if isinstance(data.get('architecture'), str) and 'normal' not in data:
-        raise ValueError(f'{data["architecture"]:.200} is a cell of another search space; '
+    if 'architecture' in data and 'normal' not in data:
+        raise ValueError(f'{data["architecture"]!s:.200} is a cell of another search space; '
                          'examples/train_nasbench201.py trains those of NAS-Bench-201')
     missing = [key for key in Genotype._fields if key not in data]
     if missing:

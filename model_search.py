@@ -115,7 +115,7 @@ class Cell(nn.Layer):
 
 class GraphCell(nn.Layer):
     """A cell of another search space, with one input: each node is the sum of the mixed operations on the edges that
-    enter it, the last node is the output. docs/en/search-space.md and examples/nasbench201.py use it.
+    enter it, the last node is the output. examples/own_space.py and examples/nasbench201.py use it.
 
     graph: (node, source) of each edge, ordered by node; the input is node 0.
     make_edge: a function without arguments that returns a MixedOp.
@@ -126,16 +126,21 @@ class GraphCell(nn.Layer):
     def __init__(self, graph, make_edge):
         super().__init__()
         self.graph = [tuple(edge) for edge in graph]
+        self.check_graph()
+        self.edges = nn.LayerList([make_edge() for _ in self.graph])
+
+    def check_graph(self):
+        """Raise ValueError for a graph that is not allowed."""
         nodes, sources = [node for node, _ in self.graph], {source for _, source in self.graph}
         count = max(nodes, default=0)
         if (not nodes or nodes != sorted(nodes) or set(nodes) != set(range(1, 1 + count))
                 or sources != set(range(count)) or any(source >= node for node, source in self.graph)):
             raise ValueError(f'{self.graph}: give (node, source) of each edge, ordered by node; nodes are 1, 2, …, '
                              'source is an earlier node or 0, the input, and every node but the last one is a source')
-        self.edges = nn.LayerList([make_edge() for _ in self.graph])
 
     def forward(self, x, weights, edge_weights=None, active=None):
         """x [N, C, H, W] -> the last node; the other arguments as of Cell.forward."""
+        self.check_graph()  # it may have been changed
         if len(weights) != len(self.graph):
             raise ValueError(f'{len(weights)} rows of weights for {len(self.graph)} edges')
         states = [x] + [0] * self.graph[-1][0]

@@ -86,11 +86,12 @@ def early_stop_table(results):
         epochs = result.get('epochs', [])
         if not any('eigenvalue' in epoch for epoch in epochs):
             continue
-        rule, stop = EarlyStop('eigenvalue', STOP_RATIO), None
+        rule, when = EarlyStop('eigenvalue', STOP_RATIO), 'never | | '
         for end in range(1, len(epochs) + 1):
-            good = None if stop else rule.verdict(epochs[:end])
-            stop = (epochs[end - 1]['epoch'], good) if good else stop
-        when = f'{stop[0]} | {stop[1]["epoch"]} | {100 * stop[1]["test_acc_cifar10"]:.2f}' if stop else 'never | | '
+            good = rule.verdict(epochs[:end])
+            if good:
+                when = f'{epochs[end - 1]["epoch"]} | {good["epoch"]} | {100 * good["test_acc_cifar10"]:.2f}'
+                break
         rows.append(f'| {result["name"]} | {when} | {100 * epochs[-1]["test_acc_cifar10"]:.2f} |')
     return '\n'.join(['| run | stops after epoch | returns the cell of epoch | its accuracy, % | accuracy at the '
                       'end, % |', '|---|---|---|---|---|', *rows])

@@ -12,7 +12,6 @@ on each edge and the node that the edge comes from. All methods but random apply
 and all flags but those of sizes, ImageNet, limits and --derive.
 """
 import os
-import shlex
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -32,6 +31,7 @@ import search  # noqa: E402
 from examples.nasbench201_table import EDGES, PRIMITIVES, Table, cell_string, parse_cell  # noqa: E402
 from model_search import GraphCell, MixedOp, edge_counts, keep_strongest, masked  # noqa: E402
 from nas.recipes import METHOD_NAMES  # noqa: E402
+from nas.training_command import DATA_NAMES, data_words, shell_word  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
 from reader import class_count, train_search  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
@@ -257,9 +257,10 @@ def main():
                 logger.info('%s: test accuracy %.2f %%, rank %d of %d%s', name, accuracy, table[cell].rank[name],
                             len(table), f'; other strings of this cell: {min(same):.2f} to {max(same):.2f} %'
                             if same else '')
-        genotype_path = shlex.quote(os.path.join(args.model_save_dir, 'genotype.json'))
-        logger.info('train the cell with: python examples/train_nasbench201.py --arch=%s --dataset=%s', genotype_path,
-                    args.dataset)
+        words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train_nasbench201.py'),
+                 '--arch=' + os.path.join(args.model_save_dir, 'genotype.json'),
+                 *data_words(args, DATA_NAMES, {*given_flags(sys.argv[1:]), 'dataset'})]
+        logger.info('train it with: %s', ' '.join(map(shell_word, words)))
         print(cell)
 
 

@@ -12,7 +12,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from runtime.log import quiet_warnings, start_logging  # noqa: E402
+from runtime.log import quiet_warnings  # noqa: E402
 
 if __name__ == '__main__':
     quiet_warnings()  # of importing Paddle
@@ -30,8 +30,7 @@ from nas.methods import METHODS  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d  # noqa: E402
 from reader import digits_reader  # noqa: E402
 from runtime.flags import ArgumentParser, integer, path  # noqa: E402
-from runtime.parallel import configure_cpu, set_seed  # noqa: E402
-from runtime.script import run_script  # noqa: E402
+from runtime.script import run_script, start_script  # noqa: E402
 
 # name: function of the channels -> a layer. Only operations that are made of known layers are fast
 # (docs/en/acceleration.md); `squeeze` is one.
@@ -105,15 +104,11 @@ def main():
     parser = ArgumentParser(__doc__)
     parser.add_flags('search', [('method', list(METHODS), 'DARTS', 'the search method, a class of nas/methods.py'),
                                 ('epochs', integer(1, 10000), 5, 'passes over the training data'),
-                                ('save_dir', path, 'search_own_space', 'folder of the output files')])
+                                ('model_save_dir', path, 'search_own_space', 'folder of the output files')])
     args = parser.parse_args()
-    os.makedirs(args.save_dir, exist_ok=True)
-    start_logging(args.save_dir)
-    paddle.set_device('cpu')
-    configure_cpu()
-    set_seed(0)
-    searcher = DARTSearch(Network(16, 10, args.method), Digits(0), Digits(1), paddle.CPUPlace(), batchsize=32,
-                          arch_learning_rate=3e-3, num_epochs=args.epochs, save_dir=args.save_dir, log_freq=10)
+    place = start_script(args.model_save_dir, arguments=vars(args), use_gpu=False, use_data_parallel=False, seed=0)
+    searcher = DARTSearch(Network(16, 10, args.method), Digits(0), Digits(1), place, batchsize=32,
+                          arch_learning_rate=3e-3, num_epochs=args.epochs, save_dir=args.model_save_dir, log_freq=10)
     print(searcher.train())
 
 

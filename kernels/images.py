@@ -1,4 +1,4 @@
-"""Loops between images [N, C, H, W] and the planes and lines that windows.py describes, for one channel of a chunk of
+"""Loops between images [N, C, H, W] and the planes and lines that windows.py describes, for one channel of a tile of
 images; sums over a channel; loops of max pooling.
 
 place: a Place, w: a Window, places: those of its WindowTables. Arrays are flattened.

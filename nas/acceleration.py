@@ -28,6 +28,9 @@ from operations import DropPath, FactorizedReduce, WeightedSum
 from runtime.log import logger
 from runtime.parallel import cpu_threads
 
+# The classes whose `mix` the edges of each kind of cell may have; Edge is that of examples/nasbench201.py.
+MIXES = {'Cell': ['MixedOp'], 'GraphCell': ['MixedOp', 'Edge']}
+
 
 def accelerate(network, quiet=False):
     """Speed up a network in place and return it. Calling it again after a change of the network takes in what is new.
@@ -150,7 +153,7 @@ class CellAcceleration:
         """The output, or None to run the cell as it is written."""
         if self.record is None or not self.record.is_current():
             self.update(cell)
-        inputs = 1 if hasattr(cell, 'graph') else cells.INPUTS
+        inputs = 1 if cells.is_graph(cell) else cells.INPUTS
         if len(args) <= inputs:
             return None
         out, more = None, dict(zip(('weights', 'edge_weights', 'active'), args[inputs:]), **kwargs)
@@ -189,11 +192,12 @@ class CellAcceleration:
             self._say(f'{reason}: run as written')
         else:
             self.whole = cells.SearchCell(cell) if compiled.numba is not None else None
-            if not hasattr(cell, 'graph'):
+            if not cells.is_graph(cell):
                 self._find_edges(cell)
-            for column, kind in self.whole.unknown.items() if hasattr(cell, 'graph') and self.whole else ():
-                self._say(f'{_names_of_operations(cell)[column]} ({kind}) is not known: cells that contain it are '
-                          'computed edge by edge')
+            elif self.whole is not None:
+                for column, kind in self.whole.unknown.items():
+                    self._say(f'{_names_of_operations(cell)[column]} ({kind}) is not known: cells that contain it are '
+                              'computed edge by edge')
         self.record = record  # last, for other threads
 
     def _find_edges(self, cell):
@@ -234,10 +238,6 @@ def _normalises_single_values(cell, s1):
     return n * (-(-h // 2) * -(-w // 2) if halved else h * w) <= 1
 
 
-# The classes whose `mix` the edges of each kind of cell may have; Edge is that of examples/nasbench201.py.
-MIXES = {'Cell': ['MixedOp'], 'GraphCell': ['MixedOp', 'Edge']}
-
-
 def _names_of_operations(cell):
     """Of the operations on an edge, by column."""
     return list(cells.mixed_operations_of(cell)[0].method.primitives) + ['auxiliary skip connection']
@@ -250,7 +250,7 @@ def _operations(cell):
 def _reason_against(cell):
     """Why a cell must run as it is written, or None."""
     mixed_operations = cells.mixed_operations_of(cell)
-    role, edges = (('GraphCell', len(cell.graph)) if hasattr(cell, 'graph') else ('Cell', edge_number(cell._steps)))
+    role = 'GraphCell' if cells.is_graph(cell) else 'Cell'
     functions = [(type(cell), 'forward', [role]), (WeightedSum, 'forward', ['WeightedSum'])]
     for kind in {type(mixed) for mixed in mixed_operations}:
         functions += [(kind, 'forward', ['MixedOp']), (kind, 'mix', MIXES[role])]
@@ -263,6 +263,9 @@ def _reason_against(cell):
         own = vars(mixed._ops).get('forward')
         if type(mixed._ops) is not WeightedSum or has_hooks(mixed._ops) or own is not None and not is_ours(own):
             return 'the sum of the operations on an edge differs from WeightedSum'
+    if role == 'GraphCell':
+        cell.check_graph()
+    edges = len(cell.graph) if role == 'GraphCell' else edge_number(cell._steps)
     if len(mixed_operations) != edges or len({(len(mixed._ops), mixed.auxiliary_op is None)
                                               for mixed in mixed_operations}) != 1:
         return f'{type(cell).__name__} has another number of edges or operations than the definition'

@@ -25,7 +25,7 @@ class SearchCell:
 
     def __init__(self, cell):
         self.unknown = {}
-        if hasattr(cell, 'graph'):
+        if is_graph(cell):
             nodes, graph, outputs, self.inputs = [], cell.graph, 1, 1
         else:
             nodes, outputs, self.inputs = _preprocessing(cell), cell._multiplier, INPUTS
@@ -108,9 +108,14 @@ class TrainedCell:
         return self.block([s0, s1], factors=factors)[0]
 
 
+def is_graph(cell):
+    """Whether a cell is a GraphCell rather than a Cell."""
+    return hasattr(cell, 'graph')
+
+
 def mixed_operations_of(cell):
     """The MixedOps of a Cell or a GraphCell, by edge."""
-    return list(cell.edges if hasattr(cell, 'graph') else cell._ops)
+    return list(cell.edges if is_graph(cell) else cell._ops)
 
 
 def _preprocessing(cell):

@@ -8,6 +8,7 @@
 import math
 
 from genotypes import Genotype
+from runtime.errors import UserError
 
 # The rule of Zela et al., section 4.3: means of WINDOW measurements, each counted for the epoch in the middle of them;
 # the newest one is compared with the one DISTANCE means before, whose epoch must be at least FIRST_EPOCH.
@@ -52,6 +53,13 @@ class EarlyStop:
     def __init__(self, kind, limit):
         self.kind, self.limit = kind, limit
 
+    def check(self, figures):
+        """Raise UserError if the figures of an epoch, which indicators() and MonitorOptions.cell_figures give, have not
+        what the rule reads."""
+        if self.kind == 'skip' and 'skip_connects' not in figures:
+            raise UserError('--early_stop=skip: the number of skip connections in a cell of this search space is not '
+                            'known; give MonitorOptions.cell_figures a function that returns skip_connects')
+
     def verdict(self, history, first=0):
         """None to go on, or the line of the last good epoch.
 
@@ -63,8 +71,8 @@ class EarlyStop:
             begins.setdefault(line.get('stage', 1), line['epoch'])
         history = [line for line in history if line['epoch'] - begins[line.get('stage', 1)] >= first]
         if self.kind == 'skip':
-            good = [line for line in history if line.get('skip_connects', 0) < self.limit]
-            return good[-1] if good and history[-1].get('skip_connects', 0) >= self.limit else None
+            good = [line for line in history if line['skip_connects'] < self.limit]
+            return good[-1] if good and history[-1]['skip_connects'] >= self.limit else None
         measured = [line for line in history if 'eigenvalue' in line]
         if not history or 'eigenvalue' not in history[-1] or len(measured) < WINDOW + DISTANCE:
             return None

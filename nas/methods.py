@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from genotypes import PRIMITIVES, derive_cell, edge_number
+from genotypes import PRIMITIVES, Genotype, derive_cell, edge_number
 
 WITHOUT_NONE = [name for name in PRIMITIVES if name != 'none']
 GDAS_ORDER = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5', 'avg_pool_3x3',
@@ -291,6 +291,19 @@ def method_of(model):
     """The method object of a network; that of DARTS for a network that has none."""
     method = getattr(model, 'method', None)
     return method if isinstance(method, DARTS) else DARTS()
+
+
+def genotype_of_attributes(model):
+    """The genotype of a network written for PaddleSlim's DARTSearch, from its attributes; with betas if it has them."""
+    cells = []
+    for kind in ('normal', 'reduce'):
+        strengths = F.softmax(getattr(model, 'alphas_' + kind), axis=-1)
+        betas = getattr(model, 'betas_' + kind, None)
+        if betas is not None:
+            strengths *= softmax_by_node(betas, range(2, 2 + model._steps)).unsqueeze(-1)
+        cells.append(derive_cell(strengths.tolist(), model._primitives, model._steps))
+    concat = range(2 + model._steps - model._multiplier, 2 + model._steps)
+    return Genotype(cells[0], concat, cells[1], concat)
 
 
 METHODS = {method.name: method for method in (DARTS, PCDARTS, GDAS, DrNAS, FairDARTS, DARTSMinus)}

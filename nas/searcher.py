@@ -20,7 +20,7 @@ from nas import collapse
 from nas.acceleration import accelerate
 from nas.architect import Architect, frozen, weight_parameters
 from nas.figures import named_strengths
-from nas.methods import method_of, softmax_by_node
+from nas.methods import genotype_of_attributes, method_of
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
 from nas.readers import PairedLoader, as_loader, classes_of, endless
 from nas.stages import begin_stage, copy_momentum
@@ -148,6 +148,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         Returns the final genotype. Raises UserError (status 1) when the loss, a weight or an architecture parameter is
         not finite.
         """
+        if self.monitor.early_stop:
+            self.monitor.early_stop.check(self._cell_figures(self._current_genotype()))
         logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
         if rank() == 0:
             numbered = [os.path.join(str(epoch), name) for epoch in range(self.num_epochs)
@@ -165,7 +167,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return self.genotype()
 
     def _epoch(self, epoch):
-        (self.model if hasattr(self.model, 'set_epoch') else self.method).set_epoch(epoch, self.num_epochs)
+        told = self.model if hasattr(self.model, 'set_epoch') else self.method
+        told.set_epoch(epoch, self.num_epochs)
         stage = self.method.stage_at(epoch, self.num_epochs)
         if self.staged and stage > self.run.results.get('stage', {'number': 1})['number']:
             self._begin_stage(stage, epoch)
@@ -194,13 +197,15 @@ class DARTSearch(paddleslim.nas.DARTSearch):
             self._save(metrics, good or metrics)
         self.run.end_epoch(metrics)
 
+    def _cell_figures(self, genotype, strengths=()):
+        own = self.monitor.cell_figures
+        return dict(collapse.indicators(genotype, strengths), **(own(genotype) if own else {}))
+
     def _collapse_indicators(self, epoch):
         """The figures of collapse.py and of monitor.cell_figures for the epoch; they are logged too."""
         strengths = [s.tolist() for s in self.model.strengths()] if hasattr(self.model, 'strengths') else []
         genotype = self._current_genotype()
-        indicators = collapse.indicators(genotype, strengths)
-        if self.monitor.cell_figures is not None:
-            indicators.update(self.monitor.cell_figures(genotype))
+        indicators = self._cell_figures(genotype, strengths)
         if self.budget is not None:
             indicators.update(self.budget.figures(genotype, self.model, self._multipliers()))
         if self.monitor.eigenvalue_freq and (epoch + 1) % self.monitor.eigenvalue_freq == 0:
@@ -219,9 +224,6 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     def _check_early_stop(self, epoch, metrics):
         """The line of metrics.jsonl of the last good epoch if the search is to stop now, else None."""
         rule = self.monitor.early_stop
-        if rule and rule.kind == 'skip' and 'skip_connects' not in metrics:
-            raise UserError('--early_stop=skip: the number of skip connections in a cell of this search space is not '
-                            'known; give MonitorOptions.cell_figures a function that returns skip_connects')
         good = rule and rule.verdict(self.run.metrics + [metrics], self.epochs_no_archopt)
         if good:
             self.run.results['stopped'] = {'epoch': epoch, 'genotype': good['genotype']}
@@ -316,7 +318,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     def _current_genotype(self):
         if self.budget is not None:
             return genotypes.plain(self.budget.genotype(self.model))
-        genotype = self.model.genotype() if hasattr(self.model, 'genotype') else _genotype_of_attributes(self.model)
+        genotype = self.model.genotype() if hasattr(self.model, 'genotype') else genotype_of_attributes(self.model)
         return genotypes.plain(genotype)
 
     def _save(self, metrics, result):
@@ -340,16 +342,3 @@ class DARTSearch(paddleslim.nas.DARTSearch):
 def _device_name(place):
     """'cpu' or 'gpu:0' for a paddle place."""
     return f'gpu:{place.get_device_id()}' if isinstance(place, paddle.CUDAPlace) else 'cpu'
-
-
-def _genotype_of_attributes(model):
-    """The genotype of a network written for PaddleSlim's DARTSearch, from its attributes; with betas if it has them."""
-    cells = []
-    for kind in ('normal', 'reduce'):
-        strengths = paddle.nn.functional.softmax(getattr(model, 'alphas_' + kind), axis=-1)
-        betas = getattr(model, 'betas_' + kind, None)
-        if betas is not None:
-            strengths *= softmax_by_node(betas, range(2, 2 + model._steps)).unsqueeze(-1)
-        cells.append(genotypes.derive_cell(strengths.tolist(), model._primitives, model._steps))
-    concat = range(2 + model._steps - model._multiplier, 2 + model._steps)
-    return genotypes.Genotype(cells[0], concat, cells[1], concat)

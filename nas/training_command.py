@@ -26,8 +26,7 @@ def train_command(genotype_path, args, image_shape, given):
         program, names, auxiliary_size = 'train_imagenet.py', IMAGENET_NAMES, IMAGENET_AUXILIARY_SIZE
         given = {*given, 'data_dir'}
     words = ['python', os.path.join(os.path.dirname(sys.argv[0]), program), '--arch=' + genotype_path]
-    words += [f'--{name}={getattr(args, name)}' for name in names
-              if name in given and getattr(args, name) is not None]
+    words += data_words(args, names, given)
     if min(image_shape[1:]) < auxiliary_size:
         words.append('--auxiliary=False')
     if args.dataset == 'digits' or budget_flags.limits_of(args):
@@ -35,6 +34,11 @@ def train_command(genotype_path, args, image_shape, given):
     if args.dataset == 'digits':
         words += DIGITS_TRAINING
     return ' '.join(map(shell_word, words))
+
+
+def data_words(args, names, given):
+    """The flags with these names that were given, as words of a command."""
+    return [f'--{name}={getattr(args, name)}' for name in names if name in given and getattr(args, name) is not None]
 
 
 def shell_word(word):

@@ -201,8 +201,8 @@ def _read_weights(data):
 def _weights_of_alphas(data, genotype):
     """The weights of a line without that key, as earlier versions wrote it: DARTS's and PC-DARTS's, over PRIMITIVES."""
     if genotype is None:
-        raise ValueError('the key weights is missing; give a folder that search.py wrote; a network of your own needs '
-                         'the function strengths, see docs/en/search-space.md')
+        raise ValueError('the key weights is missing; give a folder that search.py wrote, or one of a network of your '
+                         'own that has strengths(), see docs/en/search-space.md')
     if not isinstance(data, list) or len(data) not in (2, 4):
         raise ValueError('alphas must list alphas_normal, alphas_reduce and, for PC-DARTS, betas_normal, betas_reduce')
     arrays = []

@@ -111,16 +111,14 @@ def test_betas_of_a_users_network_count():
 
 
 def test_an_early_stop_of_a_users_network_gives_back_its_operations(tmp_path):
-    class Stop:
-        kind, limit = 'skip', 1
-
+    class Stop(EarlyStop):
         def verdict(self, history, first):
             return history[0] if len(history) == 2 else None
 
     model = UsersNetwork()
     model.alphas_normal.set_value(np.array([[0, 0, 5.], [0, 0, 4]], 'float32'))
     genotype = DARTSearch(model, ready_batches, ready_batches, paddle.CPUPlace(), num_epochs=5, save_dir=str(tmp_path),
-                          monitor=MonitorOptions(early_stop=Stop())).train()
+                          monitor=MonitorOptions(early_stop=Stop('skip', 1))).train()
     assert genotype.normal == [('double', 0), ('double', 1)] and genotype.normal_concat == range(2, 3)
 
 
