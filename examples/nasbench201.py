@@ -260,7 +260,7 @@ def main():
         words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train_nasbench201.py'),
                  '--arch=' + os.path.join(args.model_save_dir, 'genotype.json'),
                  *data_words(args, DATA_NAMES, {*given_flags(sys.argv[1:]), 'dataset'})]
-        logger.info('train it with: %s', ' '.join(map(shell_word, words)))
+        logger.info('To train it: %s', ' '.join(map(shell_word, words)))
         print(cell)
 
 

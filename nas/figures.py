@@ -12,7 +12,8 @@ def named_strengths(model):
     strengths = [scores.tolist() for scores in model.strengths()]
     count = len(strengths)
     primitives = getattr(getattr(model, 'method', None), 'primitives', ())
-    names = {'cells': getattr(model, 'cell_names', ['normal', 'reduce'] if count == 2 else range(count)),
+    usual = {1: ['cell'], 2: ['normal', 'reduce']}.get(count, range(count))
+    names = {'cells': getattr(model, 'cell_names', usual),
              'operations': getattr(model, 'primitives', primitives),
              'edges': getattr(model, 'edge_names', ())}
     counts = {'cells': count, 'operations': len(strengths[0][0]), 'edges': max(map(len, strengths))}

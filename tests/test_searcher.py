@@ -141,6 +141,8 @@ def test_a_method_learns_the_epoch_without_a_hook_of_the_network(tmp_path):
     search = own_space_search(tmp_path, 'DARTS-', 2)
     search.train()
     assert (search.method.epoch, search.method.epochs) == (1, 2) and search.method.skip_weight == 0.5
+    line = json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[-1])
+    assert line['cells'] == ['cell'] and line['operations'] == list(own_space.OPS)
 
 
 def test_a_network_without_stages_stays_in_the_first_one_and_the_log_says_so(tmp_path, caplog):
