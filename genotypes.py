@@ -34,7 +34,7 @@ PRIMITIVES = [
 # The operations of published cells, which are known whatever the search space above is.
 PUBLISHED_OPERATIONS = ['none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5',
                         'dil_conv_3x3', 'dil_conv_5x5', 'sep_conv_7x7', 'conv_7x1_1x7', 'conv_3x1_1x3']
-# All that a genotype may name: the keys of operations.OPS.
+# All that a genotype may name; each is a key of operations.OPS.
 OPERATIONS = PRIMITIVES + [name for name in PUBLISHED_OPERATIONS if name not in PRIMITIVES]
 
 # A genotype.json is about 1 kB; a file far larger is something else and is not read into memory.

@@ -107,7 +107,8 @@ def main():
                                 ('model_save_dir', path, 'search_own_space', 'folder of the output files')])
     args = parser.parse_args()
     place = start_script(args.model_save_dir, arguments=vars(args), use_gpu=False, use_data_parallel=False, seed=0)
-    searcher = DARTSearch(Network(16, 10, args.method), Digits(0), Digits(1), place, batchsize=32,
+    channels = 24  # a multiple of 4 and of 6: PC-DARTS passes a quarter of them through the operations, DrNAS a sixth
+    searcher = DARTSearch(Network(channels, 10, args.method), Digits(0), Digits(1), place, batchsize=32,
                           arch_learning_rate=3e-3, num_epochs=args.epochs, save_dir=args.model_save_dir, log_freq=10)
     print(searcher.train())
 
