@@ -257,7 +257,7 @@ def _as_range(concat):
 def read_genotype(path):
     """Read and check a genotype.json. Raises ValueError that names the file and what is wrong in it."""
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig') as f:  # editors on Windows write a byte order mark
             text = f.read(MAX_JSON_BYTES + 1)
         if len(text) > MAX_JSON_BYTES:
             raise ValueError(f'larger than {MAX_JSON_BYTES} bytes')

@@ -24,6 +24,7 @@ class Cell(nn.Layer):
 
     def __init__(self, genotype, c_prev_prev, c_prev, c, reduction, reduction_prev):
         super().__init__()
+        self.reduction = reduction
         if reduction_prev:  # cell k-2 is twice as large as cell k-1
             self.preprocess0 = FactorizedReduce(c_prev_prev, c)
         else:

@@ -33,9 +33,7 @@ class MixedOp(nn.Layer):
         super().__init__()
         self.method = method
         self.c, self.stride = c, stride
-        if c % method.partial:
-            raise ValueError(f'{c} channels: {method.name} passes 1/{method.partial} of them through an edge, give a '
-                             f'multiple of {method.partial}')
+        method.check_channels(c, 'channels', [method.partial])
         c //= method.partial
         self.auxiliary_op = OPS['skip_connect'](c, stride, False) if method.auxiliary_skip else None
         self.mp = nn.MaxPool2D(2, 2, ceil_mode=True) if stride == 2 else None
@@ -176,10 +174,7 @@ class Network(nn.Layer):
         if isinstance(method, str) and method not in METHODS:
             raise UserError(f"--method: '{method}' is not allowed: give one of {', '.join(METHODS)}")
         self.method = METHODS[method]() if isinstance(method, str) else method
-        for partial in [self.method.partial] + [partial for partial, _ in self.method.later_stages]:
-            if c_in % partial:
-                raise UserError(f'--init_channels: {c_in} is not allowed: {self.method.name} passes 1/{partial} of the '
-                                f'channels through an edge, give a multiple of {partial}')
+        self.method.check_channels(c_in, '--init_channels')
         self.num_classes = num_classes
         self._steps = steps
         self._multiplier = multiplier

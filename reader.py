@@ -202,7 +202,7 @@ def class_count(images, class_num=None):
 
     images: a source or a BatchLoader. class_num: the value of --class_num, None where the flag was not given: then it
     is that of the data.
-    Raises UserError where the data has labels that class_num does not allow.
+    Raises UserError where the data has labels that class_num does not allow, or fewer than two classes.
     """
     source = getattr(images, 'source', images)
     if class_num is not None:
@@ -212,6 +212,8 @@ def class_count(images, class_num=None):
     else:
         class_num = source.num_classes
         logger.info('the data has %d classes', class_num)
+    if class_num < 2:
+        raise UserError(f'the data has {class_num} class; a classifier needs at least two')
     return class_num
 
 

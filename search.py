@@ -292,7 +292,7 @@ def make_searcher(network, train_loader, valid_loader, place, flags, cell_figure
         arch=ArchOptions(weight_decay=0.0 if flags['reg_type'] == 'kl' else flags['arch_weight_decay'], budget=budget),
         checkpoint=CheckpointOptions(arguments=flags, **{name: flags[name] for name in ('resume', 'save_freq', 'keep',
                                                                                         'save_params')}),
-        monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(), validate=flags['validate'],
+        monitor=MonitorOptions(validate=flags['validate'],
                                search_info={name: flags[name] for name in ('method', 'seed', 'dataset')},
                                eigenvalue_freq=flags['eigenvalue_freq'],
                                early_stop=flags['early_stop'] and EarlyStop(*flags['early_stop']),

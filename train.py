@@ -94,16 +94,18 @@ def main():
         seed, args = args.seed, with_data_of(description, args, given)
         if args.seed != seed:
             set_seed(args.seed)
+    images = image_shape(args)
+    if description is not None and 'image_size' not in given:
+        images = evaluation.image_shape_of(description, default=images)
     if args.summary:
-        print(summary(model or evaluation.build(NetworkCIFAR, described(args.class_num)), image_shape(args),
-                      args.batch_size))
+        print(summary(model or evaluation.build(NetworkCIFAR, described(args.class_num)), images, args.batch_size))
         return
     if args.export:
-        export(model, args.export, evaluation.image_shape_of(description, default=image_shape(args)), args.format)
+        export(model, args.export, images, args.format)
         if not args.eval_only:
             return
     if args.predict:
-        predict(accelerate(model), description, args, given)
+        predict(accelerate(model), description, images, args)
         return
     test_loader = train_valid(args.batch_size, False, False, args)
     images = test_loader.source.image_shape
@@ -127,14 +129,11 @@ def main():
     train(accelerate(model), description, train_loader, test_loader, args)
 
 
-def predict(model, description, args, given):
-    """Print the classes of the images of --predict. given: names of the flags on the command line."""
-    from reader import image_shape, predict_loader
-    from training import evaluation, prediction
+def predict(model, description, shape, args):
+    """Print the classes of the images of --predict. shape: [3, H, W] of the images that the network takes."""
+    from reader import predict_loader
+    from training import prediction
 
-    shape = image_shape(args)
-    if 'image_size' not in given:
-        shape = evaluation.image_shape_of(description, default=shape)
     loader = predict_loader(args.batch_size, args.dataset, prediction.square_side(description, shape), args)
     prediction.predict(model, loader, prediction.class_names(description), precision_options=precision_options(args),
                        as_json=args.json)

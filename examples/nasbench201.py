@@ -34,7 +34,6 @@ from nas.recipes import METHOD_NAMES  # noqa: E402
 from nas.training_command import DATA_NAMES, data_words, shell_word  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
 from reader import class_count, train_search  # noqa: E402
-from runtime.errors import UserError  # noqa: E402
 from runtime.flags import (  # noqa: E402
     DATA_FLAGS,
     DEVICE_FLAGS,
@@ -147,10 +146,7 @@ class Network(Skeleton):
 
     def __init__(self, C, num_classes, N, method='DARTS'):
         method = make_method(method) if isinstance(method, str) else method
-        for partial in [method.partial] + [partial for partial, _ in method.later_stages]:
-            if C % partial:
-                raise UserError(f'--C: {C} is not allowed: {method.name} passes 1/{partial} of the channels through an '
-                                f'edge, give a multiple of {partial}')
+        method.check_channels(C, '--C')
         super().__init__(C, num_classes, N, lambda c: SearchCell(c, method))
         self.method = method
         deviation, shape = method.alpha_deviation, [len(EDGES), len(PRIMITIVES)]

@@ -80,12 +80,13 @@ def read_cell(arch):
     try:
         cell = arch
         if os.path.exists(arch):
+            arch = os.path.join(arch, 'genotype.json') if os.path.isdir(arch) else arch
             found = read_json(arch, 1 << 20)
             cell = found.get('architecture') if isinstance(found, dict) else None
         parse_cell(str(cell))
         return cell
     except ValueError as error:
-        raise UserError(f'--arch: {error}')
+        raise UserError(f'--arch: {arch}: {error}')
 
 
 def parse_arguments():

@@ -22,6 +22,7 @@ import paddle
 
 from nas.methods import method_of
 from runtime.parallel import average_over_ranks
+from runtime.states import running_statistics
 
 
 class Architect:
@@ -50,8 +51,7 @@ class Architect:
         self.last_gradient = None  # of the last step, a tensor for each architecture parameter
         self.arch_parameters = list(model.arch_parameters())
         self.weights = weight_parameters(model)
-        # Paddle keeps batch norm's running statistics among the parameters, as ones that can't be trained.
-        self.statistics = [p for p in model.parameters() if not p.trainable] + list(model.buffers())
+        self.statistics = running_statistics(model)
         self.optimizer = paddle.optimizer.Adam(
             arch_learning_rate, beta1=method_of(model).arch_beta1, beta2=0.999, parameters=self.arch_parameters,
             weight_decay=paddle.regularizer.L2Decay(arch_weight_decay))
@@ -60,7 +60,7 @@ class Architect:
         """Take the model's present weights and their new optimizer, after a change of the network."""
         self.weight_optimizer = optimizer
         self.weights = weight_parameters(self.model)
-        self.statistics = [p for p in self.model.parameters() if not p.trainable] + list(self.model.buffers())
+        self.statistics = running_statistics(self.model)
 
     def step(self, input_train, target_train, input_valid, target_valid):
         """Move the architecture parameters by one step of Adam. Only second order looks at the training batch."""

@@ -51,11 +51,16 @@ class EarlyStop:
     """
 
     def __init__(self, kind, limit):
+        if kind not in ('skip', 'eigenvalue'):
+            raise UserError(f"--early_stop: '{kind}' is not allowed: give skip or eigenvalue")
         self.kind, self.limit = kind, limit
 
-    def check(self, figures):
-        """Raise UserError if the figures of an epoch, which indicators() and MonitorOptions.cell_figures give, have not
-        what the rule reads."""
+    def check(self, figures, eigenvalue_freq):
+        """Raise UserError if a search does not give what the rule reads. figures: those of an epoch, which indicators()
+        and MonitorOptions.cell_figures give."""
+        if self.kind == 'eigenvalue' and not eigenvalue_freq:
+            raise UserError('--early_stop=eigenvalue: the eigenvalue is not measured; give MonitorOptions.'
+                            'eigenvalue_freq, 2 for the rule of its authors')
         if self.kind == 'skip' and 'skip_connects' not in figures:
             raise UserError('--early_stop=skip: the number of skip connections in a cell of this search space is not '
                             'known; give MonitorOptions.cell_figures a function that returns skip_connects')

@@ -104,9 +104,9 @@ def _probe(primitives, steps, seed, normal_nodes, reduce_nodes):
 def cell_shapes(network, image_shape):
     """The CellShape of each cell of a network of model.py, in order."""
     calls = trace(network, image_shape)
-    shapes, count = [], len(network.cells)
-    for number in range(count):
-        kind = 'reduce' if number in (count // 3, 2 * count // 3) else 'normal'
+    shapes = []
+    for number, cell in enumerate(network.cells):
+        kind = 'reduce' if cell.reduction else 'normal'
         inputs = [call.shape[1:] for call in calls if call.name.startswith(f'cells.{number}.preprocess1.')][-1]
         output = next(call.shape[1:] for call in calls if call.name == f'cells.{number}')
         shapes.append(CellShape(kind, inputs, [inputs[0], *output[1:]]))

@@ -50,6 +50,11 @@ def flags_of_search(folder):
         raise UserError(f'--derive: {folder} holds no checkpoint of a search, which the flags are read from')
     if info['arguments'].get('method') == 'random' or not {'arch_learning_rate', 'layers'} <= info['arguments'].keys():
         raise UserError(f'--derive: {folder} is not the output directory of a search by search.py')
+    result = result_of_search(folder)
+    if info['epoch'] <= result['epoch'] or any(result.get(name) not in (None, info['arguments'].get(name))
+                                               for name in ('method', 'seed', 'dataset')):
+        raise UserError(f'--derive: {folder} holds files of two searches: its newest checkpoint is not of the search '
+                        'that wrote its genotype.json')
     of_other_data = (NOT_FOR_IMAGENET if info['arguments'].get('dataset') == 'imagenet'
                      else [row[0] for row in IMAGENET_FLAGS])
     flags = {name: value for name, value in info['arguments'].items()

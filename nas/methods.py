@@ -17,6 +17,7 @@ import paddle
 import paddle.nn.functional as F
 
 from genotypes import PRIMITIVES, Genotype, derive_cell, edge_number
+from runtime.errors import UserError
 
 WITHOUT_NONE = [name for name in PRIMITIVES if name != 'none']
 GDAS_ORDER = ['none', 'skip_connect', 'sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5', 'avg_pool_3x3',
@@ -92,12 +93,20 @@ class DARTS:
         node."""
         return derive_cell(strengths, self.primitives, steps)
 
+    def check_channels(self, channels, name, partials=None):
+        """Raise UserError for a number of channels of which no 1/partial can be taken. name: of the number, for the
+        message. partials: default: those of all stages."""
+        for partial in partials or [self.partial, *(partial for partial, _ in self.later_stages)]:
+            if channels % partial:
+                raise UserError(f'{name}: {channels} is not allowed: {self.name} passes 1/{partial} of the channels '
+                                f'through an edge, give a multiple of {partial}')
+
 
 class PCDARTS(DARTS):
     """Partial channel connections (Xu et al. 2020, section 3.2) with edge normalisation (section 3.3, equation 3)."""
 
     name = 'PC-DARTS'
-    partial = 4  # K = 4 for CIFAR-10 and ImageNet, section 4.1
+    partial = 4  # K = 4 for CIFAR-10, section 4.2; its authors take 2 for ImageNet: --partial_channels=2
     with_betas = True
 
     def edge_weights(self, betas, edge_counts):

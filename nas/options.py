@@ -41,9 +41,9 @@ class CheckpointOptions:
 class MonitorOptions:
     """What is measured and logged after an epoch.
 
-    eval_reader: the data on which the validation accuracy is measured, without augmentation; default: valid_reader.
-    validate: False skips that. search_info: a dict that every genotype.json holds under "search". eigenvalue_freq:
-    epochs between two measurements of the dominant eigenvalue of the Hessian; 0: none. early_stop: a
+    eval_reader: the data on which the validation accuracy is measured; default: valid_reader, one of reader.py without
+    its augmentation. validate: False skips that. search_info: a dict that every genotype.json holds under "search".
+    eigenvalue_freq: epochs between two measurements of the dominant eigenvalue of the Hessian; 0: none. early_stop: a
     nas.collapse.EarlyStop. on_epoch: called with the line of metrics.jsonl, a dict, of each epoch. cell_figures: called
     with the genotype after each epoch, returns {name: number} for the log and metrics.jsonl; for 'skip_connects' and
     whatever is known of the cells of a space."""

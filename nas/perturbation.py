@@ -7,8 +7,11 @@ with weight 1, and the weights are trained for some epochs. When every edge has 
 removed in turn, and the two edges without which the accuracy is lowest are kept. Equal accuracies are decided by the
 loss.
 
-As in the authors' code the accuracies are those with batch norm's statistics of the batch. Methods that draw weights
-(GDAS, DrNAS) draw the same ones for all operations of an edge.
+As in the authors' code the accuracies are those with batch norm's statistics of the batch. That code differs in this:
+it decides one edge of the normal and one of the reduction cell before it trains the weights, with a tenth of the
+search's learning rate; it goes on updating the architecture; of more than two edges it removes one at a time.
+
+Methods that draw weights (GDAS, DrNAS) draw the same ones for all operations of an edge.
 """
 import json
 import os
@@ -19,12 +22,12 @@ import paddle
 from genotypes import Genotype, edge_number, genotype_json, plain
 from nas.options import CheckpointOptions, MonitorOptions, WeightOptions
 from nas.searcher import DARTSearch
+from pipeline.loader import DECISIONS
 from runtime.files import refuse_to_overwrite, write_text
 from runtime.log import logger
 from runtime.parallel import check_agreement, rank
 from training.engine import evaluate, sync_ranks
 
-ORDER = 4  # the stream of random numbers of the order; pipeline/loader.py and nas/searcher.py have the others
 KINDS = ('normal', 'reduce')
 
 
@@ -81,7 +84,7 @@ class PerturbationDerivation(DARTSearch):
     def train(self):
         """Make all decisions. Returns the Genotype."""
         if rank() == 0:
-            refuse_to_overwrite(self.save_dir, ['genotype.json'])
+            refuse_to_overwrite(self.save_dir, ['genotype.json', 'removals.jsonl'])
         self.run.start(self.checkpoint.resume)
         self._restore_stage(self.run.results)
         logger.info('%d decisions, after the evaluation of %d removals in all; %d epochs of the weights between them',
@@ -91,10 +94,10 @@ class PerturbationDerivation(DARTSearch):
             for epoch in range(self.run.epoch, self.num_epochs):
                 self._epoch(epoch)
             self.decide()
-        genotype = plain(self.genotype())
-        if rank() == 0:
-            search = dict(self.monitor.search_info, derivation='perturbation', tune_epochs=self.tune_epochs)
-            write_text(os.path.join(self.save_dir, 'genotype.json'), genotype_json(genotype, search))
+            genotype = plain(self.genotype())
+            if rank() == 0:
+                search = dict(self.monitor.search_info, derivation='perturbation', tune_epochs=self.tune_epochs)
+                write_text(os.path.join(self.save_dir, 'genotype.json'), genotype_json(genotype, search))
         return genotype
 
     def _epoch(self, epoch):
@@ -169,7 +172,7 @@ class PerturbationDerivation(DARTSearch):
         self.run.begin_step(self.run.epoch, 0)
         statistics = [value.clone() for value in self.architect.statistics]
         self.projection.without = without
-        loss, top1, _ = evaluate(self.model, self.eval_loader, batch_statistics=True)
+        loss, top1, _, _ = evaluate(self.model, self.eval_loader, batch_statistics=True)
         self.projection.without = None
         for value, before in zip(self.architect.statistics, statistics):
             paddle.assign(before, value)
@@ -189,7 +192,7 @@ class PerturbationDerivation(DARTSearch):
 def decisions_to_make(steps, seed):
     """[(kind of cell, node, edge)] in order: all edges for their operation, then with edge None all nodes that have
     more than two edges."""
-    generator = np.random.default_rng([seed, ORDER])
+    generator = np.random.default_rng([seed, DECISIONS])
     edges = [(kind, node, edge_number(node, source)) for kind in KINDS for node in range(steps)
              for source in range(2 + node)]
     nodes = [(kind, node, None) for kind in KINDS for node in range(1, steps)]
@@ -252,8 +255,7 @@ def derive_by_perturbation(network, train_loader, valid_loader, place, flags, re
         checkpoint=CheckpointOptions(
             resume=flags['resume'], save_freq=flags['save_freq'], keep=flags['keep'],
             arguments={name: value for name, value in flags.items() if name != 'derive'}),
-        monitor=MonitorOptions(eval_reader=valid_loader.without_augmentation(),
-                               search_info=dict(search_info, epoch=result['epoch'])))
+        monitor=MonitorOptions(search_info=dict(search_info, epoch=result['epoch'])))
     genotype = derivation.train()
     for line in table(derivation.decisions, network.method.primitives).splitlines():
         logger.info('%s', line)

@@ -24,7 +24,7 @@ from nas.methods import genotype_of_attributes, method_of
 from nas.options import ArchOptions, CheckpointOptions, MonitorOptions, WeightOptions
 from nas.readers import PairedLoader, as_loader, classes_of, endless
 from nas.stages import begin_stage, copy_momentum
-from pipeline.loader import VALID
+from pipeline.loader import STAGES, VALID
 from runtime.errors import UserError
 from runtime.files import refuse_to_overwrite, remove_numbered, save_params, write_text
 from runtime.log import logger, peak_memory_mb
@@ -32,8 +32,6 @@ from runtime.parallel import average_over_ranks, broadcast, check_agreement, ran
 from runtime.run import Run, set_epoch
 from runtime.states import optimizer_state
 from training.engine import evaluate, run_epoch, sync_ranks, to_batch
-
-STAGES = 3  # the stream of random numbers of the change between stages; pipeline/loader.py has the first ones
 
 
 class DARTSearch(paddleslim.nas.DARTSearch):
@@ -149,7 +147,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         not finite.
         """
         if self.monitor.early_stop:
-            self.monitor.early_stop.check(self._cell_figures(self._current_genotype()))
+            self.monitor.early_stop.check(self._cell_figures(self._current_genotype()), self.monitor.eigenvalue_freq)
         logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
         if rank() == 0:
             numbered = [os.path.join(str(epoch), name) for epoch in range(self.num_epochs)
@@ -167,8 +165,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         return self.genotype()
 
     def _epoch(self, epoch):
-        told = self.model if hasattr(self.model, 'set_epoch') else self.method
-        told.set_epoch(epoch, self.num_epochs)
+        (self.model if hasattr(self.model, 'set_epoch') else self.method).set_epoch(epoch, self.num_epochs)
         stage = self.method.stage_at(epoch, self.num_epochs)
         if self.staged and stage > self.run.results.get('stage', {'number': 1})['number']:
             self._begin_stage(stage, epoch)
@@ -306,7 +303,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
 
     def valid_one_epoch(self):
         """Evaluate the supernet on the validation data. Returns the figures of the epoch for metrics.jsonl."""
-        valid_loss, top1, _ = evaluate(self.model, self.eval_loader, after_batch=self.run.check)
+        valid_loss, top1, _, _ = evaluate(self.model, self.eval_loader, after_batch=self.run.check)
         return {'valid_loss': valid_loss, 'valid_acc': top1}
 
     def genotype(self):

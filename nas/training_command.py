@@ -9,7 +9,7 @@ from nas import budget_flags
 DIGITS_TRAINING = ['--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0',
                    '--model_save_dir=eval_digits']
 # Height and width in pixels of the smallest images that the auxiliary classifiers of model.py take.
-AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE = 32, 193
+AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE = 29, 193
 
 # The flags that decide which images there are; the seed selects the test images of a folder.
 DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')

@@ -13,7 +13,7 @@ from runtime.parallel import rank, world_size
 
 # Streams of random numbers: the order of the images, the augmentation of each half of a search, and the mixing of the
 # images of a batch do not depend on each other.
-ORDER, TRAIN, VALID, MIX = 0, 1, 2, 3
+ORDER, TRAIN, VALID, MIX, DECISIONS, STAGES = range(6)
 
 
 def generator(seed, *key):

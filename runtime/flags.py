@@ -116,6 +116,8 @@ class ArgumentParser(argparse.ArgumentParser):
         if args.dataset == 'folder' and not getattr(args, 'predict', None) and not os.path.isdir(str(args.data)):
             self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of '
                        f'images a class')
+        if args.dataset == 'digits' and 'data' in given:
+            self.error('argument --data: has no meaning with --dataset=digits, which scikit-learn brings')
         if args.dataset == 'imagenet':
             self._check_imagenet(args, given)
         for name in [row[0] for row in IMAGENET_FLAGS if row[0] in given and args.dataset != 'imagenet']:
@@ -292,7 +294,7 @@ def reader_flags(num_workers):
     return [
         ('use_multiprocess', boolean, True, 'load images in worker processes; False: in the main process'),
         ('num_workers', integer(0, 64), num_workers, 'worker processes per data loader; 0: load in the main process'),
-        ('max_bad_images', integer(0), 0, 'skip at most N unreadable images; one more stops the run'),
+        ('max_bad_images', integer(0), 0, 'unreadable images that each data loader skips; one more stops the run'),
     ]
 
 

@@ -23,7 +23,13 @@ from runtime.files import reason, refuse_to_overwrite, write_text
 from runtime.lock import lock_folder, release_folder
 from runtime.log import logger
 from runtime.parallel import rank, world_size
-from runtime.states import optimizer_state, random_states, set_optimizer_state, set_random_states
+from runtime.states import (
+    optimizer_state,
+    random_states,
+    running_statistics,
+    set_optimizer_state,
+    set_random_states,
+)
 
 # Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
 MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params',
@@ -111,7 +117,7 @@ class Run:
 
     def _values_of_rank(self):
         """The values that may differ between the ranks."""
-        return [p for p in self.model.parameters() if not p.trainable] + list(self.model.buffers()) + self.tensors
+        return running_statistics(self.model) + self.tensors
 
     def _check_arguments(self, saved):
         other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME

@@ -6,6 +6,12 @@ import numpy as np
 import paddle
 
 
+def running_statistics(model):
+    """The running statistics of a network, which Paddle keeps among the parameters as ones that cannot be trained, and
+    its buffers."""
+    return [p for p in model.parameters() if not p.trainable] + list(model.buffers())
+
+
 def random_states():
     """The states of Python's and numpy's random numbers, in a form that JSON keeps."""
     version, internal, gauss = random.getstate()

@@ -87,6 +87,7 @@ WRONG_TOGETHER = {
     ('search.py', '--method=random --max_macs=600M'): 'argument --max_macs: --method=random draws any cell',
     ('examples/nasbench201.py', '--max_macs=600M'): 'there is no flag --max_macs',
     ('examples/own_space.py', '--epochs=0'): 'a whole number from 1 to 10000',
+    ('train.py', '--dataset=digits --data=mine'): 'argument --data: has no meaning with --dataset=digits',
     ('search.py', '--method=random --summary'): 'argument --summary: --method=random has no supernet to summarise; '
                                                 'give another --method',
 }

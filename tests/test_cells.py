@@ -20,6 +20,7 @@ from nas import accelerate
 from nas.layers import operation_of
 from nas.methods import METHODS
 from operations import ReLUConvBN, SepConv, WeightedSum, Zero
+from runtime.errors import UserError
 
 pytestmark = needs_numba
 
@@ -370,7 +371,7 @@ def test_another_number_of_weights_is_refused():
         cell(x, paddle.rand([4, 5]))
     with pytest.raises(ValueError, match='6 weights for 5 operations'):
         cell(x, paddle.rand([3, 6]))
-    with pytest.raises(ValueError, match='6 channels: PC-DARTS passes 1/4'):
+    with pytest.raises(UserError, match='6 is not allowed: PC-DARTS passes 1/4'):
         Edge(6, make_method('PC-DARTS', partial=4))
 
 

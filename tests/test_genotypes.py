@@ -39,6 +39,8 @@ def test_a_genotype_survives_json(tmp_path):
     assert get_genotype(str(path)) == DARTS_V2
     assert repr(read_genotype(str(path))) == repr(DARTS_V2)  # tuples and range(2, 6) again, not lists
     assert json.loads(path.read_text())['search'] == {'method': 'DARTS', 'epoch': 3}
+    path.write_text('\ufeff' + path.read_text(), encoding='utf-8')  # as editors on Windows save it
+    assert get_genotype(str(path)) == DARTS_V2
 
 
 def test_cells_with_other_node_counts_and_concats_are_read():

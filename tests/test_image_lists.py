@@ -14,8 +14,8 @@ from PIL import Image
 
 import reader
 from genotypes import get_genotype
-from model import NetworkImageNet
-from nas.training_command import IMAGENET_AUXILIARY_SIZE
+from model import NetworkCIFAR, NetworkImageNet
+from nas.training_command import AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE
 from pipeline import lists
 from pipeline.lists import draw_by_class, read_list
 from pipeline.loader import generator
@@ -264,11 +264,13 @@ def test_a_search_on_photos_resumes_to_the_same_bits_and_its_command_trains(scri
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize('size', [IMAGENET_AUXILIARY_SIZE - 1, IMAGENET_AUXILIARY_SIZE])
-def test_the_command_leaves_the_auxiliary_classifier_out_where_photos_are_too_small(size):
-    network = NetworkImageNet(4, 10, 14, True, get_genotype('PC_DARTS'))
-    images = paddle.zeros([2, 3, size, size])
-    if size < IMAGENET_AUXILIARY_SIZE:
+@pytest.mark.parametrize('network_class, smallest', [(NetworkCIFAR, AUXILIARY_SIZE),
+                                                     (NetworkImageNet, IMAGENET_AUXILIARY_SIZE)])
+@pytest.mark.parametrize('fewer', [0, 1])
+def test_the_command_leaves_the_auxiliary_classifier_out_where_images_are_too_small(network_class, smallest, fewer):
+    network = network_class(4, 10, 14, True, get_genotype('PC_DARTS'))
+    images = paddle.zeros([2, 3, smallest - fewer, smallest - fewer])
+    if fewer:
         with pytest.raises(UserError, match='--auxiliary: '):
             network(images)
     else:

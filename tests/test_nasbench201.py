@@ -223,7 +223,7 @@ def test_search_with_a_table_and_training(script, tmp_path):
     assert {name: record[name] for name in figures} == figures
     assert record['skip_connects'] == cell.count('skip_connect')
     check_refusal(script('search.py', '--derive=run'), 'run is not the output directory of a search by search.py')
-    run = script('examples/train_nasbench201.py', '--arch=run/genotype.json', '--model_save_dir=trained', *size)
+    run = script('examples/train_nasbench201.py', '--arch=run', '--model_save_dir=trained', *size)
     assert run.returncode == 0, run.stderr
     line = json.loads((tmp_path / 'trained' / 'metrics.jsonl').read_text())
     assert line['genotype'] == cell and run.stdout == f'best_valid_acc {line["valid_acc"]:.6f}\n'

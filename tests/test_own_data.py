@@ -16,6 +16,7 @@ from pipeline import loader, transforms
 from pipeline.items import DatasetItems
 from pipeline.sources import DatasetImages, Source
 from runtime.errors import UserError
+from training.engine import evaluate
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A function of one's own in place of cifar10_reader, and a paddle.io.Dataset
@@ -93,6 +94,9 @@ def test_the_classes_of_a_dataset_are_counted_unless_it_or_the_flag_says_them(mo
         count(data, 10)
     Labelled.labels = [np.array([3]), np.int64(1), paddle.to_tensor([2]), -1]
     with pytest.raises(UserError, match='item 3 of the data set has the label -1; labels count from 0'):
+        count(Labelled())
+    Labelled.labels = [0, 0, 0, 0]
+    with pytest.raises(UserError, match='the data has 1 class; a classifier needs at least two'):
         count(Labelled())
 
 
@@ -222,13 +226,23 @@ def test_bad_images_are_left_out_up_to_the_limit(tmp_path, caplog, monkeypatch, 
         return loader.BatchLoader(source, 2, shuffle=False, stream=loader.VALID, workers=workers, max_bad_images=limit,
                                   train=False)
 
+    model = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(3 * 224 * 224, 2))
     several = batches(3)
     for _ in range(2):  # the second pass does not count them again
         assert read(several)[1].tolist() == [0, 1, 1, 0, 1]  # the last batch is empty and left out whole
+    assert evaluate(model, several)[3] == 5
     assert len(several.bad_images) == 3 and sum('skipped' in record.message for record in caplog.records) == 3
     with pytest.raises(UserError, match='val_list.txt, line 8: .*photo 7.jpeg cannot be read .* --max_bad_images '
                                         'allows 2') as error:
         read(batches(2))
+    assert error.value.status == 1
+
+
+def test_an_evaluation_without_a_readable_image_has_no_result(tmp_path):
+    source = reader.imagenet_reader(photo_list(tmp_path, broken=range(8)), 'val')
+    batches = loader.BatchLoader(source, 2, shuffle=False, stream=loader.VALID, max_bad_images=8, train=False)
+    with pytest.raises(UserError, match='none of the images of the evaluation could be read') as error:
+        evaluate(paddle.nn.Identity(), batches)
     assert error.value.status == 1
 
 

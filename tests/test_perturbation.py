@@ -174,6 +174,13 @@ def test_the_command_on_a_searched_folder(tmp_path):
     derived = run(tmp_path, 'search.py', '--derive=run', '--use_multiprocess=False')
     assert derived.returncode == 0, derived.stderr
     assert derived.stdout == result.stdout
+    genotype = tmp_path / 'run' / 'genotype.json'
+    text = genotype.read_text()
+    for found, other in (('"seed": 0', '"seed": 1'), ('"epoch": 1', '"epoch": 2')):
+        assert found in text
+        genotype.write_text(text.replace(found, other))
+        check_refusal(run(tmp_path, 'search.py', '--derive=run'), '--derive: run holds files of two searches')
+    genotype.write_text(text)
     derived = run(tmp_path, 'search.py', '--derive=run', '--by=perturbation', '--tune_epochs=1',
                   '--use_multiprocess=False')
     assert derived.returncode == 0, derived.stderr

@@ -137,6 +137,13 @@ def test_counting_skip_connections_of_an_own_space_needs_a_function(tmp_path):
     own_space_search(tmp_path / 'known', 'DARTS', monitor=monitor).train()
 
 
+def test_early_stopping_needs_its_figure(tmp_path):
+    with pytest.raises(UserError, match='--early_stop=eigenvalue: the eigenvalue is not measured'):
+        own_space_search(tmp_path, 'DARTS', monitor=MonitorOptions(early_stop=EarlyStop('eigenvalue', 1.3))).train()
+    with pytest.raises(UserError, match="--early_stop: 'skips' is not allowed: give skip or eigenvalue"):
+        EarlyStop('skips', 2)
+
+
 def test_a_method_learns_the_epoch_without_a_hook_of_the_network(tmp_path):
     search = own_space_search(tmp_path, 'DARTS-', 2)
     search.train()

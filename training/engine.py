@@ -142,7 +142,7 @@ def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, repor
             if additions.average:
                 additions.average.sync_ranks()
             with additions.average.exchanged() if additions.average else contextlib.nullcontext():
-                valid_loss, top1, top5 = evaluate(model, valid_loader, precision=precision, after_batch=check)
+                valid_loss, top1, top5, _ = evaluate(model, valid_loader, precision=precision, after_batch=check)
                 schedule.step()
                 line = report(dict(metrics, valid_loss=valid_loss, valid_acc=top1, valid_acc5=top5,
                                    peak_memory_mb=peak_memory_mb()))
@@ -193,7 +193,8 @@ def evaluate(model, loader, *, precision=None, after_batch=None, batch_statistic
 
     after_batch: called after each batch; an exception that it raises ends the evaluation. batch_statistics: normalise
     by the statistics of each batch, as in training, which updates the running ones.
-    Returns (loss, top-1, top-5), means over the images.
+    Returns (loss, top-1, top-5, number of images), means over the images. Raises UserError (status 1) where there is
+    none.
     """
     training = model.training
     set_mode(model, batch_statistics)
@@ -208,7 +209,10 @@ def evaluate(model, loader, *, precision=None, after_batch=None, batch_statistic
         if after_batch is not None:
             after_batch()
     set_mode(model, training)
-    return mean_over_ranks(loss, top1, top5)
+    images = int(sum_over_ranks([loss.count])[0])
+    if not images:
+        raise UserError('none of the images of the evaluation could be read', status=1)
+    return (*mean_over_ranks(loss, top1, top5), images)
 
 
 def set_mode(model, training):

@@ -177,7 +177,7 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
 
 
 def score(model, loader, precision_options):
-    """Evaluate a network on every image of a loader and print the result on standard output."""
-    loss, top1, top5 = evaluate(model, loader, precision=Precision(model=model, **precision_options))
+    """Evaluate a network on every image of a loader that can be read, and print the result on standard output."""
+    loss, top1, top5, images = evaluate(model, loader, precision=Precision(model=model, **precision_options))
     if rank() == 0:
-        print(f'valid_acc {top1:.6f}, valid_acc5 {top5:.6f}, valid_loss {loss:.6f}, {len(loader.source)} images')
+        print(f'valid_acc {top1:.6f}, valid_acc5 {top5:.6f}, valid_loss {loss:.6f}, {images} images')
