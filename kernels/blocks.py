@@ -293,5 +293,5 @@ class BlockOperation(Operation):
         """The gradient of the tensor of weights."""
         positions = self.plan.positions
         gradient = np.zeros(self.weights.size, np.float32)
-        gradient[positions[positions >= 0]] = strengths[positions >= 0]
+        np.add.at(gradient, positions[positions >= 0], strengths[positions >= 0])
         return paddle.to_tensor(gradient.reshape(self.weights.shape), place=CPU)

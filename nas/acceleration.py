@@ -157,6 +157,9 @@ class CellAcceleration:
         if len(args) <= inputs:
             return None
         out, more = None, dict(zip(('weights', 'edge_weights', 'active'), args[inputs:]), **kwargs)
+        tensors = [more.get('weights')] + [value for value in [more.get('edge_weights')] if value is not None]
+        if not all(isinstance(value, paddle.Tensor) for value in tensors):
+            return None  # lists of rows
         if self.whole is not None and (self.covers_active or more.get('active') is None):
             out = self.whole(list(args[:inputs]), **more)
         if out is None and self.edges is not None and self._one_mode() and not _normalises_single_values(cell, args[1]):

@@ -61,7 +61,7 @@ class SearchCell:
         """The output of the cell, or None where the block does not apply; inputs: a list of tensors, the other
         arguments as of Cell.forward."""
         operations = len(self.method.primitives)
-        if (self.block is None or not isinstance(weights, paddle.Tensor) or weights.shape != [self.edges, operations]
+        if (self.block is None or weights.shape != [self.edges, operations]
                 or edge_weights is not None and edge_weights.shape != [self.edges]):
             return None
         if self.auxiliary:
@@ -84,7 +84,7 @@ class TrainedCell:
     """A cell of model.py. block: its Block, or None if an operation is not known."""
 
     def __init__(self, cell):
-        nodes, self.dropped = _preprocessing(cell), []  # dropped: the terms to which drop path applies
+        nodes, self.dropped = _preprocessing(cell), []  # dropped: to which terms drop path applies, -1: to none
         state_of, terms = {0: INPUTS, 1: INPUTS + 1}, 2
         for first in range(0, len(cell._ops), 2):
             edges = [edge for edge in (first, first + 1) if cell._is_edge[edge]]
@@ -92,8 +92,9 @@ class TrainedCell:
                 state_of[2 + first // 2] = INPUTS + len(nodes)
                 nodes.append([Term(state_of[cell._indices[edge]], operation_of(cell._ops[edge])) for edge in edges])
                 for edge, term in zip(edges, nodes[-1]):
-                    self.dropped += [terms] * (not isinstance(cell._ops[edge], Identity))
-                    terms += term.operation != NOTHING
+                    is_term = term.operation != NOTHING
+                    self.dropped += [terms if is_term else -1] * (not isinstance(cell._ops[edge], Identity))
+                    terms += is_term
         self.terms, self.block = terms, _block(nodes, [[state_of[state] for state in cell._concat]], INPUTS)
 
     def __call__(self, cell, s0, s1, drop_prob):
@@ -102,7 +103,7 @@ class TrainedCell:
             return None
         factors = None
         if cell.training and drop_prob > 0:
-            factors = np.ones([self.terms, s0.shape[0]], np.float32)
+            factors = np.ones([self.terms + 1, s0.shape[0]], np.float32)  # the last row is of no term
             for term in self.dropped:  # in the order in which Cell.forward draws them
                 factors[term] = cell.drop_path.factors(s0, drop_prob).numpy().ravel()
         return self.block([s0, s1], factors=factors)[0]

@@ -60,13 +60,15 @@ def parity_set(kind):
 
 
 def in_sets(*names):
-    """Parametrize a test by (parity, name): every file in each set that has it; once, skipping, if no set has it."""
+    """Parametrize a test by (parity, name): every file in each set that has it; once, skipping, if no set has it. The
+    numbers of the extract are marked `repeated` where the full set has them too."""
     cases = []
     for name in names:
         kinds = [kind for kind, folder in (('full', FULL), ('extract', EXTRACT))
                  if os.path.exists(os.path.join(folder, name))] or ['full']
-        cases += [pytest.param(kind, name, id=f'{os.path.splitext(name)[0]}-{kind}',
-                               marks=[pytest.mark.slow] if kind == 'full' else []) for kind in kinds]
+        marks = {'full': [pytest.mark.slow], 'extract': [pytest.mark.repeated] * (len(kinds) - 1)}
+        cases += [pytest.param(kind, name, id=f'{os.path.splitext(name)[0]}-{kind}', marks=marks[kind])
+                  for kind in kinds]
     return pytest.mark.parametrize('parity, name', cases, indirect=['parity'])
 
 

@@ -292,7 +292,7 @@ def change_method_of_instance(network):
 
 
 def change_forward_of_operation(network):
-    op = network.cells[0]._ops[5]._ops[6]
+    op = network.cells[0]._ops[4]._ops[6]
     op.forward = lambda x: x * 0.5
 
 
@@ -352,7 +352,8 @@ CHANGES = [replace_operation, replace_convolution, change_method_of_class, chang
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_changes_are_noticed_at_the_forward_pass(float64, change, when):
     """Made before the network is accelerated, or after a first forward pass."""
-    plain, fast, image, label = twins(change=change if when == 'before' else lambda network: None)
+    plain, fast, image, label = twins(change=change if when == 'before' else lambda network: None, steps=2,
+                                      multiplier=2)
     if when == 'after':
         fast(image)
         plain(image)

@@ -15,6 +15,7 @@ from genotypes import Genotype, random_genotype
 from kernels.blocks import Block, Term
 from kernels.plans import IDENTITY, KEPT, MIXED
 from model import Cell
+from model_search import Cell as SearchCell
 from model_search import GraphCell, MixedOp
 from nas import accelerate
 from nas.layers import operation_of
@@ -27,7 +28,7 @@ pytestmark = needs_numba
 
 def is_whole(cell):
     """Whether all forward passes of a cell of model.py were those of a block."""
-    plans = cell._acceleration.cell.block.plans.values()
+    plans = cell._acceleration.cell.block.plans.values() if cell._acceleration.is_whole() else ()
     return len(plans) > 0 and all(plan.fit for plan in plans)
 
 
@@ -103,6 +104,14 @@ def replace_edge_by_nothing(cell):
     cell._ops[2] = Zero(1)
 
 
+def replace_edge_before_an_identity_by_nothing(cell):
+    cell._ops[5] = Zero(1)
+
+
+def replace_last_edge_by_nothing(cell):
+    cell._ops[7] = Zero(1)
+
+
 def change_edge(cell):
     type(cell)._edge = lambda self, i, states, drop_prob: 2 * self._ops[i](states[self._indices[i]])
 
@@ -132,9 +141,12 @@ def replace_a_weight_by_a_buffer(cell):
         cell(*[paddle.ones([3, 4, 6, 6])] * 2, 0.0)
 
 
-@pytest.mark.parametrize('change', [add_edge, change_factors, replace_edge, replace_edge_by_nothing, change_edge,
-                                    change_edge_of_instance, normalise_by_the_batch_always, add_a_bias,
-                                    replace_a_weight_by_a_buffer],
+STILL_WHOLE = [replace_edge_by_nothing, replace_edge_before_an_identity_by_nothing, replace_last_edge_by_nothing,
+               add_a_bias, replace_a_weight_by_a_buffer]
+
+
+@pytest.mark.parametrize('change', [add_edge, change_factors, replace_edge, change_edge,
+                                    change_edge_of_instance, normalise_by_the_batch_always, *STILL_WHOLE],
                          ids=lambda f: f.__name__)
 def test_changes_of_a_cell_are_noticed(change, monkeypatch):
     monkeypatch.setattr(Cell, '_edge', Cell._edge)  # restored afterwards
@@ -149,6 +161,18 @@ def test_changes_of_a_cell_are_noticed(change, monkeypatch):
     expected = plain(*inputs, 0.3)
     paddle.seed(1)
     assert relative_error(fast(*inputs, 0.3).numpy(), expected.numpy()) < 1e-5
+    assert is_whole(fast) == (change in STILL_WHOLE)
+
+
+def test_weights_of_a_search_cell_may_be_lists():
+    method = METHODS['PC-DARTS']()
+    plain = SearchCell(2, 2, 4, 4, 4, False, False, method)
+    fast = accelerate(copy.deepcopy(plain), quiet=True)
+    inputs = [paddle.randn([2, 4, 6, 6]) for _ in range(2)]
+    weights, edge_weights = paddle.rand([5, len(method.primitives)]), paddle.rand([5])
+    expected = plain(*inputs, weights, edge_weights).numpy()
+    for rows, numbers in ((weights, edge_weights), (list(weights), list(edge_weights)), (weights, list(edge_weights))):
+        assert relative_error(fast(*inputs, rows, numbers).numpy(), expected) < 1e-5
 
 
 def test_calls_by_keyword():

@@ -164,23 +164,31 @@ def test_operations_that_a_stage_has_dropped_are_no_candidates():
         assert PerturbationDerivation._candidates(search, 'normal', edge) == list(range(7))
 
 
-def test_the_command_on_a_searched_folder(tmp_path):
-    """By strength it gives the genotype of the search; by perturbation it leaves the files of the search alone."""
+def search(folder):
+    """Search within a limit, in two stages -> what the command printed."""
     small = [*SMALL, '--layers=1', '--epochs=2', '--init_channels=12', '--use_multiprocess=False', '--method=DrNAS',
              '--epochs_no_archopt=0', '--max_params=100K', '--model_save_dir=run']
-    result = run(tmp_path, 'search.py', *small)
+    result = run(folder, 'search.py', *small)
     assert result.returncode == 0, result.stderr
-    before = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()}
+    return result.stdout
+
+
+def test_the_command_by_strength_gives_the_genotype_of_the_search(tmp_path):
+    printed = search(tmp_path)
     derived = run(tmp_path, 'search.py', '--derive=run', '--use_multiprocess=False')
     assert derived.returncode == 0, derived.stderr
-    assert derived.stdout == result.stdout
+    assert derived.stdout == printed
     genotype = tmp_path / 'run' / 'genotype.json'
     text = genotype.read_text()
     for found, other in (('"seed": 0', '"seed": 1'), ('"epoch": 1', '"epoch": 2')):
         assert found in text
         genotype.write_text(text.replace(found, other))
         check_refusal(run(tmp_path, 'search.py', '--derive=run'), '--derive: run holds files of two searches')
-    genotype.write_text(text)
+
+
+def test_the_command_by_perturbation_leaves_the_files_of_the_search_alone(tmp_path):
+    search(tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()}
     derived = run(tmp_path, 'search.py', '--derive=run', '--by=perturbation', '--tune_epochs=1',
                   '--use_multiprocess=False')
     assert derived.returncode == 0, derived.stderr
