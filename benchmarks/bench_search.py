@@ -148,9 +148,9 @@ def limit(args):
     from training.summary import count_macs
     moved, with_barrier = collections.Counter(), blocks.with_barrier
 
-    def count(function, parts, tables, call, *others):
-        moved[function.__name__] += bytes_moved(tables, call, *others)
-        return with_barrier(function, parts, tables, call, *others)
+    def count(function, threads, call, *others):
+        moved[function.__name__] += bytes_moved(call, *others)
+        return with_barrier(function, threads, call, *others)
     blocks.with_barrier = count
     step()
     moved.clear()
@@ -205,17 +205,17 @@ def timed(function, times):
     return seconds[1:]
 
 
-def bytes_moved(tables, call, gradients=None):
+def bytes_moved(call, gradients=None):
     """Bytes that a pass of kernels/forward.py, or with gradients of kernels/backward.py, must read and write if each
     step reads and writes each tensor once, and those of a level that read one tensor read it together."""
-    sizes = 4 * tables.images * call.values['channels'] * call.values['pixels']
-    levels = [call.steps[begin:end] for begin, end in zip(tables.levels, tables.levels[1:])]
-    pixels = 4 * tables.images * call.values['pixels']
+    sizes = 4 * call.plan.images * call.values['channels'] * call.values['pixels']
+    levels = [call.steps[begin:end] for begin, end in zip(call.plan.levels, call.plan.levels[1:])]
+    pixels = 4 * call.plan.images * call.values['pixels']
     sources = sum(channels * pixels[source] for steps in levels
                   for source, _, channels in set(map(tuple, steps[['source', 'from_channel', 'channels']].tolist())))
     results = sum(sizes[list(set(steps['result']))].sum() for steps in levels)
     terms = sizes[list(set(call.norms['value'][call.terms['norm']]))].sum()
-    nodes = sizes[tables.nodes['value']].sum()
+    nodes = sizes[call.plan.nodes['value']].sum()
     if gradients is None:
         return sources + results + terms + nodes
     # the sums, then the steps: f and its gradient once each, the sources and their gradients

@@ -10,8 +10,8 @@
     operation.py     how loops become an operation of Paddle with a gradient
 
     units.py         the convolutions, batch norms and poolings that a block is made of
-    tables.py        tables that compiled code can read
-    plans.py         what is to be computed for a block, as such tables: start here to read the blocks
+    records.py       arrays of records that compiled code can read
+    plans.py         what is to be computed for a block, as such records: start here to read the blocks
     call.py          what is new in each call; where values lie
     nodes.py         sums of operations, and what their gradients give to the operations
     forward.py       computes a plan

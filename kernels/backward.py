@@ -20,7 +20,7 @@ from kernels.call import (
     gradient_of,
     memory_of,
     place_of,
-    row_step,
+    row_pitch,
     tile_images,
     upstream_of,
 )
@@ -41,93 +41,92 @@ from kernels.images import (
     fill,
     from_line,
     give_to_largest,
-    one_row,
     spread,
 )
-from kernels.nodes import add_scaled, copy_outputs, identities_back, sum_gradients, zero_unwritten
+from kernels.nodes import add_difference, copy_outputs, identities_back, sum_gradients, zero_unwritten
 from kernels.products import multiply, multiply_weight, offsets_of, starts_of
 from kernels.threads import wait_at
 from kernels.units import AVERAGE, DENSE, DEPTHWISE, ONE_TAP, POINTWISE, SEPARABLE
 from kernels.vectors import combine_rows
-from kernels.weights import add_parts, arrange_weights
+from kernels.weights import arrange_weights, sum_over_threads
 from kernels.windows import unpack
 
 
 @jit
-def backward_pass(tables, call, gradients, barrier, begin, end):
+def backward_pass(call, gradients, barrier, begin, end):
     """Compute the gradients. For threads.with_barrier."""
-    parts, chunks, waits = tables.parts, tables.chunks, 1
-    threads = parts if end - begin < parts else 1
-    for part in range(begin, end):
-        fill(gradients.weight_sums[part], ZERO)
-        for number in range(part, len(call.steps), parts):
-            arrange_weights(tables, call, gradients, number)
-        for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
-            copy_outputs(tables, gradients, chunk)
-    for level in range(len(tables.levels) - 2, -1, -1):
-        for part in range(begin, end):
-            for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
-                for number in range(len(tables.nodes)):
-                    node = tables.nodes[number]
+    threads, chunks, waits = call.plan.threads, call.plan.chunks, 1
+    waiting = threads if end - begin < threads else 1
+    for thread in range(begin, end):
+        fill(gradients.weight_sums[thread], ZERO)
+        for number in range(thread, len(call.steps), threads):
+            arrange_weights(call, gradients, number)
+        for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
+            copy_outputs(call, gradients, chunk)
+    for level in range(len(call.plan.levels) - 2, -1, -1):
+        for thread in range(begin, end):
+            for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
+                for number in range(len(call.plan.nodes)):
+                    node = call.plan.nodes[number]
                     if node.level == level and call.values[node.value].gradient != 0:
-                        zero_unwritten(tables, call, gradients, node.value, chunk)
-                        sum_gradients(tables, call, gradients, number, chunk, part)
-        wait_at(barrier, threads, waits)
-        for part in range(begin, end):
-            for number in range(part, len(call.norms), parts):
+                        zero_unwritten(call, gradients, node.value, chunk)
+                        sum_gradients(call, gradients, number, chunk, thread)
+        wait_at(barrier, waiting, waits)
+        for thread in range(begin, end):
+            for number in range(thread, len(call.norms), threads):
                 if call.norms[number].gradient_level == level and call.norms[number].active:
-                    find_coefficients(tables, call, gradients, number)
-        wait_at(barrier, threads, waits + 1)
+                    find_coefficients(call, gradients, number)
+        wait_at(barrier, waiting, waits + 1)
         waits += 2
-        for part in range(begin, end):
-            memory = memory_of(tables, call, part)
-            for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
-                for number in range(len(tables.nodes)):
-                    if tables.nodes[number].level == level:
-                        identities_back(tables, call, gradients, number, chunk)
-                for number in range(tables.levels[level], tables.levels[level + 1]):
-                    step_back(tables, call, gradients, number, chunk, part, memory)
-    wait_at(barrier, threads, waits)
-    for part in range(begin, end):
-        for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
-            for number in range(tables.inputs):
-                zero_unwritten(tables, call, gradients, number, chunk)
+        for thread in range(begin, end):
+            memory = memory_of(call, thread)
+            for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
+                for number in range(len(call.plan.nodes)):
+                    if call.plan.nodes[number].level == level:
+                        identities_back(call, gradients, number, chunk)
+                for number in range(call.plan.levels[level], call.plan.levels[level + 1]):
+                    step_back(call, gradients, number, chunk, thread, memory)
+    wait_at(barrier, waiting, waits)
+    for thread in range(begin, end):
+        for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
+            for number in range(call.plan.inputs):
+                zero_unwritten(call, gradients, number, chunk)
         for number in range(len(call.steps) if gradients.weights_wanted else 0):
-            add_parts(tables, call, gradients, number, part)
+            sum_over_threads(call, gradients, number, thread)
 
 
 @pasted
-def step_back(tables, call, gradients, number, chunk, part, memory):
+def step_back(call, gradients, number, chunk, thread, memory):
     """The backward pass of a step, tile by tile."""
-    step, all_images = call.steps[number], chunk_images(tables, chunk)
+    step, all_images = call.steps[number], chunk_images(call, chunk)
     source = call.values[step.source]
     if not step.active or source.gradient == 0 and (step.kind >= AVERAGE or not gradients.weights_wanted):
         return
     for start in range(0, all_images.count, step.at_once):
         images = tile_images(all_images, start, step.at_once)
         if step.kind >= AVERAGE:
-            pool_back(tables, call, gradients, number, images, part, memory)
+            pool_back(call, gradients, number, images, thread, memory)
         elif step.kind == DENSE:
-            dense_back(tables, call, gradients, number, images, part, memory)
+            dense_back(call, gradients, number, images, thread, memory)
         else:
-            product_back(tables, call, gradients, number, images, part, memory)
+            product_back(call, gradients, number, images, thread, memory)
     if source.written_row >= 0:
         for c in range(step.from_channel, step.from_channel + step.channels):
             gradients.written[source.written_row, chunk, c] = 1
 
 
 @pasted
-def find_coefficients(tables, call, gradients, number):
+def find_coefficients(call, gradients, number):
     """c0, c1 and c2 of a norm from its sums, and the gradients of its parameters and of the weight of its term."""
     norm = call.norms[number]
     value = call.values[norm.value]
-    channels, count = value.channels, tables.images * value.pixels
+    channels, count = value.channels, call.plan.images * value.pixels
     strength, of_strength = np.float64(call.strengths[norm.term]) if norm.term >= 0 else 1.0, 0.0
     for c in range(channels):
         sum_d = sum_df = c1 = c2 = 0.0  # of d and of d * (f - mean)
-        for part in range(tables.parts):
-            sum_d += gradients.sums[part, number, c, 0]
-            sum_df += gradients.sums[part, number, c, 1]
+        for thread in range(call.plan.threads):
+            sum_d += gradients.sums[thread, number, c, 0]
+            sum_df += gradients.sums[thread, number, c, 1]
         scale, inverse = strength * call.scale[number, c], np.float64(call.inverse[number, c])
         if norm.trains:
             c1 = -scale * inverse * inverse * sum_df / count
@@ -153,20 +152,20 @@ def find_coefficients(tables, call, gradients, number):
 
 
 @shared
-def read_gradient(tables, call, gradients, number, images, memory):
+def read_gradient(call, gradients, number, images, memory):
     """df of a convolution's filters into memory.rows: for a dense one in lines, with zeros between the pixels' rows."""
-    step, (w, _) = call.steps[number], unpack(tables.geometry[number])
+    step, (w, _) = call.steps[number], unpack(call.plan.geometry[number])
     result, norm = call.values[step.result], call.norms[step.result_norm]
     height, width, start, dropped = 1, result.pixels, 0, norm.term >= 0 and len(call.factors) > 0
-    from_row, from_image, from_filter = 0, result.pixels, row_step(images.count * result.pixels)
+    from_row, from_image, from_filter = 0, result.pixels, row_pitch(images.count * result.pixels)
     if step.kind == DENSE:
         height, width, start, from_row, from_image, from_filter = (w.out_height, w.out_width, w.front, w.pitch, w.image,
                                                                    w.line)
         fill(memory.rows[:step.filters * w.line], ZERO)
     for filter_ in range(step.filters):
         c = step.first + filter_
-        d, of_d = upstream_of(tables, call, step.result_norm, images, c)
-        f, of_f = array_of(tables, result), place_of(tables, result, images, c)
+        d, of_d = upstream_of(call, step.result_norm, images, c)
+        f, of_f = array_of(call, result), place_of(result, images, c)
         if not norm.trains:  # where f does not count it may be infinite
             f, of_f = d, of_d
         c0, c1, c2 = gradients.coefficients[step.result_norm, c]
@@ -174,19 +173,19 @@ def read_gradient(tables, call, gradients, number, images, memory):
             factor = c0 * call.factors[norm.term, images.first + image] if dropped else c0
             for row in range(height):
                 to = start + filter_ * from_filter + image * from_image + row * from_row
-                combine_rows(address(memory.rows, to), address(d, of_d.start + image * of_d.step + row * width),
-                             address(f, of_f.start + image * of_f.step + row * width), width, factor, c1, c2)
+                combine_rows(address(memory.rows, to), address(d, of_d.start + image * of_d.image_stride + row * width),
+                             address(f, of_f.start + image * of_f.image_stride + row * width), width, factor, c1, c2)
 
 
 @pasted
-def product_back(tables, call, gradients, number, images, part, memory):
+def product_back(call, gradients, number, images, thread, memory):
     """The backward pass of a pointwise product and of what comes before it, or of a depthwise convolution alone."""
-    step, (w, t) = call.steps[number], unpack(tables.geometry[number])
+    step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     source, pixels, taps = call.values[step.source], call.values[step.result].pixels, len(t.taps)
     inputs, filters, size = step.channels // step.groups, step.filters // step.groups, images.count * pixels
-    pitch = row_step(size)
-    x, floor, scale, shift = array_of(tables, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
-    read_gradient(tables, call, gradients, number, images, memory)
+    pitch = row_pitch(size)
+    x, floor, scale, shift = array_of(call, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
+    read_gradient(call, gradients, number, images, memory)
     upstream = memory.rows if step.kind == DEPTHWISE else memory.upstream
     for k in range(step.groups if step.kind == SEPARABLE or source.gradient and step.kind != DEPTHWISE else 0):
         multiply(upstream[k * inputs * pitch:], pitch,
@@ -199,7 +198,7 @@ def product_back(tables, call, gradients, number, images, part, memory):
         fill(memory.gradient[:w.channel], ZERO)  # pixels that no tap reads
     depthwise = floats(step.depthwise, step.channels * taps)
     for c in range(step.channels):
-        place, in_rows = place_of(tables, source, images, step.from_channel + c), Place(c * pitch, pixels, images.count)
+        place, in_rows = place_of(source, images, step.from_channel + c), Place(c * pitch, pixels, images.count)
         planes = memory.between[c * pitch:] if step.kind == POINTWISE else memory.planes
         gradient = upstream[c * pitch:] if step.kind == POINTWISE else memory.gradient
         if step.norm:
@@ -211,27 +210,27 @@ def product_back(tables, call, gradients, number, images, part, memory):
                 from_line(memory.between, in_rows, gradient, w, ONE, ZERO)
             copy_to_line(memory.line[w.front:], upstream, in_rows, w)
             if gradients.weights_wanted:
-                add_correlations(gradients.weight_sums[part, step.depthwise_at + c * taps:], memory.line[w.front:],
+                add_correlations(gradients.weight_sums[thread, step.depthwise_at + c * taps:], memory.line[w.front:],
                                  planes, t, w)
             if source.gradient:
                 spread_gradient(gradient, gradients.backward_weights[step.depthwise_at + c * taps:], memory.line, t, w)
         elif step.kind == ONE_TAP:
             from_line(memory.between, in_rows, planes[t.taps[0]:], w, ONE, ZERO)
             copy_to_line(gradient[t.taps[0]:], upstream, in_rows, w)
-        give_to_source(tables, call, gradients, number, images, part, (c, gradient, planes))
+        give_to_source(call, gradients, number, images, thread, (c, gradient, planes))
     for k in range(step.groups if gradients.weights_wanted and step.kind != DEPTHWISE else 0):
-        multiply_weight(gradients.weight_sums[part, step.weight_at + k * filters * inputs:],
+        multiply_weight(gradients.weight_sums[thread, step.weight_at + k * filters * inputs:],
                         memory.rows[k * filters * pitch:], pitch, memory.between[k * inputs * pitch:],
                         starts_of(inputs, pitch), filters, size)
 
 
 @pasted
-def dense_back(tables, call, gradients, number, images, part, memory):
+def dense_back(call, gradients, number, images, thread, memory):
     """The backward pass of a dense convolution."""
-    step, (w, t) = call.steps[number], unpack(tables.geometry[number])
+    step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
-    read_gradient(tables, call, gradients, number, images, memory)
-    read_input(tables, call, number, images, memory)
+    read_gradient(call, gradients, number, images, memory)
+    read_input(call, number, images, memory)
     for k in range(step.groups if call.values[step.source].gradient else 0):
         at = step.weight_at + k * filters * inputs * taps
         for plane in range(len(t.planes)):
@@ -241,55 +240,56 @@ def dense_back(tables, call, gradients, number, images, part, memory):
                      offsets_of(taps_of_plane, filters, w.line), inputs, w.span)
             at += inputs * filters * len(taps_of_plane)
     for c in range(step.channels):
-        give_to_source(tables, call, gradients, number, images, part,
+        give_to_source(call, gradients, number, images, thread,
                        (c, memory.gradient[c * w.channel:], memory.planes[c * w.channel:]))
     for k in range(step.groups if gradients.weights_wanted else 0):
-        multiply_weight(gradients.weight_sums[part, step.weight_at + k * filters * inputs * taps:],
+        multiply_weight(gradients.weight_sums[thread, step.weight_at + k * filters * inputs * taps:],
                         memory.rows[k * filters * w.line + w.front:], w.line, memory.planes[k * inputs * w.channel:],
                         offsets_of(t.taps, inputs, w.channel), filters, w.length)
 
 
 @shared
-def give_to_source(tables, call, gradients, number, images, part, channel):
+def give_to_source(call, gradients, number, images, thread, channel):
     """Add the gradient of a channel's planes to that of the source, if it is wanted, and sum this for the batch norm in
     front; channel: its number among those that the step reads, the gradient, the planes."""
-    step, (w, t) = call.steps[number], unpack(tables.geometry[number])
+    step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     source, (c, gradient, planes) = call.values[step.source], channel
     if source.gradient == 0:
         return
-    place = place_of(tables, source, images, step.from_channel + c)
-    dx = gradient_of(tables, source)
-    chunk = images.chunk_first // tables.chunk
+    place = place_of(source, images, step.from_channel + c)
+    dx = gradient_of(call, source)
+    chunk = images.chunk_first // call.plan.chunk
     added = source.written_row >= 0 and gradients.written[source.written_row, chunk, step.from_channel + c] == 1
     collect(dx, place, w, t.places, gradient, planes, step.relu == 1, added)
     if step.last and call.norms[step.norm].summed:
-        whole = one_row(place.start)
-        add_norm_sums(gradients.sums[part, step.norm, c], dx, whole, array_of(tables, source), whole,
+        whole = Place(place.start, 0, 1)
+        add_norm_sums(gradients.sums[thread, step.norm, c], dx, whole, array_of(call, source), whole,
                  images.count * source.pixels, call.mean[step.norm, c])
 
 
 @pasted
-def pool_back(tables, call, gradients, number, images, part, memory):
+def pool_back(call, gradients, number, images, thread, memory):
     """The backward pass of a pooling; each term that reads it has a norm of its own."""
-    step, (w, t) = call.steps[number], unpack(tables.geometry[number])
+    step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     result, source, average = call.values[step.result], call.values[step.source], step.kind == AVERAGE
-    pixels, ones, f = result.pixels, np.ones(len(t.taps), np.float32), array_of(tables, result)
-    divisors, dropped = tables.divisors[step.divisors_at:][:pixels], len(call.factors) > 0
+    pixels, ones, f = result.pixels, np.ones(len(t.taps), np.float32), array_of(call, result)
+    divisors, dropped = call.plan.divisors[step.divisors_at:][:pixels], len(call.factors) > 0
     fill(memory.planes[:w.channel], LOWEST)  # of an average nothing is masked
     fill(memory.line[:w.line], ZERO)
     for c in range(step.channels):
-        of_f = place_of(tables, result, images, c)
+        of_f = place_of(result, images, c)
         fill(memory.rows[:images.count * pixels], ZERO)
         k = step.term
         while k >= 0:
             norm = call.terms[k].norm
-            d, of_d = upstream_of(tables, call, norm, images, c)
+            d, of_d = upstream_of(call, norm, images, c)
             c0, c1, c2 = gradients.coefficients[norm, c]
             for image in range(images.count if call.terms[k].active else 0):
-                row, given = memory.rows[image * pixels:][:pixels], d[of_d.start + image * of_d.step:][:pixels]
-                add_scaled(row, c0 * call.factors[k, images.first + image] if dropped else c0, given, YES)
+                row, given = memory.rows[image * pixels:][:pixels], d[of_d.start + image * of_d.image_stride:][:pixels]
+                factor = c0 * call.factors[k, images.first + image] if dropped else c0
+                add_difference(row, factor, given, ZERO, ZERO, YES)
                 if call.norms[norm].trains:
-                    f_row = f[of_f.start + image * of_f.step:][:pixels]
+                    f_row = f[of_f.start + image * of_f.image_stride:][:pixels]
                     for p in range(pixels):
                         row[p] += c1 * f_row[p] + c2
             k = call.terms[k].next
@@ -299,9 +299,9 @@ def pool_back(tables, call, gradients, number, images, part, memory):
         if average:
             spread_gradient(memory.gradient, ones, memory.line, t, w)
         else:
-            place = place_of(tables, source, images, step.from_channel + c)
-            spread(memory.planes, array_of(tables, source), place, w, t.places, ONE, ZERO, LOWEST)
+            place = place_of(source, images, step.from_channel + c)
+            spread(memory.planes, array_of(call, source), place, w, t.places, ONE, ZERO, LOWEST)
             copy_to_line(memory.between, f, of_f, w)
             give_to_largest(memory.gradient[:w.channel], memory.line[w.front:], memory.between, memory.planes, t.taps,
                             w.length)
-        give_to_source(tables, call, gradients, number, images, part, (c, memory.gradient, memory.planes))
+        give_to_source(call, gradients, number, images, thread, (c, memory.gradient, memory.planes))

@@ -21,7 +21,7 @@ from kernels.compiled import CPU, addresses, available, new_tensor
 from kernels.forward import forward_pass
 from kernels.operation import Operation
 from kernels.plans import NOTHING, WHOLE, Plan
-from kernels.tables import NCHW
+from kernels.records import NCHW
 from kernels.threads import with_barrier
 from kernels.units import Pooling
 
@@ -157,7 +157,7 @@ class BlockOperation(Operation):
 
     def forward(self, *tensors):
         outs = self.prepare(*tensors)
-        with_barrier(forward_pass, self.plan.tables.parts, self.plan.tables, self.call)
+        with_barrier(forward_pass, self.plan.constants.threads, self.call)
         self.call = self.call._replace(memory=np.empty((0, 0), np.float32), moments=np.empty((0, 0, 0, 2)))
         return tuple(outs) if len(outs) > 1 else outs[0]
 
@@ -171,12 +171,12 @@ class BlockOperation(Operation):
         # What the backward pass reads of the outputs. A tensor that is part of Paddle's graph would keep itself alive.
         self.outs = [out.detach() for out, (_, nodes) in zip(outs, plan.outputs) if any(read for _, _, read in nodes)]
         self.data = np.empty(plan.data, np.float32)
-        self.call = self._tables(outs)
+        self.call = self._make_call(outs)
         return outs
 
-    def _tables(self, outs):
+    def _make_call(self, outs):
         """The Call of this forward pass."""
-        plan, block, tables = self.plan, self.plan.block, self.plan.tables
+        plan, block, constants = self.plan, self.plan.block, self.plan.constants
         values, norms, steps, terms = plan.values.copy(), plan.norms.copy(), plan.steps.copy(), plan.terms.copy()
         values['data'][plan.has_data] = self.data.ctypes.data + 4 * plan.data_at[plan.has_data]
         values['data'][:block.inputs] = addresses(self.inputs)
@@ -200,12 +200,12 @@ class BlockOperation(Operation):
         direct = self._is_direct(norms)
         if direct:  # the last value but one is what the only term reads
             values['data'][-2], values['order'][-2] = outs[0].data_ptr(), NCHW
-        statistics = np.zeros((4, len(norms), tables.channels), np.float32)
+        statistics = np.zeros((4, len(norms), constants.channels), np.float32)
         statistics[1:3] = 1  # inverse and scale
-        moments = np.empty((len(values), tables.tiles if trained else 0, tables.channels, 2))
-        memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
+        moments = np.empty((len(values), constants.tiles if trained else 0, constants.channels, 2))
+        memory = np.empty((constants.threads, constants.sections[-1]), np.float32)
         factors = np.empty((0, 0), np.float32) if self.factors is None else self.factors
-        return Call(values, norms, steps, terms, strengths, factors, direct, *statistics, moments, memory)
+        return Call(constants, values, norms, steps, terms, strengths, factors, direct, *statistics, moments, memory)
 
     def _addresses_of(self, stacks):
         """The addresses of the selected parameters in the stacks."""
@@ -233,7 +233,7 @@ class BlockOperation(Operation):
                 and (last['running_mean'] == 0 or not last['trains'] and not any(self.wanted)))
 
     def backward(self, *ds):
-        plan, block, tables, call = self.plan, self.plan.block, self.plan.tables, self.call
+        plan, block, constants, call = self.plan, self.plan.block, self.plan.constants, self.call
         wanted, strengths_wanted = self.wanted[:block.inputs], self.weighted and self.wanted[block.inputs]
         others = self.wanted[block.inputs + self.weighted:]
         weights_wanted = any(others)
@@ -250,14 +250,14 @@ class BlockOperation(Operation):
             steps['depthwise_gradient'], steps['weight_gradient'] = of_parameters[plan.step_parameters].T
             for name, column in zip(PARAMETERS, of_parameters[plan.norm_parameters].T):
                 norms[name + '_gradient'] = column
-        written = np.zeros((plan.written_rows, tables.chunks, max(shape[0] for shape in plan.shapes)), np.uint8)
+        written = np.zeros((plan.written_rows, constants.chunks, max(shape[0] for shape in plan.shapes)), np.uint8)
         written[[values['written_row'][value] for _, nodes in plan.outputs for value, _, _ in nodes]] = 1
-        gradients = Gradients(copies, written, np.zeros((tables.parts, len(norms), tables.channels, 2)),
-                              np.zeros((len(norms), tables.channels, 3), np.float32), np.zeros(len(call.terms)),
-                              np.empty((tables.parts, tables.weights if weights_wanted else 0), np.float32),
-                              np.empty(tables.weights, np.float32), weights_wanted)
-        memory = np.empty((tables.parts, tables.sections[-1]), np.float32)
-        with_barrier(backward_pass, tables.parts, tables, call._replace(memory=memory), gradients)
+        gradients = Gradients(copies, written, np.zeros((constants.threads, len(norms), constants.channels, 2)),
+                              np.zeros((len(norms), constants.channels, 3), np.float32), np.zeros(len(call.terms)),
+                              np.empty((constants.threads, constants.weights if weights_wanted else 0), np.float32),
+                              np.empty(constants.weights, np.float32), weights_wanted)
+        memory = np.empty((constants.threads, constants.sections[-1]), np.float32)
+        with_barrier(backward_pass, constants.threads, call._replace(memory=memory), gradients)
         del kept
         dweights = self._weights_gradient(gradients.strengths) if strengths_wanted else None
         return [*dxs, *[dweights] * self.weighted,

@@ -1,22 +1,23 @@
-"""What the compiled passes get in a call, beside the tables of plans.py, and where values lie in memory."""
+"""What the compiled passes get in a call, and where values lie in memory."""
 from typing import NamedTuple
 
 import numpy as np
 
 from kernels.compiled import floats, inner
-from kernels.images import Place, nchw
-from kernels.tables import NCHW
+from kernels.images import Place
+from kernels.records import NCHW, PlanConstants
 
 
 class Call(NamedTuple):
-    """What is new in each call: the tables of plans.py with their addresses, and arrays.
+    """What a compiled pass works with: the plan, its records with the addresses of this call, and arrays.
 
     strengths [terms]: the weights; factors [terms, N]: of drop path, of shape [0, 0] without it. direct: whether the
     last step applies its batch norm and writes the output itself. mean, inverse (1 / standard deviation), scale, shift
     [norms, C]: scale * f + shift is what the norm gives. moments [values, tiles, C, 2]: mean and sum of squared
-    deviations of the images of each tile, of the values that need them. memory [parts, elements].
+    deviations of the images of each tile, of the values that need them. memory [threads, elements].
     """
 
+    plan: PlanConstants
     values: np.ndarray
     norms: np.ndarray
     steps: np.ndarray
@@ -37,10 +38,10 @@ class Gradients(NamedTuple):
 
     copies [outputs, 3]: address of an output's gradient; where it is to be copied since more is added to it, or 0;
     elements of an image. written [rows, chunks, C]: whether a channel of a value's gradient has been written, so
-    that more is added to it. sums [parts, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean).
+    that more is added to it. sums [threads, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean).
     coefficients [norms, C, 3]: c0, c1, c2, with the strength of a term as a factor. strengths [terms]: the
-    gradients of the weights of the sums. weight_sums [parts, weights]: the gradients of the convolutions' weights,
-    summed up by each part; backward_weights [weights]: the weights as the backward pass reads them. weights_wanted:
+    gradients of the weights of the sums. weight_sums [threads, weights]: the gradients of the convolutions' weights,
+    summed up by each thread; backward_weights [weights]: the weights as the backward pass reads them. weights_wanted:
     whether gradients of weights are.
     """
 
@@ -81,23 +82,23 @@ class Memory(NamedTuple):
 
 
 @inner
-def row_step(size):
+def row_pitch(size):
     """From one row of Memory's rows, upstream and between to the next, for rows of so many elements: steps of 4,096
     bytes would let all rows compete for the same few lines of the cache."""
     return (size + 15) // 16 * 16 + 16
 
 
 @inner
-def memory_of(tables, call, part):
-    memory, at = call.memory[part], tables.sections
+def memory_of(call, thread):
+    memory, at = call.memory[thread], call.plan.sections
     return Memory(memory[at[0]:at[1]], memory[at[1]:at[2]], memory[at[2]:at[3]], memory[at[3]:at[4]],
                   memory[at[4]:at[5]], memory[at[5]:at[6]])
 
 
 @inner
-def chunk_images(tables, chunk):
-    first = chunk * tables.chunk
-    count = min(tables.chunk, tables.images - first)
+def chunk_images(call, chunk):
+    first = chunk * call.plan.chunk
+    count = min(call.plan.chunk, call.plan.images - first)
     return Images(first, count, first, count)
 
 
@@ -108,22 +109,23 @@ def tile_images(chunk, start, at_once):
 
 
 @inner
-def place_of(tables, value, images, channel):
+def place_of(value, images, channel):
     """The Place of a channel of images, which belong to one chunk."""
     if value.order == NCHW:
-        return nchw(images.first, images.count, channel, value.tensor_channels, value.pixels)
+        channels = value.tensor_channels
+        return Place((images.first * channels + channel) * value.pixels, channels * value.pixels, images.count)
     start = images.chunk_first * value.channels + channel * images.chunk_count + images.first - images.chunk_first
     return Place(start * value.pixels, value.pixels, images.count)
 
 
 @inner
-def array_of(tables, value):
-    return floats(value.data, tables.images * value.tensor_channels * value.pixels)
+def array_of(call, value):
+    return floats(value.data, call.plan.images * value.tensor_channels * value.pixels)
 
 
 @inner
-def gradient_of(tables, value):
-    return floats(value.gradient, tables.images * value.tensor_channels * value.pixels)
+def gradient_of(call, value):
+    return floats(value.gradient, call.plan.images * value.tensor_channels * value.pixels)
 
 
 @inner
@@ -152,17 +154,17 @@ def channel_in(term, channel):
 
 
 @inner
-def tiles_of(tables, value):
+def tiles_of(call, value):
     """How many tiles a chunk makes."""
-    return (tables.chunk + value.at_once - 1) // value.at_once
+    return (call.plan.chunk + value.at_once - 1) // value.at_once
 
 
 @inner
-def upstream_of(tables, call, number, images, c):
+def upstream_of(call, number, images, c):
     """(the gradient of what a norm gives as an array, the Place of its channel c)."""
     norm, channel = call.norms[number], c
     value = norm.value
     if norm.term >= 0:
-        value, channel = tables.nodes[call.terms[norm.term].node].value, channel_of(call.terms[norm.term], c)
+        value, channel = call.plan.nodes[call.terms[norm.term].node].value, channel_of(call.terms[norm.term], c)
     of_norm = call.values[value]
-    return gradient_of(tables, of_norm), place_of(tables, of_norm, images, channel)
+    return gradient_of(call, of_norm), place_of(of_norm, images, channel)

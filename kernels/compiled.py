@@ -59,7 +59,7 @@ REORDER = IN_ORDER | {'reassoc', 'arcp'}  # sums may be reordered, which vector 
 
 
 @functools.lru_cache(None)
-def _cache_folder():
+def cache_folder():
     """Where numba keeps what it compiled of this package: a folder named after the state of all its sources, since
     numba itself looks at the age of a function's own file only, and a compiled function contains those that it
     calls. The folders of former states stay there and may be deleted."""
@@ -72,7 +72,7 @@ def jit(function, fastmath=REORDER, **options):
     """Compile a function when it is first called; it runs without Python's lock."""
     if numba is None:
         return function
-    folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _cache_folder()  # read when the function is decorated
+    folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache_folder()  # read when the function is decorated
     try:
         return numba.njit(nogil=True, fastmath=fastmath, error_model='numpy', cache=True, no_cfunc_wrapper=True,
                           **options)(function)
@@ -105,25 +105,6 @@ def is_cached(function):
     """Whether numba's cache, wherever it could make one, has a function that `jit` has decorated."""
     name = f'{function.__module__.rpartition(".")[2]}.{function.__name__}'
     return any(pathlib.Path(function.stats.cache_path).glob(f'{name}-*.nbi'))
-
-
-@functools.lru_cache(None)
-def on_first_compilation(say):
-    """Call say(folder) when numba compiles a function of this package, rather than finding it in that folder, for the
-    first time in this process."""
-    from numba.core import event
-
-    class Listener(event.Listener):
-
-        def on_start(self, event):
-            if event.data['dispatcher'].py_func.__module__.split('.')[0] == __package__ and not said:
-                said.append(True)
-                say(_cache_folder())
-
-        def on_end(self, event):
-            pass
-    said = []
-    event.register('numba:compile', Listener())
 
 
 floats = None

@@ -39,13 +39,13 @@ if numba is not None:
         the kernel's first row read it; from one row of the result, and of the source, to the next.
         """
         @numba.extending.intrinsic
-        def block(context, result, weight, source, offsets, step):
+        def block(context, result, weight, source, offsets, stride):
             def generate(context, builder, signature, arguments):
                 result, weight, source = [pointer_of(builder, address) for address in arguments[:3]]
-                offsets, step = pointer_of(builder, arguments[3], INTEGER), arguments[4]
+                offsets, stride = pointer_of(builder, arguments[3], INTEGER), arguments[4]
 
                 def at_row(place, row):
-                    return builder.add(place, builder.mul(INTEGER(row), step))
+                    return builder.add(place, builder.mul(INTEGER(row), stride))
 
                 def body(column, sums):
                     start, sums = builder.load(builder.gep(offsets, [column])), list(sums)
@@ -70,16 +70,16 @@ if numba is not None:
         the next, the number of rows, of which ROWS are read at once, and that of the pixels of a row.
         """
         @numba.extending.intrinsic
-        def block(context, result, upstream, source, offsets, step, rows, length):
+        def block(context, result, upstream, source, offsets, stride, rows, length):
             def generate(context, builder, signature, arguments):
                 result, upstream, source = [pointer_of(builder, address) for address in arguments[:3]]
-                offsets, (step, rows, length) = pointer_of(builder, arguments[3], INTEGER), arguments[4:]
+                offsets, (stride, rows, length) = pointer_of(builder, arguments[3], INTEGER), arguments[4:]
                 starts = [builder.load(builder.gep(offsets, [INTEGER(column)])) for column in range(columns)]
 
                 def some_rows(first, sums):
                     def some_pixels(pixel, sums):
                         def place(row):
-                            return builder.add(pixel, builder.mul(builder.add(first, INTEGER(row)), step))
+                            return builder.add(pixel, builder.mul(builder.add(first, INTEGER(row)), stride))
                         sums, left = list(sums), builder.sub(length, pixel)
                         given = [first_lanes(builder, load(builder, upstream, place(row)), left)
                                  for row in range(ROWS)]
@@ -114,9 +114,9 @@ def row_length(w, width):
 @shared
 def convolve(line, weight, planes, t, w):
     """line = the convolution of the planes with a channel's weight."""
-    if w.step:
-        _convolve_rows(address(line, 0), address(weight, 0), address(planes, 0), t.taps, w.step, w.pitch, w.out_height,
-                       row_length(w, w.out_width))
+    if w.tap_stride:
+        _convolve_rows(address(line, 0), address(weight, 0), address(planes, 0), t.taps, w.tap_stride, w.pitch,
+                       w.out_height, row_length(w, w.out_width))
     else:
         multiply_row(line, weight, planes, t.taps, w.length)
 
@@ -125,10 +125,10 @@ def convolve(line, weight, planes, t, w):
 def spread_gradient(gradient, weight, line, t, w):
     """The gradient of the pixels in the planes: the backward pass of `convolve`; weight: of a channel, in the order of
     t.order."""
-    if w.step:
+    if w.tap_stride:
         first = t.places[0]
-        _convolve_rows(address(gradient, first), address(weight, 0), address(line, first), t.backwards, w.step, w.pitch,
-                       w.height, row_length(w, w.width))
+        _convolve_rows(address(gradient, first), address(weight, 0), address(line, first), t.backwards, w.tap_stride,
+                       w.pitch, w.height, row_length(w, w.width))
         return
     for plane in range(len(t.planes)):
         begin, end = t.starts[plane], t.starts[plane + 1]
@@ -136,14 +136,14 @@ def spread_gradient(gradient, weight, line, t, w):
 
 
 @shared
-def _convolve_rows(result, weight, source, offsets, step, pitch, height, length):
+def _convolve_rows(result, weight, source, offsets, stride, pitch, height, length):
     """Rows 0, 1, ..., height - 1 of the result, of `length` pixels each, and up to 3 rows more at the distance of the
-    taps' rows, `step`; offsets: where each tap reads the source. All but these are addresses and numbers of elements.
+    taps' rows, `stride`; offsets: where each tap reads the source. All but these are addresses and numbers of elements.
 
     A register may reach beyond the end of a row: the next row has the same values there, since a value depends on its
     position only.
     """
-    distance, taps = step // pitch, offsets.ctypes.data
+    distance, taps = stride // pitch, offsets.ctypes.data
     for first in range(min(distance, height)):
         rows = (height - first + distance - 1) // distance
         for row in range(0, rows, 2 * ROWS):
@@ -151,39 +151,39 @@ def _convolve_rows(result, weight, source, offsets, step, pitch, height, length)
                 at = 4 * ((first + row * distance) * pitch + p)
                 if len(offsets) == 9:
                     if rows - row > ROWS:
-                        _eight_of_3x3(result + at, weight, source + at, taps, step)
+                        _eight_of_3x3(result + at, weight, source + at, taps, stride)
                     else:
-                        _four_of_3x3(result + at, weight, source + at, taps, step)
+                        _four_of_3x3(result + at, weight, source + at, taps, stride)
                 elif rows - row > ROWS:
-                    _eight_of_5x5(result + at, weight, source + at, taps, step)
+                    _eight_of_5x5(result + at, weight, source + at, taps, stride)
                 else:
-                    _four_of_5x5(result + at, weight, source + at, taps, step)
+                    _four_of_5x5(result + at, weight, source + at, taps, stride)
 
 
 @shared
 def add_correlations(result, upstream, planes, t, w):
     """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
     the outputs."""
-    if w.step:
-        _add_correlations_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.step, w.pitch,
-                                  w.out_height, row_length(w, w.out_width))
+    if w.tap_stride:
+        _add_correlations_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.tap_stride,
+                                  w.pitch, w.out_height, row_length(w, w.out_width))
         return
     multiply_weight_row(result, upstream, planes, t.taps, w.length)
 
 
 @shared
-def _add_correlations_of_rows(result, upstream, source, offsets, step, pitch, height, length):
+def _add_correlations_of_rows(result, upstream, source, offsets, stride, pitch, height, length):
     """The arguments are those of _convolve_rows. Up to 3 rows more are read: zeros upstream, finite in the source."""
-    distance, taps = step // pitch, offsets.ctypes.data
+    distance, taps = stride // pitch, offsets.ctypes.data
     for first in range(min(distance, height)):
         rows, at = (height - first + distance - 1) // distance, 4 * first * pitch
         if len(offsets) == 9:
-            _columns_of_3x3(result, upstream + at, source + at, taps, step, rows, length)
+            _columns_of_3x3(result, upstream + at, source + at, taps, stride, rows, length)
             continue
         for column in range(0, 5 - COLUMNS + 1, COLUMNS):
-            _columns_of_5x5(result + 4 * column, upstream + at, source + at, taps + 8 * column, step, rows, length)
+            _columns_of_5x5(result + 4 * column, upstream + at, source + at, taps + 8 * column, stride, rows, length)
         if COLUMNS == 2:
-            _column_of_5x5(result + 4 * 4, upstream + at, source + at, taps + 8 * 4, step, rows, length)
+            _column_of_5x5(result + 4 * 4, upstream + at, source + at, taps + 8 * 4, stride, rows, length)
 
 
 @inner

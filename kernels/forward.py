@@ -16,7 +16,7 @@ each level all threads wait for each other, compute them, wait again, sum up the
 """
 import numpy as np
 
-from kernels.call import array_of, bias_of, chunk_images, memory_of, place_of, row_step, tile_images, tiles_of
+from kernels.call import array_of, bias_of, chunk_images, memory_of, place_of, row_pitch, tile_images, tiles_of
 from kernels.compiled import floats, inner, jit, pasted, shared
 from kernels.depthwise import convolve
 from kernels.images import (
@@ -34,7 +34,7 @@ from kernels.images import (
 )
 from kernels.nodes import add_terms
 from kernels.products import multiply, offsets_of, starts_of
-from kernels.tables import NCHW
+from kernels.records import NCHW
 from kernels.threads import wait_at
 from kernels.units import AVERAGE, DENSE, DEPTHWISE, POINTWISE, SEPARABLE
 from kernels.vectors import scale_row
@@ -42,35 +42,35 @@ from kernels.windows import unpack
 
 
 @jit
-def forward_pass(tables, call, barrier, begin, end):
+def forward_pass(call, barrier, begin, end):
     """Compute the outputs. For threads.with_barrier."""
-    parts, chunks, waits = tables.parts, tables.chunks, 1
-    threads = parts if end - begin < parts else 1
-    for part in range(begin, end):
-        for number in range(part, len(call.norms), parts):
+    threads, chunks, waits = call.plan.threads, call.plan.chunks, 1
+    waiting = threads if end - begin < threads else 1
+    for thread in range(begin, end):
+        for number in range(thread, len(call.norms), threads):
             if not call.norms[number].trains:
-                take_statistics(tables, call, number)
-    wait_at(barrier, threads, waits)
-    for level in range(len(tables.levels) - 1):
-        first, steps = tables.levels[level], tables.levels[level + 1] - tables.levels[level]
-        for part in range(begin, end):
-            memory = memory_of(tables, call, part)
-            for job in range(steps * chunks * part // parts, steps * chunks * (part + 1) // parts):
+                take_statistics(call, number)
+    wait_at(barrier, waiting, waits)
+    for level in range(len(call.plan.levels) - 1):
+        first, steps = call.plan.levels[level], call.plan.levels[level + 1] - call.plan.levels[level]
+        for thread in range(begin, end):
+            memory = memory_of(call, thread)
+            for job in range(steps * chunks * thread // threads, steps * chunks * (thread + 1) // threads):
                 if call.steps[first + job % steps].active:
-                    compute_step(tables, call, first + job % steps, job // steps, memory)
-        wait_at(barrier, threads, waits + 1)
-        for part in range(begin, end):
-            for number in range(part, len(call.norms), parts):
+                    compute_step(call, first + job % steps, job // steps, memory)
+        wait_at(barrier, waiting, waits + 1)
+        for thread in range(begin, end):
+            for number in range(thread, len(call.norms), threads):
                 norm = call.norms[number]
                 if norm.trains and norm.active and norm.level == level:
-                    take_statistics(tables, call, number)
-        wait_at(barrier, threads, waits + 2)
-        for part in range(begin, end if not call.direct else begin):
-            for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
-                for number in range(len(tables.nodes)):
-                    if tables.nodes[number].level == level:
-                        add_terms(tables, call, number, chunk)
-        wait_at(barrier, threads, waits + 3)
+                    take_statistics(call, number)
+        wait_at(barrier, waiting, waits + 2)
+        for thread in range(begin, end if not call.direct else begin):
+            for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
+                for number in range(len(call.plan.nodes)):
+                    if call.plan.nodes[number].level == level:
+                        add_terms(call, number, chunk)
+        wait_at(barrier, waiting, waits + 3)
         waits += 3
 
 
@@ -80,26 +80,26 @@ def forward_pass(tables, call, barrier, begin, end):
 
 
 @pasted
-def compute_step(tables, call, number, chunk, memory):
+def compute_step(call, number, chunk, memory):
     """f of a chunk of images, tile by tile."""
-    step, all_images = call.steps[number], chunk_images(tables, chunk)
+    step, all_images = call.steps[number], chunk_images(call, chunk)
     for start in range(0, all_images.count, step.at_once):
         images = tile_images(all_images, start, step.at_once)
-        tile = chunk * tiles_of(tables, call.values[step.result]) + start // step.at_once
+        tile = chunk * tiles_of(call, call.values[step.result]) + start // step.at_once
         if step.kind < AVERAGE:
-            convolve_images(tables, call, number, images, tile, memory)
+            convolve_images(call, number, images, tile, memory)
         else:
-            pool_images(tables, call, number, images, tile, memory)
+            pool_images(call, number, images, tile, memory)
 
 
 @pasted
-def convolve_images(tables, call, number, images, tile, memory):
+def convolve_images(call, number, images, tile, memory):
     """f of a convolution; where the value is the output itself (call.direct), batch norm included."""
-    step, (w, t) = call.steps[number], unpack(tables.geometry[number])
+    step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     result, dense = call.values[step.result], step.kind == DENSE
-    f, size, norm = array_of(tables, result), images.count * result.pixels, step.result_norm
-    pitch, of_chunk = row_step(size), images.chunk_count * result.pixels
-    read_input(tables, call, number, images, memory)
+    f, size, norm = array_of(call, result), images.count * result.pixels, step.result_norm
+    pitch, of_chunk = row_pitch(size), images.chunk_count * result.pixels
+    read_input(call, number, images, memory)
     inputs, filters = step.channels // step.groups, step.filters // step.groups  # of a group of the convolution
     columns = inputs * len(t.taps) if dense else inputs
     weight = floats(step.weight, step.filters * columns)
@@ -112,7 +112,7 @@ def convolve_images(tables, call, number, images, tile, memory):
         else:
             target, from_row = memory.rows, pitch
             if result.order != NCHW:
-                target, from_row = f[place_of(tables, result, images, to).start:], of_chunk
+                target, from_row = f[place_of(result, images, to).start:], of_chunk
             if step.kind == DEPTHWISE:
                 for c in range(filters):
                     scale_row(address(target, c * from_row), address(memory.between, c * pitch), size, ONE, ZERO,
@@ -121,38 +121,38 @@ def convolve_images(tables, call, number, images, tile, memory):
                 multiply(target, from_row, weight[k * filters * columns:], memory.between[k * inputs * pitch:],
                          offsets, filters, size)
         for row in range(filters if dense or result.order == NCHW else 0):
-            place, scale, shift = place_of(tables, result, images, to + row), ONE, ZERO
+            place, scale, shift = place_of(result, images, to + row), ONE, ZERO
             if result.order == NCHW:
                 scale, shift = call.scale[norm, to + row], call.shift[norm, to + row]
             if dense:
                 from_line(f, place, memory.rows[row * w.line:], w, scale, shift)
                 continue
             for image in range(images.count):
-                scale_row(address(f, place.start + image * place.step),
+                scale_row(address(f, place.start + image * place.image_stride),
                           address(memory.rows, row * pitch + image * result.pixels), result.pixels, scale, shift,
                           NO_FLOOR)
     for c in range(step.first, step.first + step.filters if result.trains else step.first):
-        take_moments(call.moments[step.result, tile, c], f, place_of(tables, result, images, c).start, size)
+        take_moments(call.moments[step.result, tile, c], f, place_of(result, images, c).start, size)
 
 
 @shared
-def read_input(tables, call, number, images, memory):
+def read_input(call, number, images, memory):
     """The input of a step's product for images: into memory.planes of a dense convolution, else into memory.between.
     """
-    step, (w, t) = call.steps[number], unpack(tables.geometry[number])
+    step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     source, pixels, dense = call.values[step.source], call.values[step.result].pixels, step.kind == DENSE
-    x, floor, scale, shift = array_of(tables, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
+    x, floor, scale, shift = array_of(call, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
     depthwise = floats(step.depthwise, step.channels * len(t.taps))
     if step.kind != POINTWISE:
         fill(memory.planes[:w.channel * (step.channels if dense else 1)], ZERO)
     for c in range(step.channels):
-        start = c * row_step(images.count * pixels)
+        start = c * row_pitch(images.count * pixels)
         target = memory.planes[c * w.channel:] if dense else memory.planes
         if step.kind == POINTWISE:
             target = memory.between[start:]
         if step.norm:
             scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
-        spread(target, x, place_of(tables, source, images, step.from_channel + c), w, t.places, scale, shift, floor)
+        spread(target, x, place_of(source, images, step.from_channel + c), w, t.places, scale, shift, floor)
         if step.kind == SEPARABLE or step.kind == DEPTHWISE:
             convolve(memory.line, depthwise[c * len(t.taps):], memory.planes, t, w)
             from_line(memory.between, Place(start, pixels, images.count), memory.line, w, ONE, ZERO)
@@ -161,22 +161,22 @@ def read_input(tables, call, number, images, memory):
 
 
 @pasted
-def pool_images(tables, call, number, images, tile, memory):
+def pool_images(call, number, images, tile, memory):
     """f of a pooling."""
-    step, (w, t) = call.steps[number], unpack(tables.geometry[number])
+    step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     source, result = call.values[step.source], call.values[step.result]
-    x, f, size = array_of(tables, source), array_of(tables, result), images.count * result.pixels
-    divisors, ones = tables.divisors[step.divisors_at:][:result.pixels], np.ones(len(t.taps), np.float32)
+    x, f, size = array_of(call, source), array_of(call, result), images.count * result.pixels
+    divisors, ones = call.plan.divisors[step.divisors_at:][:result.pixels], np.ones(len(t.taps), np.float32)
     average = step.kind == AVERAGE
     fill(memory.planes[:w.channel], ZERO if average else LOWEST)
     for c in range(step.channels):
-        spread(memory.planes, x, place_of(tables, source, images, step.from_channel + c), w, t.places, ONE, ZERO,
+        spread(memory.planes, x, place_of(source, images, step.from_channel + c), w, t.places, ONE, ZERO,
                NO_FLOOR if average else LOWEST)
         if average:
             convolve(memory.line, ones, memory.planes, t, w)
         else:
             largest(memory.line, memory.planes, t.taps, w.length)
-        place = place_of(tables, result, images, c)
+        place = place_of(result, images, c)
         from_line(f, place, memory.line, w, ONE, ZERO)
         if average:
             multiply_windows(f[place.start:][:size], divisors)
@@ -193,7 +193,7 @@ def multiply_windows(row, divisors):
 
 
 @shared
-def take_statistics(tables, call, number):
+def take_statistics(call, number):
     """A batch norm's mean, 1 / standard deviation, scale and shift: of the batch, from the moments of the tiles (Chan,
     Golub, LeVeque 1979 for putting them together), which the running statistics follow as Paddle's do; or the running
     ones. The biases of convolutions in front of it are part of the running mean only."""
@@ -201,16 +201,16 @@ def take_statistics(tables, call, number):
     value = call.values[norm.value]
     if norm.running_mean == 0:
         return
-    channels, tiles = value.channels, tiles_of(tables, value)
+    channels, tiles = value.channels, tiles_of(call, value)
     running_mean, running_variance = floats(norm.running_mean, channels), floats(norm.running_variance, channels)
     for c in range(channels):
         bias = np.float64(bias_of(norm.bias, norm.second_bias, norm.second, c)[0]) if norm.bias else 0.0
         mean, variance, n = running_mean[c] - bias, np.float64(running_variance[c]), 0.0
         if norm.trains:
             mean = variance = 0.0
-            for tile in range(tables.chunks * tiles):
+            for tile in range(call.plan.chunks * tiles):
                 start = tile % tiles * value.at_once
-                images = min(value.at_once, chunk_images(tables, tile // tiles).count - start)
+                images = min(value.at_once, chunk_images(call, tile // tiles).count - start)
                 if images <= 0:  # the last chunk may be smaller
                     continue
                 more, delta = float(images * value.pixels), call.moments[norm.value, tile, c, 0] - mean

@@ -31,20 +31,8 @@ class Place(NamedTuple):
     """Where a channel of a chunk or a tile of images lies in a tensor, in elements."""
 
     start: int  # of the channel in the first image
-    step: int  # from an image to the next
+    image_stride: int  # from an image to the next
     images: int
-
-
-@inner
-def nchw(first, images, channel, channels, pixels):
-    """The Place of a channel of the images [first, first + images) of a tensor [N, channels, pixels]."""
-    return Place((first * channels + channel) * pixels, channels * pixels, images)
-
-
-@inner
-def one_row(start):
-    """The Place of a channel of a chunk that lies in one row."""
-    return Place(start, 0, 1)
 
 
 @inner
@@ -68,7 +56,7 @@ def spread(planes, x, place, w, places, scale, shift, floor):
         return
     for image in range(place.images):
         for row in range(w.height):
-            at, first = places[row], place.start + image * place.step + row * w.width
+            at, first = places[row], place.start + image * place.image_stride + row * w.width
             if at >= 0:
                 scale_row(address(planes, at + image * w.image), address(x, first), w.width, scale, shift, floor)
 
@@ -79,7 +67,7 @@ def _spread_columns(planes, x, place, w, places, numbers):
     stride, (scale, shift, floor) = w.column_stride, numbers
     for image in range(place.images):
         for row in range(w.height):
-            first, to = place.start + image * place.step + row * w.width, image * w.image
+            first, to = place.start + image * place.image_stride + row * w.width, image * w.image
             if stride == 2 and w.width % 2 == 0:
                 at_even, at_odd = places[2 * row], places[2 * row + 1]
                 even, odd, pixels = address(planes, to + at_even), address(planes, to + at_odd), address(x, first)
@@ -107,7 +95,7 @@ def collect(dx, place, w, places, gradient, values, masked, add):
         return
     for image in range(place.images):
         for row in range(w.height):
-            at, to = places[row], address(dx, place.start + image * place.step + row * w.width)
+            at, to = places[row], address(dx, place.start + image * place.image_stride + row * w.width)
             given, value = address(gradient, at + image * w.image), address(values, at + image * w.image)
             if at >= 0 and add:
                 add_masked_row(to, given, value, to, w.width, lowest)
@@ -123,7 +111,7 @@ def _collect_columns(dx, place, w, places, planes, lowest, add):
     stride, (gradient, values) = w.column_stride, planes
     for image in range(place.images):
         for row in range(w.height):
-            first, of_image = place.start + image * place.step + row * w.width, image * w.image
+            first, of_image = place.start + image * place.image_stride + row * w.width, image * w.image
             if stride == 2 and w.width % 2 == 0:
                 at_even, at_odd = places[2 * row], places[2 * row + 1]
                 even, odd, to = of_image + max(0, at_even), of_image + max(0, at_odd), address(dx, first)
@@ -150,7 +138,7 @@ def from_line(out, place, line, w, scale, shift):
     """out = scale * line + shift."""
     for image in range(place.images):
         for row in range(w.out_height):
-            at, to = image * w.image + row * w.pitch, place.start + image * place.step + row * w.out_width
+            at, to = image * w.image + row * w.pitch, place.start + image * place.image_stride + row * w.out_width
             scale_row(address(out, to), address(line, at), w.out_width, scale, shift, NO_FLOOR)
 
 
@@ -159,7 +147,7 @@ def copy_to_line(line, x, place, w):
     """line = x, with what lies between the rows as it was."""
     for image in range(place.images):
         for row in range(w.out_height):
-            at, first = image * w.image + row * w.pitch, place.start + image * place.step + row * w.out_width
+            at, first = image * w.image + row * w.pitch, place.start + image * place.image_stride + row * w.out_width
             scale_row(address(line, at), address(x, first), w.out_width, ONE, ZERO, NO_FLOOR)
 
 
@@ -178,8 +166,8 @@ def take_moments(result, x, start, size):
 def add_norm_sums(result, d, place_of_d, f, place_of_f, pixels, mean):
     """Add the sums of d and of d * (f - mean) of a channel to result."""
     for image in range(place_of_d.images):
-        add_products(result.ctypes.data, address(d, place_of_d.start + image * place_of_d.step),
-                     address(f, place_of_f.start + image * place_of_f.step), pixels, mean)
+        add_products(result.ctypes.data, address(d, place_of_d.start + image * place_of_d.image_stride),
+                     address(f, place_of_f.start + image * place_of_f.image_stride), pixels, mean)
 
 
 @shared

@@ -1,5 +1,5 @@
-"""A plan lists what the compiled passes do with a Block (blocks.py) for inputs of given shapes, as tables that compiled
-code can read:
+"""A plan lists what the compiled passes do with a Block (blocks.py) for inputs of given shapes, as records for compiled
+code:
 
     value   a tensor that the passes read or compute: the inputs, for each unit and each pooling the output f before
             batch norm, for each node the sum of its terms
@@ -20,7 +20,7 @@ import numpy as np
 
 from kernels.compiled import ROW, chunk_size
 from kernels.products import SLACK
-from kernels.tables import CHUNKED, NCHW, NODE, NORM, STEP, TERM, VALUE, PlanTables
+from kernels.records import CHUNKED, NCHW, NODE, NORM, STEP, TERM, VALUE, PlanConstants
 from kernels.units import AVERAGE, DENSE, LARGEST, POINTWISE, Pooling
 from kernels.windows import pack
 from runtime.parallel import cpu_threads
@@ -39,9 +39,9 @@ class Source(NamedTuple):
 
 
 class Plan:
-    """The tables of a Block for inputs of given shapes [N, C, H, W].
+    """The records of a Block for inputs of given shapes [N, C, H, W].
 
-    fit: whether the block applies; if not, there are no tables. tables; values, norms, steps and terms with the fields
+    fit: whether the block applies; if not, there is no more. constants; values, norms, steps and terms with the fields
     that do not change. norm_layers: the BatchNorm2D of each norm, or None, and the convolutions in front.
     step_parameters, norm_parameters, norm_statistics: for each step or norm the numbers of its tensors among those of
     the block, -1 for none. positions: for each term where its weight lies, -1 for none. norm_terms: for each norm the
@@ -188,7 +188,7 @@ class Plan:
                    for row in self.step_rows if not isinstance(row['layer'], Pooling))
 
     # -----------------------------------------------------------------------------------------------------------------
-    # The tables
+    # The records
     # -----------------------------------------------------------------------------------------------------------------
 
     def _build(self):
@@ -208,8 +208,8 @@ class Plan:
         last = max(row['level'] for row in self.node_rows)
         levels = np.searchsorted(levels, np.arange(last + 2))
         tiles = chunks * max([-(-chunk // row['at_once']) for row in self.step_rows], default=1)
-        parts = max(1, min(cpu_threads(), chunks * max(1, int(np.diff(levels).max()))))  # a job is a step and a chunk
-        self.tables = PlanTables(self.images, len(self.states) - len(nodes), chunk, chunks, parts,
+        threads = max(1, min(cpu_threads(), chunks * max(1, int(np.diff(levels).max()))))  # a job is a step and a chunk
+        self.constants = PlanConstants(self.images, len(self.states) - len(nodes), chunk, chunks, threads,
                                  max(self.shapes[value][0] for value in self.norms['value'][1:]),
                                  tiles, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
 
@@ -298,7 +298,7 @@ class Plan:
         sizes = np.zeros(6, np.int64)
         for row, (w, _) in zip(self.step_rows, windows):
             layer, channels = row['layer'], row['channels']
-            size = row['at_once'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as call.row_step
+            size = row['at_once'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as call.row_pitch
             if layer.kind == DENSE:
                 of_step = layer.filters * w.line, 0, 0, channels * w.channel, channels * w.channel, 0
             elif layer.kind in (AVERAGE, LARGEST):
@@ -311,11 +311,11 @@ class Plan:
 
 
 def _filled(dtype, rows):
-    """A table with a row for each dict; fields that it does not have are 0."""
-    table = np.zeros(len(rows), dtype)
+    """A record for each dict; fields that it does not have are 0."""
+    records = np.zeros(len(rows), dtype)
     for name in dtype.names:
-        table[name] = [row.get(name, 0) for row in rows]
-    return table
+        records[name] = [row.get(name, 0) for row in rows]
+    return records
 
 
 def _in_a_row(sizes):

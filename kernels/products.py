@@ -30,7 +30,6 @@ if numba is not None:
         INTEGER,
         ZEROS,
         add_total,
-        along,
         broadcast,
         load,
         loop,
@@ -46,9 +45,9 @@ if numba is not None:
         the number of k.
         """
         @numba.extending.intrinsic
-        def block(context, result, weight, source, offsets, result_step, weight_step, count):
+        def block(context, result, weight, source, offsets, result_stride, weight_stride, count):
             def generate(context, builder, signature, arguments):
-                result, weight, source, offsets, result_step, weight_step, count = arguments
+                result, weight, source, offsets, result_stride, weight_stride, count = arguments
                 result, weight, source = [pointer_of(builder, address) for address in (result, weight, source)]
                 offsets = pointer_of(builder, offsets, INTEGER)
 
@@ -58,13 +57,13 @@ if numba is not None:
                               for v in range(vectors)]
                     results = []
                     for r in range(rows):
-                        place = builder.add(k, builder.mul(INTEGER(r), weight_step))
+                        place = builder.add(k, builder.mul(INTEGER(r), weight_stride))
                         factor = broadcast(builder, builder.load(builder.gep(weight, [place])))
                         results += [multiply_add(builder, factor, pixels[v], sums[r * vectors + v])
                                     for v in range(vectors)]
                     return results
                 for number, value in enumerate(loop(builder, [ZEROS] * (rows * vectors), count, 1, body)):
-                    place = builder.add(builder.mul(INTEGER(number // vectors), result_step),
+                    place = builder.add(builder.mul(INTEGER(number // vectors), result_stride),
                                         INTEGER(number % vectors * LANES))
                     store(builder, value, result, place)
                 return context.get_dummy_value()
@@ -78,9 +77,9 @@ if numba is not None:
         number of pixels, a multiple of LANES.
         """
         @numba.extending.intrinsic
-        def block(context, result, upstream, source, offsets, result_step, upstream_step, count):
+        def block(context, result, upstream, source, offsets, result_stride, upstream_stride, count):
             def generate(context, builder, signature, arguments):
-                result, upstream, source, offsets, result_step, upstream_step, count = arguments
+                result, upstream, source, offsets, result_stride, upstream_stride, count = arguments
                 result, upstream, source = [pointer_of(builder, address) for address in (result, upstream, source)]
                 offsets = pointer_of(builder, offsets, INTEGER)
                 starts = [builder.load(builder.gep(offsets, [INTEGER(k)])) for k in range(columns)]
@@ -88,30 +87,17 @@ if numba is not None:
                 def body(p, sums):
                     values, results = [load(builder, source, builder.add(p, start)) for start in starts], []
                     for r in range(rows):  # one after the other: there are registers for one of them only
-                        gradient = load(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_step)))
+                        gradient = load(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_stride)))
                         results += [multiply_add(builder, gradient, values[k], sums[r * columns + k])
                                     for k in range(columns)]
                     return results
                 for number, value in enumerate(loop(builder, [ZEROS] * (rows * columns), count, LANES, body)):
-                    place = builder.add(builder.mul(INTEGER(number // columns), result_step),
+                    place = builder.add(builder.mul(INTEGER(number // columns), result_stride),
                                         INTEGER(number % columns))
                     add_total(builder, builder.gep(result, [place]), value)
                 return context.get_dummy_value()
             return types.void(*[types.int64] * 7), generate
         return block
-
-    @numba.extending.intrinsic
-    def _add_rest(context, result, one, other, count):
-        """result[0] += sum_p one[p] * other[p]: addresses, the number of elements."""
-        def generate(context, builder, signature, arguments):
-            result, one, other = [pointer_of(builder, address) for address in arguments[:3]]
-
-            def body(p, lanes):
-                product = builder.fmul(load(builder, one, p, lanes), load(builder, other, p, lanes))
-                builder.store(builder.fadd(builder.load(result), product, flags=('contract',)), result)
-            along(builder, arguments[3], body, widths=(1,))
-            return context.get_dummy_value()
-        return types.void(*[types.int64] * 4), generate
 
     _four_rows, _one_row, _one_narrow_row = [_block_of_product(*sides) for sides in ((4, VECTORS), (1, WIDE),
                                                                                      (1, VECTORS))]
@@ -122,23 +108,22 @@ SLACK = LANES * WIDE  # elements beyond the end of a row that multiply_row may r
 
 
 @shared
-def multiply(result, result_step, weight, source, offsets, rows, size):
-    """result[r * result_step + p] = sum_k weight[r, k] * source[offsets[k] + p] for r < rows, p < size: the product of
-    two matrices if offsets are the starts of rows, a dense convolution if they are those of shifted rows.
+def multiply(result, result_stride, weight, source, offsets, rows, size):
+    """result[r * result_stride + p] = sum_k weight[r, k] * source[offsets[k] + p] for r < rows, p < size: the product
+    of two matrices if offsets are the starts of rows, a dense convolution if they are those of shifted rows.
 
     weight: [rows, len(offsets)] flattened. Nothing is read or written beyond the matrices.
     """
-    columns, block = len(offsets), LANES * VECTORS
+    columns, block, stride = len(offsets), LANES * VECTORS, result_stride
     a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for start in range(0, size if size >= block else 0, block):
         p = min(start, size - block)  # the last block overlaps the one before, whose numbers come out the same
         for r in range(0, rows - 3, 4):
-            _four_rows(a + 4 * (r * result_step + p), b + 4 * r * columns, c + 4 * p, d, result_step, columns, columns)
+            _four_rows(a + 4 * (r * stride + p), b + 4 * r * columns, c + 4 * p, d, stride, columns, columns)
         for r in range(rows // 4 * 4, rows):
-            _one_narrow_row(a + 4 * (r * result_step + p), b + 4 * r * columns, c + 4 * p, d, result_step, columns,
-                            columns)
+            _one_narrow_row(a + 4 * (r * stride + p), b + 4 * r * columns, c + 4 * p, d, stride, columns, columns)
     for r in range(rows if size < block else 0):
-        row = result[r * result_step:][:size]
+        row = result[r * stride:][:size]
         for p in range(size):
             row[p] = 0
         for k in range(columns):
@@ -148,31 +133,31 @@ def multiply(result, result_step, weight, source, offsets, rows, size):
 
 
 @shared
-def multiply_weight(result, gradient, gradient_step, source, offsets, rows, size):
-    """result[r, k] += sum_p gradient[r * gradient_step + p] * source[offsets[k] + p]; result [rows, len(offsets)],
+def multiply_weight(result, gradient, gradient_stride, source, offsets, rows, size):
+    """result[r, k] += sum_p gradient[r * gradient_stride + p] * source[offsets[k] + p]; result [rows, len(offsets)],
     flattened: the gradient of the weight of multiply."""
-    columns, step = len(offsets), gradient_step
+    columns, stride = len(offsets), gradient_stride
     whole_rows, whole_columns = rows // 4 * 4, columns // WEIGHT_COLUMNS * WEIGHT_COLUMNS
     a, b, c, d = result.ctypes.data, gradient.ctypes.data, source.ctypes.data, offsets.ctypes.data
     for start in range(0, size, 1024):  # so that what is read several times stays in the nearest cache
         count = min(1024, size - start)
         whole = count // LANES * LANES
         for r in range(0, whole_rows if whole else 0, 4):
-            to, given = a + 4 * r * columns, b + 4 * (r * step + start)
+            to, given = a + 4 * r * columns, b + 4 * (r * stride + start)
             for k in range(0, whole_columns, WEIGHT_COLUMNS):
-                _four_by_many(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, step, whole)
+                _four_by_many(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, stride, whole)
             for k in range(whole_columns, columns):
-                _four_by_one(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, step, whole)
+                _four_by_one(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, stride, whole)
         for r in range(whole_rows, rows if whole else 0):
-            to, given = a + 4 * r * columns, b + 4 * (r * step + start)
+            to, given = a + 4 * r * columns, b + 4 * (r * stride + start)
             for k in range(0, columns - 2, 3):
-                _one_by_three(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, step, whole)
+                _one_by_three(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, stride, whole)
             for k in range(columns // 3 * 3, columns):
-                _one_by_one(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, step, whole)
+                _one_by_one(to + 4 * k, given, c + 4 * start, d + 8 * k, columns, stride, whole)
         for r in range(rows if whole < count else 0):
             for k in range(columns):
-                _add_rest(a + 4 * (r * columns + k), b + 4 * (r * step + start + whole),
-                          c + 4 * (offsets[k] + start + whole), count - whole)
+                for p in range(start + whole, start + count):
+                    result[r * columns + k] += gradient[r * stride + p] * source[offsets[k] + p]
 
 
 @inner

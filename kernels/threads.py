@@ -182,19 +182,19 @@ if hasattr(os, 'register_at_fork'):
 
 
 def on_all_cores(function, jobs, *arguments, on_error=lambda: None):
-    """Call function(*arguments, begin, end), compiled by `jit`, on all cores, each with its part of range(jobs). On one
-    core if such a call is running already, in this thread or another one.
+    """Call function(*arguments, begin, end), compiled by `jit`, on all cores, each with its share of range(jobs). On
+    one core if such a call is running already, in this thread or another one.
 
     on_error: called once or more, without arguments, if a call ends with an exception.
     """
-    parts = min(cpu_threads(), jobs)
-    if parts < 2 or not _in_use.acquire(blocking=False):
+    threads = min(cpu_threads(), jobs)
+    if threads < 2 or not _in_use.acquire(blocking=False):
         if jobs > 0:
             function(*arguments, 0, jobs)
         return
     started, errors = [], []
     try:
-        bounds = [jobs * part // parts for part in range(parts + 1)]
+        bounds = [jobs * thread // threads for thread in range(threads + 1)]
         for helper, begin, end in zip(_helpers(), bounds[1:], bounds[2:]):
             started.append(helper)
             helper.start_task(function, (*arguments, begin, end), on_error)
@@ -212,15 +212,15 @@ def on_all_cores(function, jobs, *arguments, on_error=lambda: None):
             raise error
 
 
-def with_barrier(function, parts, *arguments):
-    """Call function(*arguments, barrier, begin, end) on `parts` threads at once, with begin = the thread's number and
-    end = begin + 1; or in one thread with 0 and `parts`. parts: at most cpu_threads().
+def with_barrier(function, threads, *arguments):
+    """Call function(*arguments, barrier, begin, end) on so many threads at once, with begin = the thread's number and
+    end = begin + 1; or in one thread with 0 and `threads`. threads: at most cpu_threads().
 
     The function calls wait_at(barrier, threads, number) as often in each thread. If one of them ends with an exception,
     the others no longer wait and their results mean nothing.
     """
-    assert parts <= cpu_threads(), 'the threads would wait for each other for ever'
+    assert threads <= cpu_threads(), 'the threads would wait for each other for ever'
     barrier = np.zeros(16, np.int64)
     barrier[YIELD] = _yield_function()
-    on_all_cores(function, parts, *arguments, barrier,
+    on_all_cores(function, threads, *arguments, barrier,
                  on_error=lambda: _set(barrier.ctypes.data + 8 * ARRIVALS, ENDED))

@@ -90,10 +90,10 @@ if numba is not None:
         builder.position_at_end(after)
         return results
 
-    def along(builder, size, body, widths=(LANES, 4, 1)):
+    def along(builder, size, body):
         """body(p, lanes) for p in range(size), in vectors of numbers first and in single ones at the end."""
         position = INTEGER(0)
-        for lanes in widths:
+        for lanes in (LANES, 4, 1):
             position, _ = _while_there_are(builder, position, size, lanes, [], lambda p, _: body(p, lanes) or [])
 
     def _while_there_are(builder, position, size, step, sums, body):

@@ -7,11 +7,11 @@ from kernels.windows import unpack
 
 
 @pasted
-def arrange_weights(tables, call, gradients, number):
+def arrange_weights(call, gradients, number):
     """The weights of a convolution as the backward pass reads them: for each group of the convolution, for each plane,
     a matrix [channels, filters * taps of the plane]; of a depthwise one the taps in the order of
     windows.WindowTables.order."""
-    step, (_, t) = call.steps[number], unpack(tables.geometry[number])
+    step, (_, t) = call.steps[number], unpack(call.plan.geometry[number])
     if step.kind >= AVERAGE or not step.active:
         return
     inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
@@ -38,23 +38,23 @@ def arrange_weights(tables, call, gradients, number):
 
 
 @pasted
-def add_parts(tables, call, gradients, number, part):
-    """A part of the elements of the gradient of a convolution's weight: the sums over the weight_sums of all parts."""
-    step, (_, t) = call.steps[number], unpack(tables.geometry[number])
+def sum_over_threads(call, gradients, number, thread):
+    """The gradient of a convolution's weight, a thread's share of it: the sums over the weight_sums of all."""
+    step, (_, t) = call.steps[number], unpack(call.plan.geometry[number])
     if step.kind >= AVERAGE or not step.active:
         return
     size = step.channels * len(t.taps)
     if step.kind == SEPARABLE or step.kind == DEPTHWISE:
-        sum_weights(floats(step.depthwise_gradient, size), gradients.weight_sums, step.depthwise_at, size, part)
+        sum_weights(floats(step.depthwise_gradient, size), gradients.weight_sums, step.depthwise_at, size, thread)
     if step.kind == DEPTHWISE:
         return
     size = step.filters * step.channels // step.groups * (len(t.taps) if step.kind == DENSE else 1)
-    sum_weights(floats(step.weight_gradient, size), gradients.weight_sums, step.weight_at, size, part)
+    sum_weights(floats(step.weight_gradient, size), gradients.weight_sums, step.weight_at, size, thread)
 
 
 @inner
-def sum_weights(out, weight_sums, at, size, part):
-    begin, end = size * part // len(weight_sums), size * (part + 1) // len(weight_sums)
+def sum_weights(out, weight_sums, at, size, thread):
+    begin, end = size * thread // len(weight_sums), size * (thread + 1) // len(weight_sums)
     to = out[begin:end]
     for number in range(len(weight_sums)):
         addend = weight_sums[number, at + begin:at + end]

@@ -28,7 +28,7 @@ class Window(NamedTuple):
     pitch: int  # from one row of a plane to the next
     image: int  # from one image to the next, in the same row
     column_stride: int  # the stride along a row, or the width where that is less
-    step: int  # from one row of taps to the next, for kernels of which depthwise.py computes several rows at once, or 0
+    tap_stride: int  # from one row of taps to the next, where depthwise.py computes several rows at once, else 0
     length: int  # of a line: to the end of the last output of the tile
     span: int  # of a plane: to the end of the last pixel of the tile
     plane: int  # from one plane to the next
@@ -71,9 +71,9 @@ def make_window(height, width, taps, stride, padding, out, images):
         return row % stride[0] * stride[1] + column % stride[1], row // stride[0] * pitch + column // stride[1]
     read = [place(*tap) for tap in taps]
     front = max(shift for _, shift in read)
-    step = _distance_of_taps(taps, stride) * pitch
+    tap_stride = _distance_of_taps(taps, stride) * pitch
     length, span = (out[0] - 1) * pitch + (images - 1) * image + out[1], rows * pitch
-    end = max(length, span) + 4 * step + 2 * SLACK
+    end = max(length, span) + 4 * tap_stride + 2 * SLACK
     plane = end + front
     used = sorted({number for number, _ in read})
     places = [place(row + padding[0], column + padding[1])
@@ -85,7 +85,7 @@ def make_window(height, width, taps, stride, padding, out, images):
         [used.index(number) * plane + shift for number, shift in read],
         [used.index(number) * plane for number in used], np.cumsum([0] + counts), order,
         [front - read[tap][1] for tap in order])])
-    return Window(height, width, *out, pitch, image, min(stride[1], width), step, length, span, plane,
+    return Window(height, width, *out, pitch, image, min(stride[1], width), tap_stride, length, span, plane,
                   len(used) * plane, front, front + end), tables
 
 

@@ -23,7 +23,7 @@ from kernels import compiled
 from nas import cells, fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.layers import attach, is_ours, is_plain_reduction
-from nas.precompile import precompile
+from nas.precompile import loops_are_missing, precompile
 from operations import DropPath, FactorizedReduce, WeightedSum
 from runtime.log import logger
 from runtime.parallel import cpu_threads
@@ -37,8 +37,7 @@ def accelerate(network, quiet=False):
 
     network: any paddle.nn.Layer. On a CPU in single precision compiled loops are used; elsewhere fewer, larger
     operations of Paddle. The numbers are those of the plain network up to rounding. The log says what is accelerated
-    and what is not; quiet: without the lines that count cells and layers and
-    that say that numba compiles.
+    and what is not; quiet: without the lines that count cells and layers and that say that numba compiles.
     """
     search_cells = trained_cells = layers = 0  # that are new
     for layer in network.sublayers(include_self=True):
@@ -65,16 +64,12 @@ def accelerate(network, quiet=False):
                     f'{whole} of {cell_count} cells as a whole, ' if cell_count else '', layers,
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
-        if compiled.numba is not None:
-            compiled.on_first_compilation(_say_compilation)
+        if loops_are_missing():
+            logger.info('acceleration: numba compiles the loops that this job needs and %s does not have yet: about '
+                        'half a minute on free cores', compiled.cache_folder())
     if search_cells:  # other networks may need the forward pass only
         precompile()
     return network
-
-
-def _say_compilation(folder):
-    logger.info('acceleration: numba compiles the loops that this job needs, which takes about half a minute on free '
-                'cores; later runs find them in %s', folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
-"""The tables of a plan (plans.py), as compiled code reads them: records of integers, and what is the same in all calls.
-"""
+"""A plan (plans.py) as compiled code reads it: arrays of records, and what is the same in all calls."""
 from typing import NamedTuple
 
 import numpy as np
@@ -7,19 +6,19 @@ import numpy as np
 CHUNKED, NCHW = 0, 1  # how values lie in memory, see plans.py
 
 
-def _table(*names, **others):
+def _record(*names, **others):
     return np.dtype([(name, np.int64) for name in names] + list(others.items()))
 
 
 # Fields called after a tensor are its address, filled in at each call, 0 where there is none; `active` is 0 for what a
 # call leaves out.
-VALUE = _table('channels', 'pixels', 'order',
+VALUE = _record('channels', 'pixels', 'order',
                'tensor_channels',  # of the tensor of which an NCHW value is a part
                'written_row',  # its row in Gradients.written, -1 for a value that one step reads
                'at_once',  # images of a tile of the step that computes it
                'trains',  # whether a batch norm behind it needs its moments
                'data', 'gradient')
-NORM = _table('value', 'level', 'gradient_level',  # the level that computes the value, and that at which the backward
+NORM = _record('value', 'level', 'gradient_level',  # the level that computes the value, and that at which the backward
               # pass knows all of the gradient of what the norm gives
               'term', 'active',  # its term or -1
               'trains', 'summed',  # whether mean and variance are those of the batch; whether the backward pass needs
@@ -28,34 +27,34 @@ NORM = _table('value', 'level', 'gradient_level',  # the level that computes the
               'gamma', 'beta', 'bias', 'second_bias',
               'gamma_gradient', 'beta_gradient', 'bias_gradient', 'second_bias_gradient',
               'running_mean', 'running_variance', momentum=np.float64, epsilon=np.float64)
-STEP = _table('kind', 'active', 'at_once', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
+STEP = _record('kind', 'active', 'at_once', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
               'result', 'result_norm', 'first', 'filters', 'groups',  # first: of its filters, in the result
               'term',  # one that adds up the result of a pooling; TERM.next leads to the others
               'last',  # whether it is the last step that reads the source: when it is done going back, the
               # source's gradient is complete. Read only behind a batch norm, whose readers have one level
               'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
               'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
-NODE = _table('value', 'begin', 'end', 'level')  # its terms are those from begin to end
-TERM = _table('node', 'norm', 'active', 'from_channel',  # the first channel that it reads
+NODE = _record('value', 'begin', 'end', 'level')  # its terms are those from begin to end
+TERM = _record('node', 'norm', 'active', 'from_channel',  # the first channel that it reads
               'first', 'channels', 'mixed', 'partial',  # see call.channel_of
               'next')  # the next term that adds up the same pooling, or -1
 
 
-class PlanTables(NamedTuple):
+class PlanConstants(NamedTuple):
     """What is the same in all calls.
 
-    inputs: how many values are inputs, the first ones. chunk: images of a chunk. parts: of the work, one for each
-    thread. channels: most of a value behind a norm. tiles: of all chunks, at most. weights: elements of
-    all weights. geometry: a packed (Window, WindowTables) for each step. levels: where the steps of each begin, and the
-    end. nodes: of NODE. sections: where the sections of a thread's memory begin, see call.Memory.
-    divisors: 1 / pixels of all windows of poolings.
+    inputs: how many values are inputs, the first ones. chunk: images of a chunk. threads: among which the work is
+    divided; a thread that runs alone does the work of all. channels: most of a value behind a norm. tiles: of all
+    chunks, at most. weights: elements of all weights. geometry: a packed (Window, WindowTables) for each step. levels:
+    where the steps of each begin, and the end. nodes: of NODE. sections: where the sections of a thread's memory begin,
+    see call.Memory. divisors: 1 / pixels of all windows of poolings.
     """
 
     images: int
     inputs: int
     chunk: int
     chunks: int
-    parts: int
+    threads: int
     channels: int
     tiles: int
     weights: int
