@@ -187,7 +187,6 @@ def main():
         draw(args, given)
         return
     # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
-    from nas.budget import make_budget
     from nas.methods import METHODS
     from reader import class_count, image_shape, train_search, usual_class_count
     from training.summary import summary
@@ -200,13 +199,13 @@ def main():
         return
     budget, expected = None, (args.class_num if 'class_num' in given else usual_class_count(args), image_shape(args))
     if expected[0] is not None:  # impossible limits are refused before data is downloaded and read
-        budget = make_budget(args, method, evaluation_network(args, expected[0]), expected[1], NODES)
+        budget = budget_of(args, method, *expected)
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     shape = list(train_loader.source.image_shape)
     network = supernet(args, class_num, method)
     if (class_num, shape) != expected:
-        budget = make_budget(args, method, evaluation_network(args, class_num), shape, NODES)
+        budget = budget_of(args, method, class_num, shape)
     searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num),
                              budget=budget)
     genotype = searcher.train()
@@ -224,7 +223,6 @@ def derive(args):
     args.model_save_dir = os.path.join(args.derive, 'perturbation') if by_perturbation else args.derive
     place = start_script(args.model_save_dir if by_perturbation else None, arguments=vars(args), use_gpu=args.use_gpu,
                          use_data_parallel=args.use_data_parallel, seed=args.seed)
-    from nas.budget import make_budget
     from nas.methods import METHODS
     from reader import image_shape, train_search
 
@@ -234,7 +232,7 @@ def derive(args):
     derivation.load_supernet(network, args.derive, result['epoch'])
     logger.info('%s: the parameters of epoch %d (counted from 0) of a search of %d', args.derive, result['epoch'],
                 args.epochs)
-    budget = make_budget(args, method, evaluation_network(args, args.class_num), image_shape(args), NODES)
+    budget = budget_of(args, method, args.class_num, image_shape(args))
     if by_perturbation:
         from nas.perturbation import derive_by_perturbation
         loaders = train_search(args.batch_size, args.train_portion, True, args)
@@ -261,6 +259,15 @@ def evaluation_network(args, class_num):
     network = getattr(model, budget_flags.evaluation_of(args.dataset)['network'])
     size = budget_flags.evaluation_size(args)
     return lambda genotype: network(size['init_channels'], class_num, size['layers'], False, genotype)
+
+
+def budget_of(args, method, class_num, image_shape):
+    """The Budget of --max_macs and the other limits, None without one. image_shape: [3, H, W] of the searched images.
+    """
+    from nas.budget import make_budget
+    return make_budget(method, evaluation_network(args, class_num), limits=budget_flags.limits_of(args),
+                       image_shape=budget_flags.trained_shape(args.dataset, image_shape), nodes=NODES,
+                       latency_options=budget_flags.latency_options(args))
 
 
 def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None, budget=None):
@@ -327,7 +334,10 @@ def report(genotype, args, given, image_shape, class_num, budget=None):
     """Log how large the network of the result is, on images of image_shape [3, H, W], and print the result and the
     command that trains it on standard output."""
     from nas.budget import has_network, size_line
-    logger.info('%s', size_line(args, genotype, evaluation_network(args, class_num), image_shape, budget))
+    logger.info('%s', size_line(genotype, evaluation_network(args, class_num), budget=budget,
+                                image_shape=budget_flags.trained_shape(args.dataset, image_shape),
+                                size=budget_flags.evaluation_size(args),
+                                latency_options=budget_flags.latency_options(args)))
     genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
     if args.derive is None or args.by != 'strength':
         logger.info('written: %s', genotype_path)

@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 
 from genotypes import connected_states
-from nas.budget_flags import LIMITS, evaluation_of, evaluation_size, limits_of, shown, trained_shape
+from nas.budget_flags import LIMITS, shown
 from nas.cost import count_costs
 from nas.feasible import smallest, strongest
 from nas.latency import latency_costs
@@ -174,25 +174,21 @@ def _nodes(edges):
     return np.stack(rows)
 
 
-def make_budget(args, method, make_network, image_shape, nodes):
-    """The Budget that the flags describe; None without a limit.
+def make_budget(method, make_network, *, limits, image_shape, nodes, latency_options):
+    """The Budget of a search; None without a limit.
 
     method: an object of nas/methods.py. make_network: Genotype -> the network that is trained after the search.
-    image_shape: [3, H, W] of the searched images. nodes: of the supernet's cell, all of them concatenated. Raises
+    limits: {name of a cost: number}. image_shape: [3, H, W] of the images of that network. nodes: of the supernet's
+    cell, all of them concatenated. latency_options: path, batch_size and size of latency.latency_costs. Raises
     UserError for limits that no cell meets.
     """
-    limits = limits_of(args)
     if not limits:
         return None
-    shape = trained_shape(args.dataset, image_shape)
     space = dict(primitives=method.primitives, steps=nodes)
     random_state = paddle.get_rng_state()  # the networks that are counted draw weights; the search must not notice
-    costs = count_costs(make_network, shape, **space)
+    costs = count_costs(make_network, image_shape, **space)
     if 'latency_ns' in limits:
-        size = evaluation_size(args)
-        costs['latency_ns'] = latency_costs(
-            make_network, shape, **space, path=args.latency_table, batch_size=args.latency_batch_size,
-            size=f'{evaluation_of(args.dataset)["network"]}, {size["init_channels"]} channels, {size["layers"]} cells')
+        costs['latency_ns'] = latency_costs(make_network, image_shape, **space, **latency_options)
     paddle.set_rng_state(random_state)
     budget = Budget(costs, limits)
     budget.check(method, steps=nodes, concatenated=nodes)
@@ -205,21 +201,20 @@ def has_network(genotype):
                for kind in ('normal', 'reduce'))
 
 
-def size_line(args, genotype, make_network, image_shape, budget=None):
+def size_line(genotype, make_network, *, image_shape, size, latency_options, budget=None):
     """A line for the log: how large the network of a genotype is that is trained after the search.
 
-    make_network, image_shape: as for make_budget. budget: the Budget of the search or None.
+    size: its init_channels and layers. budget: the Budget of the search or None. The other arguments are those of
+    make_budget.
     """
     if not has_network(genotype):
         return ('a cell without an edge to its output gives no network: search for more epochs or with a larger '
                 '--arch_learning_rate')
-    network, size = make_network(genotype), evaluation_size(args)
-    shape = trained_shape(args.dataset, image_shape)
-    latency = ''
+    network, latency = make_network(genotype), ''
     if budget is not None and 'latency_ns' in budget.limits:
         predicted = shown('latency_ns', budget.costs['latency_ns'].of(genotype))
-        latency = f', {predicted} ms for a batch of {args.latency_batch_size} by {args.latency_table}'
+        latency = f', {predicted} ms for a batch of {latency_options["batch_size"]} by {latency_options["path"]}'
     return (f'the network of this cell ({size["init_channels"]} channels, {size["layers"]} cells, '
-            f'{network.classifier.weight.shape[1]} classes): {count_macs(network, shape):,} multiply-adds for an image '
-            f'of {shape[1]}x{shape[2]}, {count_parameters(network, auxiliary=False):,} parameters without auxiliary '
-            f'classifier{latency}')
+            f'{network.classifier.weight.shape[1]} classes): {count_macs(network, image_shape):,} multiply-adds for an '
+            f'image of {image_shape[1]}x{image_shape[2]}, {count_parameters(network, auxiliary=False):,} parameters '
+            f'without auxiliary classifier{latency}')

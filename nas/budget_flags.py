@@ -61,6 +61,14 @@ def evaluation_size(args):
     return {size: getattr(args, flag) or row[size] for flag, size in SIZE_FLAGS.items()}
 
 
+def latency_options(args):
+    """The keywords of nas.latency.latency_costs that flags decide."""
+    size = evaluation_size(args)
+    return dict(path=args.latency_table, batch_size=args.latency_batch_size,
+                size=f'{evaluation_of(args.dataset)["network"]}, {size["init_channels"]} channels, {size["layers"]} '
+                     'cells')
+
+
 def check_budget_flags(parser, args, names):
     """Refuse flags that do not go together. names: of the flags that were given."""
     given = [LIMITS[name][0] for name in limits_of(args)]

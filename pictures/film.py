@@ -4,6 +4,7 @@ A cell is drawn like an underground map: each state has a horizontal line of its
 hangs below the lines of the states before it. Each edge therefore has a fixed place whatever the cells of a search look
 like: nodes stand still from frame to frame, and labels never overlap.
 """
+import functools
 import io
 import math
 import os
@@ -132,14 +133,13 @@ class _Pen:
         self.draw.text(self._scaled([point])[0], text, fill=colour, font=_font(size * self.scale, bold), anchor=anchor)
 
 
-def _font(size, bold, fonts={}):
+@functools.lru_cache(None)
+def _font(size, bold):
     """DejaVu Sans, which comes with matplotlib: the same on every machine. Each font is opened once."""
-    if (size, bold) not in fonts:
-        import matplotlib
-        from PIL import ImageFont
-        name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
-        fonts[size, bold] = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', name), size)
-    return fonts[size, bold]
+    import matplotlib
+    from PIL import ImageFont
+    name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', name), size)
 
 
 def label_text(operation):

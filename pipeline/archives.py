@@ -68,8 +68,7 @@ def download(url, path, md5):
     network."""
     def failure(reason):
         return UserError(f'cannot download {url} ({reason}): give --data PATH with an archive you have, or '
-                         '--dataset=digits, which needs '
-                         'no download', status=1)
+                         '--dataset=digits, which needs no download', status=1)
 
     def chunks():
         try:

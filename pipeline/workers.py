@@ -59,8 +59,8 @@ class _Worker:
             self.slots = [mmap.mmap(-1, max(batch_bytes, 1)) for _ in range(BATCHES_AHEAD)]
         except OSError as error:
             raise UserError(f'--num_workers: cannot reserve {BATCHES_AHEAD * batch_bytes / 2**20:.1f} MB for a worker '
-                            'process '
-                            f'({error.strerror}); give a smaller number, or 0 to read in the main process', status=1)
+                            f'process ({error.strerror}); give a smaller number, or 0 to read in the main process',
+                            status=1)
         self.connection, worker_end = multiprocessing.Pipe()
         process = multiprocessing.get_context('fork').Process(
             target=_work, args=(batches, numbers, self.slots, worker_end, self.connection, os.getpid()), daemon=True)
@@ -75,8 +75,7 @@ class _Worker:
             kind, *content = self.connection.recv()
         except (EOFError, ConnectionError):
             raise UserError('a worker process of the reader died, perhaps for lack of memory; --num_workers=0 reads '
-                            'images in the main '
-                            'process', status=1)
+                            'images in the main process', status=1)
         if kind == 'user error':
             message, status = content
             raise UserError(message, status)

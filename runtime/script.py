@@ -83,8 +83,7 @@ def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, batch
     _end_on_signals()  # Paddle's import put its own handler there, which prints a traceback
     if world_size() > 1 and default_learning_rate is not None:
         logger.info('%d processes read %d images per step: consider --learning_rate=%g, %d times the default, which is '
-                    'for '
-                    'one GPU', world_size(), world_size() * batch_size, default_learning_rate * world_size(),
+                    'for one GPU', world_size(), world_size() * batch_size, default_learning_rate * world_size(),
                     world_size())
     set_seed(seed)
     return place

@@ -210,16 +210,16 @@ def test_every_search_logs_the_size_of_its_cell_and_a_limit_that_is_never_reache
 
 def test_a_cell_without_edges_has_no_size():
     none = [('none', 0)] * 8
-    args = Namespace(dataset='digits', budget_channels=None, budget_layers=None)
-    line = size_line(args, Genotype(none, [], DARTS_V2.reduce, range(2, 6)), None, [3, 8, 8])
+    line = size_line(Genotype(none, [], DARTS_V2.reduce, range(2, 6)), None, image_shape=[3, 8, 8], size={},
+                     latency_options={})
     assert line == (
         'a cell without an edge to its output gives no network: search for more epochs or with a larger '
         '--arch_learning_rate')
 
 
 def test_the_last_lines_name_the_latency_where_it_is_limited():
-    args = Namespace(dataset='digits', budget_channels=4, budget_layers=3, latency_batch_size=2,
-                     latency_table='latency.json')
+    options = dict(image_shape=[3, 8, 8], size=dict(init_channels=4, layers=3),
+                   latency_options=dict(batch_size=2, path='latency.json'))
 
     class Cost:
 
@@ -230,6 +230,6 @@ def test_the_last_lines_name_the_latency_where_it_is_limited():
 
     def network(genotype):
         return NetworkCIFAR(4, 10, 3, False, genotype)
-    line, without = [size_line(args, DARTS_V2, network, [3, 8, 8], some) for some in (budget, None)]
+    line, without = [size_line(DARTS_V2, network, budget=some, **options) for some in (budget, None)]
     assert line == without + ', 12.346 ms for a batch of 2 by latency.json'
     assert without.endswith(' parameters without auxiliary classifier')
