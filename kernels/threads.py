@@ -4,8 +4,8 @@ A step of a search calls hundreds of them, many of which take a tenth of a milli
 takes half as long. Therefore a thread that has nothing to do looks for a new task for a while before it goes to sleep,
 as the threads of OpenMP do. Not for long: other programs need the cores too.
 
-`on_all_cores` runs independent jobs. A function of several steps, each of which needs the whole result of the one
-before, is run by `with_barrier`; between the steps its threads wait for each other at the barrier.
+`with_barrier` runs a function of several steps, each of which needs the whole result of the one before; between the
+steps the threads wait for each other at the barrier.
 
 numba's own threads take twice as long to compile, and another OpenMP beside Paddle's makes both slow.
 """
@@ -22,7 +22,7 @@ from kernels.compiled import inner, jit, numba
 from runtime.parallel import cpu_threads
 
 LOOKS = 5000  # before a thread goes to sleep: 0.1 to 0.2 ms on x86, less on processors without its instruction `pause`
-TASK, DONE = 0, 8  # indices in Helper.counts, 64 bytes apart: in different cache lines
+TASK, DONE = 0, 8  # indices in Helper.numbers, 64 bytes apart: in different cache lines
 ARRIVALS, YIELD = 0, 8  # indices in the array of a barrier: the counter, the address from _yield_function()
 ENDED = 2**62  # of ARRIVALS: nobody waits any more
 
@@ -83,6 +83,16 @@ def _set(address, count):
     _store(address, count)
 
 
+@jit
+def _wait_for(address, count, yield_function):
+    """Wait until the counter at an address reaches a count: one compiled call, which no signal interrupts."""
+    looks = 0
+    while _load(address) < count:
+        looks += 1
+        if looks > LOOKS and yield_function != 0:  # there are more threads than cores
+            _call(yield_function)
+
+
 @functools.lru_cache(None)
 def _yield_function():
     """The address of the function of the operating system by which a thread lets others run, or 0."""
@@ -99,64 +109,51 @@ def wait_at(barrier, threads, number):
     """Wait, in a function that with_barrier runs, until all of its threads have come here. number: of the waits at this
     barrier, counted from 1."""
     if threads > 1:
-        arrivals, looks = barrier.ctypes.data + 8 * ARRIVALS, 0
+        arrivals = barrier.ctypes.data + 8 * ARRIVALS
         _add_one(arrivals)
-        while _load(arrivals) < threads * number:
-            looks += 1
-            if looks > LOOKS and barrier[YIELD] != 0:  # there are more threads than cores
-                _call(barrier[YIELD])
+        _wait_for(arrivals, threads * number, barrier[YIELD])
 
 
 class Helper(threading.Thread):
     """A thread that does one task after the other: start_task gives it one, finish waits for its end.
 
-    Each side sleeps in a queue until the other one puts something there; the counts tell it without sleeping.
+    It sleeps in a queue until there is a task; the numbers of the newest task and of the last one done tell both sides
+    without sleeping.
     """
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.counts = np.zeros(16, np.int64)  # of the tasks given, [TASK], and of those done, [DONE]
-        self.address = self.counts.ctypes.data
-        self.tasks, self.ends, self.given, self.error = queue.SimpleQueue(), queue.SimpleQueue(), 0, None
+        self.numbers = np.zeros(16, np.int64)  # of the newest task, [TASK], and of the last one done, [DONE]
+        self.address = self.numbers.ctypes.data
+        self.tasks, self.newest, self.error = queue.SimpleQueue(), 0, None
 
     def start_task(self, function, arguments, on_error):
         """on_error: called without arguments if the task ends with an exception."""
-        while not self.ends.empty():
-            self.ends.get()
-        self.tasks.put((function, arguments, on_error))
-        self.given += 1
-        _set(self.address + 8 * TASK, self.given)
+        self.newest += 1
+        self.tasks.put((self.newest, function, arguments, on_error))
+        _set(self.address + 8 * TASK, self.newest)
 
-    def finish(self):
-        """Wait for the end of the task, even if the wait is interrupted: it uses memory of the caller. Returns the
-        exception of the task or of the interruption, or None."""
-        try:
-            self._wait()
-        except BaseException as interruption:
-            _reaches(self.address + 8 * DONE, self.given, 2**62)  # one compiled call, which no signal interrupts
-            return interruption
+    def finish(self, interrupted):
+        """Wait for the end of the task: it uses memory of the caller. Returns its exception or None. interrupted:
+        whether start_task may not have come to its end."""
+        if interrupted:  # if the task is missing in the queue, this one takes its number, else it comes behind it
+            self.tasks.put((self.newest, lambda: None, (), lambda: None))
+        _wait_for(self.address + 8 * DONE, self.newest, _yield_function())
         error, self.error = self.error, None
         return error
 
-    def _wait(self):
-        if not _reaches(self.address + 8 * DONE, self.given, LOOKS):
-            while not _reaches(self.address + 8 * DONE, self.given, 1):
-                self.ends.get()  # perhaps that of the task before
-
     def run(self):
-        done = 0
+        number = 0
         while True:
-            _reaches(self.address + 8 * TASK, done + 1, LOOKS)  # then get() need not sleep
-            function, arguments, on_error = self.tasks.get()
+            _reaches(self.address + 8 * TASK, number + 1, LOOKS)  # then get() need not sleep
+            number, function, arguments, on_error = self.tasks.get()
             try:
                 function(*arguments)
             except BaseException as error:
                 self.error = error
                 on_error()
-            done += 1
             function = arguments = on_error = None
-            _set(self.address + 8 * DONE, done)
-            self.ends.put(None)
+            _set(self.address + 8 * DONE, number)
 
 
 @functools.lru_cache(None)
@@ -181,40 +178,10 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def on_all_cores(function, jobs, *arguments, on_error=lambda: None):
-    """Call function(*arguments, begin, end), compiled by `jit`, on all cores, each with its share of range(jobs). On
-    one core if such a call is running already, in this thread or another one.
-
-    on_error: called once or more, without arguments, if a call ends with an exception.
-    """
-    threads = min(cpu_threads(), jobs)
-    if threads < 2 or not _in_use.acquire(blocking=False):
-        if jobs > 0:
-            function(*arguments, 0, jobs)
-        return
-    started, errors = [], []
-    try:
-        bounds = [jobs * thread // threads for thread in range(threads + 1)]
-        for helper, begin, end in zip(_helpers(), bounds[1:], bounds[2:]):
-            started.append(helper)
-            helper.start_task(function, (*arguments, begin, end), on_error)
-        function(*arguments, *bounds[:2])
-    except BaseException:
-        on_error()
-        raise
-    finally:
-        try:
-            errors = [helper.finish() for helper in started]
-        finally:
-            _in_use.release()
-    for error in errors:
-        if error is not None:
-            raise error
-
-
 def with_barrier(function, threads, *arguments):
-    """Call function(*arguments, barrier, begin, end) on so many threads at once, with begin = the thread's number and
-    end = begin + 1; or in one thread with 0 and `threads`. threads: at most cpu_threads().
+    """Call function(*arguments, barrier, begin, end), compiled by `jit`, on so many threads at once, with begin = the
+    thread's number and end = begin + 1; or in one thread with 0 and `threads`, if such a call is running already, in
+    this thread or another one. threads: at most cpu_threads().
 
     The function calls wait_at(barrier, threads, number) as often in each thread. If one of them ends with an exception,
     the others no longer wait and their results mean nothing.
@@ -222,5 +189,27 @@ def with_barrier(function, threads, *arguments):
     assert threads <= cpu_threads(), 'the threads would wait for each other for ever'
     barrier = np.zeros(16, np.int64)
     barrier[YIELD] = _yield_function()
-    on_all_cores(function, threads, *arguments, barrier,
-                 on_error=lambda: _set(barrier.ctypes.data + 8 * ARRIVALS, ENDED))
+    if threads < 2 or not _in_use.acquire(blocking=False):
+        function(*arguments, barrier, 0, threads)
+        return
+
+    def let_go():
+        _set(barrier.ctypes.data + 8 * ARRIVALS, ENDED)
+    started, errors, interrupted = [], [], False
+    try:
+        for number, helper in zip(range(1, threads), _helpers()):
+            started.append(helper)
+            helper.start_task(function, (*arguments, barrier, number, number + 1), let_go)
+        function(*arguments, barrier, 0, 1)
+    except BaseException:
+        interrupted = True
+        let_go()
+        raise
+    finally:
+        try:
+            errors = [helper.finish(interrupted) for helper in started]
+        finally:
+            _in_use.release()
+    for error in errors:
+        if error is not None:
+            raise error

@@ -1,4 +1,4 @@
-"""kernels/threads.py: every job is done exactly once, whoever calls, and exceptions reach the caller."""
+"""kernels/threads.py: every thread does its share exactly once, whoever calls, and exceptions reach the caller."""
 import concurrent.futures
 import os
 import threading
@@ -16,12 +16,12 @@ from kernels.compiled import jit  # noqa: E402
 
 
 @jit
-def _count(done, work, begin, end):
-    for job in range(begin, end):
+def _count(done, work, barrier, begin, end):
+    for thread in range(begin, end):
         total = np.float32(0)
         for k in range(work):
             total += np.float32(k)
-        done[job] += 1 if total >= 0 else 2
+        done[thread] += 1 if total >= 0 else 2
 
 
 @pytest.fixture
@@ -33,28 +33,28 @@ def three_cores(monkeypatch):
     threads._helpers.cache_clear()
 
 
-@pytest.mark.parametrize('jobs, work', [(0, 0), (1, 0), (2, 0), (1000, 0), (3, 1000000), (4, 1000000)])
-def test_every_job_is_done_once(three_cores, jobs, work):
-    done = np.zeros(jobs, np.int64)
+@pytest.mark.parametrize('count, work', [(1, 0), (2, 0), (3, 0), (2, 1000000), (3, 1000000)])
+def test_every_share_is_done_once(three_cores, count, work):
+    done = np.zeros(count, np.int64)
     for _ in range(3):
-        threads.on_all_cores(_count, jobs, done, work)
-    assert done.tolist() == [3] * jobs
+        threads.with_barrier(_count, count, done, work)
+    assert done.tolist() == [3] * count
 
 
 def test_helpers_that_have_gone_to_sleep_wake_up(three_cores, monkeypatch):
     monkeypatch.setattr(threads, 'LOOKS', 1)
     for _ in range(100):
-        done = np.zeros(30, np.int64)
-        threads.on_all_cores(_count, 30, done, 10)
-        assert done.tolist() == [1] * 30
+        done = np.zeros(3, np.int64)
+        threads.with_barrier(_count, 3, done, 10)
+        assert done.tolist() == [1] * 3
 
 
 def test_several_callers_at_once(three_cores):
     def call():
         for _ in range(300):
-            done = np.zeros(7, np.int64)
-            threads.on_all_cores(_count, 7, done, 100)
-            assert done.tolist() == [1] * 7
+            done = np.zeros(3, np.int64)
+            threads.with_barrier(_count, 3, done, 100)
+            assert done.tolist() == [1] * 3
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for result in [pool.submit(call) for _ in range(4)]:
             result.result()
@@ -64,15 +64,15 @@ def test_several_callers_at_once(three_cores):
 def test_an_exception_reaches_the_caller_after_all_have_ended(three_cores, failing):
     ended = []
 
-    def function(begin, end):
+    def function(barrier, begin, end):
         ended.append(begin)
         if begin == failing:
             raise ValueError(begin)
     with pytest.raises(ValueError, match=str(failing)):
-        threads.on_all_cores(function, 3)
+        threads.with_barrier(function, 3)
     assert sorted(ended) == [0, 1, 2]
     done = np.zeros(3, np.int64)
-    threads.on_all_cores(_count, 3, done, 1)
+    threads.with_barrier(_count, 3, done, 1)
     assert done.tolist() == [1] * 3
 
 
@@ -80,26 +80,36 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('where', ['in the own part', 'while waiting', 'between two starts'])
+@pytest.mark.parametrize('where', ['in the own share', 'before a start', 'before the queue', 'behind the queue',
+                                   'after a start'])
 def test_an_interruption_waits_for_the_helpers(three_cores, monkeypatch, where):
+    """`before the queue` and `behind the queue`: in start_task."""
     ended = []
 
-    def function(begin, end):
+    def function(barrier, begin, end):
         if begin == 0:
-            if where == 'in the own part':
-                raise KeyboardInterrupt
-            return
+            raise KeyboardInterrupt
         threading.Event().wait(0.2)
         ended.append(begin)
-    if where == 'while waiting':
-        monkeypatch.setattr(threads.Helper, '_wait', interrupt)
-    if where == 'between two starts':
-        start = threads.Helper.start_task
-        monkeypatch.setattr(threads.Helper, 'start_task', lambda helper, function, bounds, on_error: interrupt()
-                            if bounds[0] == 2 else start(helper, function, bounds, on_error))
-    with pytest.raises(KeyboardInterrupt):
-        threads.on_all_cores(function, 3)
-    assert sorted(ended) == ([1] if where == 'between two starts' else [1, 2])
+
+    def start(helper, function, arguments, on_error):
+        if arguments[1] == 2 and where == 'before a start':
+            interrupt()
+        if arguments[1] == 2 and where.endswith('queue'):
+            helper.newest += 1
+            if where == 'behind the queue':
+                helper.tasks.put((helper.newest, function, arguments, on_error))
+            interrupt()
+        start_task(helper, function, arguments, on_error)
+        if arguments[1] == 2 and where == 'after a start':
+            interrupt()
+    start_task = threads.Helper.start_task
+    monkeypatch.setattr(threads.Helper, 'start_task', start)
+    for _ in range(2):
+        ended.clear()
+        with pytest.raises(KeyboardInterrupt):
+            threads.with_barrier(function, 3)
+        assert sorted(ended) == ([1] if where.startswith('before') else [1, 2])
     monkeypatch.undo()
     assert threads._in_use.acquire(blocking=False)
     threads._in_use.release()
@@ -111,21 +121,21 @@ def test_the_helpers_are_free_after_one_cannot_be_started(three_cores, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(threads.Helper, 'start', fail)
         with pytest.raises(RuntimeError):
-            threads.on_all_cores(_count, 3, np.zeros(3, np.int64), 1)
+            threads.with_barrier(_count, 3, np.zeros(3, np.int64), 1)
     assert threads._in_use.acquire(blocking=False)
     threads._in_use.release()
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
 def test_a_child_process_has_helpers_of_its_own(three_cores):
-    done = np.zeros(6, np.int64)
-    threads.on_all_cores(_count, 6, done, 1)
+    done = np.zeros(3, np.int64)
+    threads.with_barrier(_count, 3, done, 1)
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            threads.on_all_cores(_count, 6, done, 1)
-            code = 0 if done.tolist() == [2] * 6 else 1
+            threads.with_barrier(_count, 3, done, 1)
+            code = 0 if done.tolist() == [2] * 3 else 1
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
@@ -136,27 +146,27 @@ def _sum_of_all(given, sums, barrier, begin, end):
     """Twice: each thread writes its number, then all add up what the others have written."""
     threads_ = len(given) if end - begin < len(given) else 1
     for number in range(2):
-        for part in range(begin, end):
-            given[part] = (part + 1) * 10 ** number
+        for thread in range(begin, end):
+            given[thread] = (thread + 1) * 10 ** number
         threads.wait_at(barrier, threads_, 2 * number + 1)
-        for part in range(begin, end):
+        for thread in range(begin, end):
             for other in range(len(given)):
-                sums[number, part] += given[other]
+                sums[number, thread] += given[other]
         threads.wait_at(barrier, threads_, 2 * number + 2)
 
 
-@pytest.mark.parametrize('parts', [1, 2, 3])
+@pytest.mark.parametrize('count', [1, 2, 3])
 @pytest.mark.parametrize('busy', [False, True])
-def test_threads_wait_for_each_other(three_cores, parts, busy):
+def test_threads_wait_for_each_other(three_cores, count, busy):
     """In threads of their own, or in one where another call has the helpers."""
     if busy:
         threads._in_use.acquire()
     try:
         for _ in range(50):
-            given, sums = np.zeros(parts), np.zeros((2, parts))
-            threads.with_barrier(_sum_of_all, parts, given, sums)
-            total = sum(range(1, parts + 1))
-            assert (sums == [[total] * parts, [10 * total] * parts]).all()
+            given, sums = np.zeros(count), np.zeros((2, count))
+            threads.with_barrier(_sum_of_all, count, given, sums)
+            total = sum(range(1, count + 1))
+            assert (sums == [[total] * count, [10 * total] * count]).all()
     finally:
         if busy:
             threads._in_use.release()
