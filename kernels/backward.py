@@ -43,7 +43,7 @@ from kernels.images import (
     give_to_largest,
     spread,
 )
-from kernels.nodes import add_difference, copy_outputs, identities_back, sum_gradients, zero_unwritten
+from kernels.nodes import add_difference, copy_output, identities_back, sum_gradients, zero_unwritten
 from kernels.products import multiply, multiply_weight, offsets_of, starts_of
 from kernels.threads import wait_at
 from kernels.units import AVERAGE, DENSE, DEPTHWISE, ONE_TAP, POINTWISE, SEPARABLE
@@ -62,7 +62,7 @@ def backward_pass(call, gradients, barrier, begin, end):
         for number in range(thread, len(call.steps), threads):
             arrange_weights(call, gradients, number)
         for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
-            copy_outputs(call, gradients, chunk)
+            copy_output(call, gradients, chunk)
     for level in range(len(call.plan.levels) - 2, -1, -1):
         for thread in range(begin, end):
             for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):

@@ -54,16 +54,16 @@ class Selection(NamedTuple):
 class Block:
     """Nodes of weighted sums of operations.
 
-    nodes: lists of Term. outputs: for each output the states that lie in it side by side along the channels (default:
-    each node is an output). inputs: how many there are. partial: of the terms' parts. smallest: the block applies only
+    nodes: lists of Term. output: the states that lie side by side along the channels of the output (default: all
+    nodes). inputs: how many there are. partial: of the terms' parts. smallest: the block applies only
     if its convolutions take at least so many multiply-adds. Parameters must not be changed in place between the forward
     and the backward pass, which reads them again. A block keeps the tensors of its layers: if a layer gets others, make
     a new block (nas/changes.Record tells when). Plans are kept for each shape of the inputs.
     """
 
-    def __init__(self, nodes, outputs=None, inputs=1, partial=1, smallest=0):
+    def __init__(self, nodes, output=None, inputs=1, partial=1, smallest=0):
         self.nodes, self.inputs, self.partial, self.smallest = nodes, inputs, partial, smallest
-        self.outputs = [[inputs + node] for node in range(len(nodes))] if outputs is None else outputs
+        self.output = range(inputs, inputs + len(nodes)) if output is None else output
         terms = [term for terms in nodes for term in terms if term.operation != NOTHING]
         of_terms = [_tensors(term.operation) for term in terms]
         self.parameters = [tensor for parameters, _ in of_terms for tensor in parameters]
@@ -97,14 +97,13 @@ class Block:
                 and all(tensor.is_contiguous() for tensor in self.tensors) and self.plan_of(inputs).fit)
 
     def __call__(self, inputs, weights=None, factors=None, active=None):
-        """A list of the outputs. inputs: tensors [N, C, H, W] to which the block applies. weights: a tensor or None;
+        """The output [N, C, H, W]. inputs: tensors [N, C, H, W] to which the block applies. weights: a tensor or None;
         factors [terms, N], an array in single precision: what each image of a term is multiplied by; active [terms],
         an array: whether a term is computed, or all are. Terms are those that are not NOTHING."""
         selection = self.select(active)
         stacks = [paddle.concat(tensors) if len(tensors) > 1 else tensors[0] for tensors in selection.stacks]
         operation = BlockOperation(self.plan_of(inputs), weights is not None, selection, factors, active)
-        out = operation(*inputs, *[weights] * (weights is not None), *stacks)
-        return list(out) if isinstance(out, (tuple, list)) else [out]
+        return operation(*inputs, *[weights] * (weights is not None), *stacks)
 
     def select(self, active=None):
         """The Selection of the active terms; without stacks if no parameter wants a gradient."""
@@ -156,31 +155,31 @@ class BlockOperation(Operation):
         self.plan, self.weighted, self.selection, self.factors, self.active = plan, weighted, selection, factors, active
 
     def forward(self, *tensors):
-        outs = self.prepare(*tensors)
+        out = self.prepare(*tensors)
         with_barrier(forward_pass, self.plan.constants.threads, self.call)
         self.call = self.call._replace(memory=np.empty((0, 0), np.float32), moments=np.empty((0, 0, 0, 2)))
-        return tuple(outs) if len(outs) > 1 else outs[0]
+        return out
 
     def prepare(self, *tensors):
-        """Get everything ready for forward_pass. Returns the outputs, still without their values."""
+        """Get everything ready for forward_pass. Returns the output, still without its values."""
         plan, block = self.plan, self.plan.block
         self.inputs = [x.contiguous() for x in tensors[:block.inputs]]
         self.weights = tensors[block.inputs] if self.weighted else None
         self.stacks = [stack.contiguous() for stack in tensors[block.inputs + self.weighted:]]
-        outs = [new_tensor(shape) for shape, _ in plan.outputs]
-        # What the backward pass reads of the outputs. A tensor that is part of Paddle's graph would keep itself alive.
-        self.outs = [out.detach() for out, (_, nodes) in zip(outs, plan.outputs) if any(read for _, _, read in nodes)]
+        out = new_tensor(plan.output_shape)
+        # What the backward pass reads of the output. A tensor that is part of Paddle's graph would keep itself alive.
+        self.out = out.detach() if plan.output_is_read else None
         self.data = np.empty(plan.data, np.float32)
-        self.call = self._make_call(outs)
-        return outs
+        self.call = self._make_call(out)
+        return out
 
-    def _make_call(self, outs):
+    def _make_call(self, out):
         """The Call of this forward pass."""
         plan, block, constants = self.plan, self.plan.block, self.plan.constants
         values, norms, steps, terms = plan.values.copy(), plan.norms.copy(), plan.steps.copy(), plan.terms.copy()
         values['data'][plan.has_data] = self.data.ctypes.data + 4 * plan.data_at[plan.has_data]
         values['data'][:block.inputs] = addresses(self.inputs)
-        self._set_outputs(values['data'], addresses(outs))
+        self._set_output(values['data'], out.data_ptr())
         if self.active is not None:
             self._leave_out(norms, steps, terms)
         parameters = np.append(addresses(block.parameters) if len(self.selection.members) < len(block.parameters)
@@ -199,7 +198,7 @@ class BlockOperation(Operation):
             strengths = np.append(self.weights.numpy().ravel(), np.float32(1))[plan.positions]
         direct = self._is_direct(norms)
         if direct:  # the last value but one is what the only term reads
-            values['data'][-2], values['order'][-2] = outs[0].data_ptr(), NCHW
+            values['data'][-2], values['order'][-2] = out.data_ptr(), NCHW
         statistics = np.zeros((4, len(norms), constants.channels), np.float32)
         statistics[1:3] = 1  # inverse and scale
         moments = np.empty((len(values), constants.tiles if trained else 0, constants.channels, 2))
@@ -212,10 +211,10 @@ class BlockOperation(Operation):
         of_stack, begin = self.selection.places.T
         return addresses(stacks)[of_stack] + 4 * begin
 
-    def _set_outputs(self, table, addresses_of_outputs):
-        for (_, nodes), address in zip(self.plan.outputs, addresses_of_outputs):
-            for value, first, _ in nodes:
-                table[value] = address + 4 * first * int(self.plan.values['pixels'][value])
+    def _set_output(self, table, address):
+        """Fill in where the nodes lie that are in the output, or their gradients in that of the output."""
+        for value, channel in self.plan.output_nodes:
+            table[value] = address + 4 * channel * int(self.plan.values['pixels'][value])
 
     def _leave_out(self, norms, steps, terms):
         """Mark what only terms need that are not active."""
@@ -232,7 +231,7 @@ class BlockOperation(Operation):
                 and isinstance(terms[0].operation, list)
                 and (last['running_mean'] == 0 or not last['trains'] and not any(self.wanted)))
 
-    def backward(self, *ds):
+    def backward(self, d):
         plan, block, constants, call = self.plan, self.plan.block, self.plan.constants, self.call
         wanted, strengths_wanted = self.wanted[:block.inputs], self.weighted and self.wanted[block.inputs]
         others = self.wanted[block.inputs + self.weighted:]
@@ -240,9 +239,8 @@ class BlockOperation(Operation):
         norms, values, steps = call.norms, call.values, call.steps
         norms['summed'] = ((norms['trains'] + norms['gamma'] + norms['bias'] > 0)
                            | (norms['term'] >= 0) * strengths_wanted)
-        ds, dxs = [d.contiguous() for d in ds], [new_tensor(x.shape) if wanted[k] else None
-                                                 for k, x in enumerate(self.inputs)]
-        kept, copies = self._find_gradients(ds, dxs, self._states_wanted(wanted, weights_wanted, strengths_wanted))
+        d, dxs = d.contiguous(), [new_tensor(x.shape) if wanted[k] else None for k, x in enumerate(self.inputs)]
+        kept, copied = self._find_gradients(d, dxs, self._states_wanted(wanted, weights_wanted, strengths_wanted))
         dstacks = [new_tensor(stack.shape) if weights_wanted else None for stack in self.stacks]
         if weights_wanted:
             of_parameters = np.zeros(len(block.parameters) + 1, np.int64)
@@ -251,8 +249,8 @@ class BlockOperation(Operation):
             for name, column in zip(PARAMETERS, of_parameters[plan.norm_parameters].T):
                 norms[name + '_gradient'] = column
         written = np.zeros((plan.written_rows, constants.chunks, max(shape[0] for shape in plan.shapes)), np.uint8)
-        written[[values['written_row'][value] for _, nodes in plan.outputs for value, _, _ in nodes]] = 1
-        gradients = Gradients(copies, written, np.zeros((constants.threads, len(norms), constants.channels, 2)),
+        written[[values['written_row'][value] for value, _ in plan.output_nodes]] = 1
+        gradients = Gradients(copied, written, np.zeros((constants.threads, len(norms), constants.channels, 2)),
                               np.zeros((len(norms), constants.channels, 3), np.float32), np.zeros(len(call.terms)),
                               np.empty((constants.threads, constants.weights if weights_wanted else 0), np.float32),
                               np.empty(constants.weights, np.float32), weights_wanted)
@@ -271,23 +269,20 @@ class BlockOperation(Operation):
                                                 for term in terms))
         return np.array(wanted) | weights_wanted
 
-    def _find_gradients(self, ds, dxs, wanted):
+    def _find_gradients(self, d, dxs, wanted):
         """Fill in where the gradients of the values lie. Returns (what must be kept until the pass has run,
-        Gradients.copies). wanted: as of _states_wanted."""
+        Gradients.copied). wanted: as of _states_wanted."""
         plan, table = self.plan, self.call.values['gradient']
         table[:] = 0
         inner = plan.has_gradient & wanted[plan.state_of]
         gradients = np.empty(plan.gradients if inner.any() else 0, np.float32)
         table[inner] = gradients.ctypes.data + 4 * plan.gradients_at[inner]
         table[:len(dxs)] = [0 if dx is None else dx.data_ptr() for dx in dxs]
-        copies, kept, places = np.zeros((len(ds), 3), np.int64), [gradients], addresses(ds)
-        for number, ((_, nodes), d) in enumerate(zip(plan.outputs, ds)):
-            if any(read for _, _, read in nodes):
-                kept.append(np.empty(d.size, np.float32))
-                copies[number] = places[number], kept[-1].ctypes.data, d.size // plan.images
-                places[number] = kept[-1].ctypes.data
-        self._set_outputs(table, places)
-        return kept, copies
+        copied, own = np.zeros(2, np.int64), np.empty(d.size if plan.output_is_read else 0, np.float32)
+        if plan.output_is_read:
+            copied[:] = d.data_ptr(), own.ctypes.data
+        self._set_output(table, own.ctypes.data if plan.output_is_read else d.data_ptr())
+        return (gradients, own), copied
 
     def _weights_gradient(self, strengths):
         """The gradient of the tensor of weights."""

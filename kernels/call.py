@@ -36,16 +36,16 @@ class Call(NamedTuple):
 class Gradients(NamedTuple):
     """Arrays of the backward pass.
 
-    copies [outputs, 3]: address of an output's gradient; where it is to be copied since more is added to it, or 0;
-    elements of an image. written [rows, chunks, C]: whether a channel of a value's gradient has been written, so
-    that more is added to it. sums [threads, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean).
-    coefficients [norms, C, 3]: c0, c1, c2, with the strength of a term as a factor. strengths [terms]: the
-    gradients of the weights of the sums. weight_sums [threads, weights]: the gradients of the convolutions' weights,
-    summed up by each thread; backward_weights [weights]: the weights as the backward pass reads them. weights_wanted:
-    whether gradients of weights are.
+    copied [2]: address of the output's gradient, and where it is to be copied since more is added to it, or zeros.
+    written [rows, chunks, C]: whether a channel of a value's gradient has been written, so that more is added to it.
+    sums [threads, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean). coefficients [norms, C,
+    3]: c0, c1, c2, with the strength of a term as a factor. strengths [terms]: the gradients of the weights of the
+    sums. weight_sums [threads, weights]: the gradients of the convolutions' weights, summed up by each thread;
+    backward_weights [weights]: the weights as the backward pass reads them. weights_wanted: whether gradients of
+    weights are.
     """
 
-    copies: np.ndarray
+    copied: np.ndarray
     written: np.ndarray
     sums: np.ndarray
     coefficients: np.ndarray

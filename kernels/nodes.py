@@ -41,15 +41,14 @@ def add_difference(row, scale, values, mean, shift, add):
 
 
 @inner
-def copy_outputs(call, gradients, chunk):
-    """Copy the gradients of outputs whose nodes later nodes read: the pass adds to the copies."""
-    images = chunk_images(call, chunk)
-    for number in range(len(gradients.copies)):
-        given, to, size = gradients.copies[number]
-        if to != 0:
-            begin, end = images.first * size, (images.first + images.count) * size
-            all_values = call.plan.images * size
-            add_difference(floats(to, all_values)[begin:end], ONE, floats(given, all_values)[begin:end], ZERO, ZERO, NO)
+def copy_output(call, gradients, chunk):
+    """Copy the gradient of an output whose nodes later nodes read: the pass adds to the copy."""
+    images, size = chunk_images(call, chunk), call.plan.output_size
+    given, to = gradients.copied[0], gradients.copied[1]
+    begin, end = images.first * size, (images.first + images.count) * size
+    if to != 0:
+        source = floats(given, call.plan.images * size)[begin:end]
+        add_difference(floats(to, call.plan.images * size)[begin:end], ONE, source, ZERO, ZERO, NO)
 
 
 @shared

@@ -48,7 +48,8 @@ class Plan:
     term that it belongs to, or -1. pairs: (step, term) of all steps that a term needs.
     data, gradients: elements of all values that no tensor holds, and of their gradients; data_at, gradients_at: where
     each begins, has_data, has_gradient: of which values. state_of: for each value the state whose gradient it leads to.
-    outputs: for each output its shape and, for each node in it, (value, first channel, whether a term reads it).
+    output_shape: [N, C, H, W]; output_nodes: (value, first channel) of each node in it; output_is_read: whether a term
+    reads one of them.
     """
 
     def __init__(self, block, shapes):
@@ -59,7 +60,7 @@ class Plan:
         self.states = [self._add_value(shape[1:], -1, state) for state, shape in enumerate(shapes)]
         self.fit = (all(shape[0] == self.images for shape in shapes)
                     and all(self._add_node(terms) for terms in block.nodes)
-                    and self._set_outputs() and self._multiply_adds() >= block.smallest)
+                    and self._set_output() and self._multiply_adds() >= block.smallest)
         if self.fit:
             self._build()
 
@@ -168,20 +169,17 @@ class Plan:
             layer=layer, shape=source.shape, level=self.level_of[result], kind=layer.kind, source=source.value,
             from_channel=source.from_channel, channels=source.shape[0], norm=norm, result=result, **fields))
 
-    def _set_outputs(self):
-        """Find where the nodes lie in the outputs; returns whether all fit together and each node is used."""
+    def _set_output(self):
+        """Find where the nodes lie in the output; returns whether they fit together and each node is used."""
         read = {term.source for terms in self.block.nodes for term in terms if term.operation != NOTHING}
-        inputs, self.outputs, placed = len(self.states) - len(self.node_rows), [], []
-        for states in self.block.outputs:
-            shapes = [self.shapes[self.states[state]] for state in states]
-            if len({shape[1:] for shape in shapes}) != 1 or min(states) < inputs:
-                return False
-            firsts = np.cumsum([0] + [shape[0] for shape in shapes])
-            self.outputs.append(((self.images, int(firsts[-1]), *shapes[0][1:]),
-                                 [(self.states[state], int(first), state in read)
-                                  for state, first in zip(states, firsts)]))
-            placed += states
-        return len(set(placed)) == len(placed) and read.union(placed) >= set(range(inputs, len(self.states)))
+        inputs, states = len(self.states) - len(self.node_rows), self.block.output
+        shapes = [self.shapes[self.states[state]] for state in states]
+        if len({shape[1:] for shape in shapes}) != 1 or min(states) < inputs:
+            return False
+        ends = np.cumsum([0] + [shape[0] for shape in shapes]).tolist()
+        self.output_shape, self.output_is_read = (self.images, ends[-1], *shapes[0][1:]), not read.isdisjoint(states)
+        self.output_nodes = [(self.states[state], channel) for state, channel in zip(states, ends)]
+        return len(set(states)) == len(states) and read.union(states) >= set(range(inputs, len(self.states)))
 
     def _multiply_adds(self):
         return sum(row['layer'].multiply_adds(self.images * np.prod(self.shapes[row['result']][1:]))
@@ -209,7 +207,8 @@ class Plan:
         levels = np.searchsorted(levels, np.arange(last + 2))
         tiles = chunks * max([-(-chunk // row['at_once']) for row in self.step_rows], default=1)
         threads = max(1, min(cpu_threads(), chunks * max(1, int(np.diff(levels).max()))))  # a job is a step and a chunk
-        self.constants = PlanConstants(self.images, len(self.states) - len(nodes), chunk, chunks, threads,
+        self.constants = PlanConstants(self.images, len(self.states) - len(nodes), int(np.prod(self.output_shape[1:])),
+                                       chunk, chunks, threads,
                                  max(self.shapes[value][0] for value in self.norms['value'][1:]),
                                  tiles, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
 
@@ -241,10 +240,9 @@ class Plan:
         outside = self.states[:len(self.states) - len(self.node_rows)]
         for value in outside:
             rows[value]['order'] = NCHW
-        for shape, nodes in self.outputs:
-            outside += [value for value, _, _ in nodes]
-            for value, _, _ in nodes:
-                rows[value].update(order=NCHW, tensor_channels=shape[1])
+        for value, _ in self.output_nodes:
+            outside.append(value)
+            rows[value].update(order=NCHW, tensor_channels=self.output_shape[1])
         self.values, self.written_rows = _filled(VALUE, rows), len(written)
         inside = np.ones(len(rows), bool)
         inside[outside] = False

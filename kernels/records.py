@@ -43,15 +43,16 @@ TERM = _record('node', 'norm', 'active', 'from_channel',  # the first channel th
 class PlanConstants(NamedTuple):
     """What is the same in all calls.
 
-    inputs: how many values are inputs, the first ones. chunk: images of a chunk. threads: among which the work is
-    divided; a thread that runs alone does the work of all. channels: most of a value behind a norm. tiles: of all
-    chunks, at most. weights: elements of all weights. geometry: a packed (Window, WindowTables) for each step. levels:
-    where the steps of each begin, and the end. nodes: of NODE. sections: where the sections of a thread's memory begin,
-    see call.Memory. divisors: 1 / pixels of all windows of poolings.
+    inputs: how many values are inputs, the first ones. output_size: elements of an image of the output. chunk: images
+    of a chunk. threads: among which the work is divided; a thread that runs alone does the work of all. channels: most
+    of a value behind a norm. tiles: of all chunks, at most. weights: elements of all weights. geometry: a packed
+    (Window, WindowTables) for each step. levels: where the steps of each begin, and the end. nodes: of NODE. sections:
+    where the sections of a thread's memory begin, see call.Memory. divisors: 1 / pixels of all windows of poolings.
     """
 
     images: int
     inputs: int
+    output_size: int
     chunk: int
     chunks: int
     threads: int

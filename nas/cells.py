@@ -40,7 +40,7 @@ class SearchCell:
                 nodes.append([])
             nodes[-1] += self._terms(mixed_operations[edge], edge, before + source)
         states = self.inputs + len(nodes)
-        self.block = _block(nodes, [range(states - outputs, states)], self.inputs, self.method.partial)
+        self.block = _block(nodes, range(states - outputs, states), self.inputs, self.method.partial)
 
     def _terms(self, mixed, edge, source):
         operations = list(mixed._ops) + [mixed.auxiliary_op] * self.auxiliary
@@ -77,7 +77,7 @@ class SearchCell:
             return None
         if active is not None:
             active = np.array([place is None or place[1] in active[place[0]] for place in self.columns])
-        return self.block(inputs, weights, active=active)[0]
+        return self.block(inputs, weights, active=active)
 
 
 class TrainedCell:
@@ -95,7 +95,7 @@ class TrainedCell:
                     is_term = term.operation != NOTHING
                     self.dropped += [terms if is_term else -1] * (not isinstance(cell._ops[edge], Identity))
                     terms += is_term
-        self.terms, self.block = terms, _block(nodes, [[state_of[state] for state in cell._concat]], INPUTS)
+        self.terms, self.block = terms, _block(nodes, [state_of[state] for state in cell._concat], INPUTS)
 
     def __call__(self, cell, s0, s1, drop_prob):
         """The output of the cell, or None where the block does not apply."""
@@ -106,7 +106,7 @@ class TrainedCell:
             factors = np.ones([self.terms + 1, s0.shape[0]], np.float32)  # the last row is of no term
             for term in self.dropped:  # in the order in which Cell.forward draws them
                 factors[term] = cell.drop_path.factors(s0, drop_prob).numpy().ravel()
-        return self.block([s0, s1], factors=factors)[0]
+        return self.block([s0, s1], factors=factors)
 
 
 def is_graph(cell):
@@ -123,7 +123,7 @@ def _preprocessing(cell):
     return [[Term(0, operation_of(cell.preprocess0))], [Term(1, operation_of(cell.preprocess1))]]
 
 
-def _block(nodes, outputs, inputs, partial=1):
+def _block(nodes, output, inputs, partial=1):
     if any(term.operation is None for terms in nodes for term in terms):
         return None
-    return Block(nodes, outputs, inputs, partial)
+    return Block(nodes, output, inputs, partial)

@@ -152,7 +152,7 @@ class OutgoingEdges:
         parts = []
         compiled = self.compiled is not None and self.compiled.applies([x], weights)
         if compiled:
-            parts += self.compiled([x], weights)
+            parts += split(self.compiled([x], weights), self.edges)
         else:
             parts += self.stacked(x, scales.of(self))
             parts += [weights[row, column] * ops[column](x) for column in self.bare_poolings

@@ -82,14 +82,14 @@ class CompiledLayer:
                 if not isinstance(part, Block):
                     x = part(x)
                 else:
-                    x = part([x])[0] if part.applies([x]) else _one_by_one(part.layers, x)
+                    x = part([x]) if part.applies([x]) else _one_by_one(part.layers, x)
             return x
         block, *others = self.parts
         if weights and weights[0].shape != [len(layer)]:
             return None
         if not isinstance(block, Block) or not block.applies([x], *weights):
             return None
-        return sum([weights[0][k] * layer[k](x) for k in others], block([x], *weights)[0])
+        return sum([weights[0][k] * layer[k](x) for k in others], block([x], *weights))
 
 
 def _one_by_one(layers, x):

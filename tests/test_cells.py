@@ -199,7 +199,7 @@ def test_a_node_of_partial_channels_equals_its_definition(partial, weighted):
         tensor.stop_gradient = False
     block = Block([terms], inputs=edges, partial=partial)
     assert block.applies(states, weights)
-    out, = block(states, weights)
+    out = block(states, weights)
     gradients = paddle.grad((out * upstream).sum(), [*states, weights])
     exact, strengths, d = np.float64([state.numpy() for state in states]), weights.numpy(), np.float64(upstream.numpy())
     mixed, kept = strengths[:edges], strengths[edges:] if weighted else np.ones(edges)
@@ -220,7 +220,7 @@ def test_a_pooling_of_all_channels_and_of_some():
     block = Block([[Term(0, operation_of(pooling))], [Term(0, operation_of(pooling), -1, MIXED),
                                                       Term(0, IDENTITY, -1, KEPT)]], partial=2)
     assert block.applies([x])
-    whole, partial = block([x])
+    whole, partial = block([x]).split(2, axis=1)
     assert (whole.numpy() == pooling(x).numpy()).all()
     expected = paddle.nn.functional.channel_shuffle(paddle.concat([pooling(x[:, :2]), x[:, 2:]], axis=1), 2)
     assert (partial.numpy() == expected.numpy()).all()
@@ -230,17 +230,17 @@ def test_terms_that_a_call_leaves_out():
     """Their parameters get no gradient, their batch norms keep their statistics; a node without a term is zero."""
     layers = [SepConv(4, 4, 3, 1, 1), ReLUConvBN(4, 4, 1, 1, 0)]
     block = Block([[Term(0, operation_of(layers[0]), 0), Term(0, operation_of(layers[1]), 1)],
-                   [Term(1, IDENTITY, 2)]], outputs=[[1, 2]])
+                   [Term(1, IDENTITY, 2)]], output=[1, 2])
     x, weights = paddle.randn([3, 4, 6, 6]), paddle.to_tensor([0.5, 2.0, 3.0], stop_gradient=False)
     x.stop_gradient = False
     before = [norm._mean.numpy() for norm in (layers[0].op[3], layers[0].op[7])]
-    out, = block([x], weights, active=np.array([False, True, True]))
+    out = block([x], weights, active=np.array([False, True, True]))
     node = 2 * copy.deepcopy(layers[1])(x)
     assert relative_error(out.numpy(), paddle.concat([node, 3 * node], axis=1).numpy()) < 1e-5
     out.sum().backward()
     assert all(p.grad is None for p in layers[0].parameters()) and layers[1].op[1].weight.grad is not None
     assert all((norm._mean.numpy() == old).all() for norm, old in zip((layers[0].op[3], layers[0].op[7]), before))
-    out, = block([x], weights, active=np.array([False, False, True]))
+    out = block([x], weights, active=np.array([False, False, True]))
     assert (out.numpy() == 0).all()
     gradient, = paddle.grad(out.sum(), [x])
     assert (gradient.numpy() == 0).all()
