@@ -77,16 +77,18 @@ class TrainedNetwork(Skeleton):
 
 def read_cell(arch):
     """The string of the cell that --arch stands for. Raises UserError."""
+    place = ''
     try:
         cell = arch
         if os.path.exists(arch):
-            arch = os.path.join(arch, 'genotype.json') if os.path.isdir(arch) else arch
-            found = read_json(arch, 1 << 20)
+            path = os.path.join(arch, 'genotype.json') if os.path.isdir(arch) else arch
+            place = f'{path}: '
+            found = read_json(path, 1 << 20)
             cell = found.get('architecture') if isinstance(found, dict) else None
         parse_cell(str(cell))
         return cell
     except ValueError as error:
-        raise UserError(f'--arch: {arch}: {error}')
+        raise UserError(f'--arch: {place}{error}')
 
 
 def parse_arguments():

@@ -107,6 +107,25 @@ def is_cached(function):
     return any(pathlib.Path(function.stats.cache_path).glob(f'{name}-*.nbi'))
 
 
+@functools.lru_cache(None)
+def on_first_compilation(say):
+    """Call say(folder) when numba compiles a function of this package, rather than finding it in that folder, for the
+    first time in this process."""
+    from numba.core import event
+
+    class Listener(event.Listener):
+
+        def on_start(self, event):
+            if event.data['dispatcher'].py_func.__module__.split('.')[0] == __package__ and not said:
+                said.append(True)
+                say(cache_folder())
+
+        def on_end(self, event):
+            pass
+    said = []
+    event.register('numba:compile', Listener())
+
+
 floats = None
 if numba is not None:
     from numba.core import cgutils, types

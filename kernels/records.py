@@ -13,31 +13,31 @@ def _record(*names, **others):
 # Fields called after a tensor are its address, filled in at each call, 0 where there is none; `active` is 0 for what a
 # call leaves out.
 VALUE = _record('channels', 'pixels', 'order',
-               'tensor_channels',  # of the tensor of which an NCHW value is a part
-               'written_row',  # its row in Gradients.written, -1 for a value that one step reads
-               'at_once',  # images of a tile of the step that computes it
-               'trains',  # whether a batch norm behind it needs its moments
-               'data', 'gradient')
+                'tensor_channels',  # of the tensor of which an NCHW value is a part
+                'written_row',  # its row in Gradients.written, -1 for a value that one step reads
+                'at_once',  # images of a tile of the step that computes it
+                'trains',  # whether a batch norm behind it needs its moments
+                'data', 'gradient')
 NORM = _record('value', 'level', 'gradient_level',  # the level that computes the value, and that at which the backward
-              # pass knows all of the gradient of what the norm gives
-              'term', 'active',  # its term or -1
-              'trains', 'summed',  # whether mean and variance are those of the batch; whether the backward pass needs
-              # the sums over this gradient
-              'second',  # the channel from which on second_bias is the bias, that of the second convolution of a unit
-              'gamma', 'beta', 'bias', 'second_bias',
-              'gamma_gradient', 'beta_gradient', 'bias_gradient', 'second_bias_gradient',
-              'running_mean', 'running_variance', momentum=np.float64, epsilon=np.float64)
+               # pass knows all of the gradient of what the norm gives
+               'term', 'active',  # its term or -1
+               'trains', 'summed',  # whether mean and variance are those of the batch; whether the backward pass needs
+               # the sums over this gradient
+               'second',  # the channel from which on second_bias is the bias, that of the second convolution of a unit
+               'gamma', 'beta', 'bias', 'second_bias',
+               'gamma_gradient', 'beta_gradient', 'bias_gradient', 'second_bias_gradient',
+               'running_mean', 'running_variance', momentum=np.float64, epsilon=np.float64)
 STEP = _record('kind', 'active', 'at_once', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
-              'result', 'result_norm', 'first', 'filters', 'groups',  # first: of its filters, in the result
-              'term',  # one that adds up the result of a pooling; TERM.next leads to the others
-              'last',  # whether it is the last step that reads the source: when it is done going back, the
-              # source's gradient is complete. Read only behind a batch norm, whose readers have one level
-              'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
-              'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
+               'result', 'result_norm', 'first', 'filters', 'groups',  # first: of its filters, in the result
+               'term',  # one that adds up the result of a pooling; TERM.next leads to the others
+               'last',  # whether it is the last step that reads the source: when it is done going back, the
+               # source's gradient is complete. Read only behind a batch norm, whose readers have one level
+               'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
+               'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
 NODE = _record('value', 'begin', 'end', 'level')  # its terms are those from begin to end
 TERM = _record('node', 'norm', 'active', 'from_channel',  # the first channel that it reads
-              'first', 'channels', 'mixed', 'partial',  # see call.channel_of
-              'next')  # the next term that adds up the same pooling, or -1
+               'first', 'channels', 'mixed', 'partial',  # see call.channel_of
+               'next')  # the next term that adds up the same pooling, or -1
 
 
 class PlanConstants(NamedTuple):

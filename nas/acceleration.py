@@ -23,7 +23,7 @@ from kernels import compiled
 from nas import cells, fused
 from nas.changes import PADDLE_FORWARDS, Record, has_hooks, is_known_code
 from nas.layers import attach, is_ours, is_plain_reduction
-from nas.precompile import loops_are_missing, precompile
+from nas.precompile import precompile
 from operations import DropPath, FactorizedReduce, WeightedSum
 from runtime.log import logger
 from runtime.parallel import cpu_threads
@@ -64,12 +64,16 @@ def accelerate(network, quiet=False):
                     f'{whole} of {cell_count} cells as a whole, ' if cell_count else '', layers,
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
-        if loops_are_missing():
-            logger.info('acceleration: numba compiles the loops that this job needs and %s does not have yet: about '
-                        'half a minute on free cores', compiled.cache_folder())
+        if compiled.numba is not None:
+            compiled.on_first_compilation(_say_compilation)
     if search_cells:  # other networks may need the forward pass only
         precompile()
     return network
+
+
+def _say_compilation(folder):
+    logger.info('acceleration: numba compiles the loops that this job needs, which takes about half a minute on free '
+                'cores; later runs find them in %s', folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,8 +156,8 @@ class CellAcceleration:
         if len(args) <= inputs:
             return None
         out, more = None, dict(zip(('weights', 'edge_weights', 'active'), args[inputs:]), **kwargs)
-        tensors = [more.get('weights')] + [value for value in [more.get('edge_weights')] if value is not None]
-        if not all(isinstance(value, paddle.Tensor) for value in tensors):
+        if (not isinstance(more.get('weights'), paddle.Tensor)
+                or not isinstance(more.get('edge_weights'), (paddle.Tensor, type(None)))):
             return None  # lists of rows
         if self.whole is not None and (self.covers_active or more.get('active') is None):
             out = self.whole(list(args[:inputs]), **more)

@@ -22,16 +22,11 @@ COMPILE_FORWARD = ('import sys; sys.path.insert(0, sys.argv[1]); from nas.precom
                    'compile_forward()')
 
 
-def loops_are_missing():
-    """Whether a search on this device uses loops that numba's cache does not have."""
-    return (compiled.numba is not None and paddle.get_device() == 'cpu' and paddle.get_default_dtype() == 'float32'
-            and not all(map(compiled.is_cached, (forward_pass, backward_pass))))
-
-
 def precompile():
     """Compile what a search on a CPU uses, in this process and another one, unless numba's cache has it or there is
     only one core. Random numbers are drawn as if nothing had happened."""
-    if not loops_are_missing() or cpu_threads() == 1 or world_size() > 1:
+    if (compiled.numba is None or all(map(compiled.is_cached, (forward_pass, backward_pass))) or cpu_threads() == 1
+            or world_size() > 1 or paddle.get_device() != 'cpu' or paddle.get_default_dtype() != 'float32'):
         return
     other = subprocess.Popen([sys.executable, '-c', COMPILE_FORWARD, ROOT], stdin=subprocess.DEVNULL,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

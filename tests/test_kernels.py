@@ -272,6 +272,22 @@ def test_a_process_that_compiles_computes_the_bits_of_those_that_find_the_cache(
 
 
 @needs_numba
+def test_the_first_compilation_of_a_loop_of_this_package_is_announced_once():
+    import numba
+
+    from kernels import compiled
+    folders = []
+    compiled.on_first_compilation(folders.append)
+
+    def double(x):
+        return 2 * x
+    assert numba.njit(double)(2) == 4 and folders == []  # of someone else
+    double.__module__ = 'kernels.a_module'
+    assert numba.njit(double)(2) == 4 and numba.njit(double)(2.0) == 4 and len(folders) == 1
+    assert 'loops-' in folders[0]
+
+
+@needs_numba
 @pytest.mark.parametrize('rows, columns, size', [(4, 4, 64), (5, 7, 65), (3, 9, 1), (8, 16, 63), (6, 3, 2100),
                                                  (1, 1, 130), (16, 18, 1040)])
 def test_products_of_matrices_of_any_size(rows, columns, size):
