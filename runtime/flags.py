@@ -117,7 +117,8 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of '
                        f'images a class')
         if args.dataset == 'digits' and 'data' in given:
-            self.error('argument --data: has no meaning with --dataset=digits; for data of your own give another --dataset')
+            self.error('argument --data: has no meaning with --dataset=digits; for data of your own give another '
+                       '--dataset')
         if args.dataset == 'imagenet':
             self._check_imagenet(args, given)
         for name in [row[0] for row in IMAGENET_FLAGS if row[0] in given and args.dataset != 'imagenet']:
