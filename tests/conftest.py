@@ -1,11 +1,16 @@
 """What several tests share: running the scripts as a user does, small data, the quick and the slow tests."""
+import contextlib
 import glob
+import importlib
+import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +21,8 @@ PROGRAMS = os.path.join(ROOT, 'tests', 'programs')  # started by tests as proces
 sys.path.insert(0, ROOT)
 
 from kernels import compiled  # noqa: E402  before Paddle, as the scripts do
-from runtime.log import quiet_warnings  # noqa: E402
+from runtime.log import logger, quiet_warnings  # noqa: E402
+from runtime.script import run_script  # noqa: E402
 
 quiet_warnings()
 
@@ -102,6 +108,34 @@ def run(folder, name, *arguments, timeout=WAIT, **options):
     """Run a script or a program in a folder to its end -> CompletedProcess with text."""
     return subprocess.run(command(name, *arguments), cwd=str(folder), text=True, stdin=subprocess.DEVNULL,
                           capture_output=True, timeout=timeout, **options)
+
+
+def run_here(folder, name, *arguments):
+    """Run a script of the project that ends with a status, such as a refusal, in this process, which saves the seconds
+    of importing Paddle -> CompletedProcess with text."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def hangs(number, frame):
+        raise TimeoutError(f'{name} {arguments} takes more than {WAIT} s')
+    handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, hangs)
+    before = os.getcwd()
+    signal.alarm(int(WAIT))
+    try:
+        os.chdir(str(folder))
+        with mock.patch.object(sys, 'argv', [name, *arguments]), contextlib.redirect_stdout(stdout), \
+                contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as end:
+            run_script(importlib.import_module(name[:-3]).main)
+    finally:
+        signal.alarm(0)
+        os.chdir(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        logger.propagate = True  # as a process begins; tests of log lines depend on it
+    return subprocess.CompletedProcess([name, *arguments], end.value.code, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, WAIT, check_refusal
+from conftest import ROOT, check_refusal, run_here
 from test_reader import Hostile, batch, write_archive
 
 # Refused by looking at the command line alone: nothing else is printed.
@@ -98,7 +98,7 @@ WRONG.update(WRONG_TOGETHER)
 
 @pytest.mark.parametrize('name, argument', sorted(WRONG))
 def test_a_wrong_argument_is_refused_at_once(script, tmp_path, name, argument):
-    result = script(name, *argument.split())
+    result = script(name, *argument.split()) if '/' in name else run_here(tmp_path, name, *argument.split())
     check_refusal(result, WRONG[name, argument])
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
@@ -257,9 +257,7 @@ def test_a_wrong_input_is_one_line(wrong_files, tmp_path, words, message, status
     save = [] if any(word.startswith('--model_save_dir')
                      for word in words) else ['--model_save_dir=' + str(tmp_path / 'run \u4e2d')]
     before = sorted(os.listdir(str(wrong_files)))
-    result = subprocess.run([sys.executable, os.path.join(ROOT, words[0])] + words[1:] + save, cwd=str(wrong_files),
-                            text=True,
-                            stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT)
+    result = run_here(wrong_files, *words, *save)
     check_refusal(result, message, status)
     assert sorted(os.listdir(str(wrong_files))) == before, 'it left something, or ran what a file told it to'
     left = [name for _, _, names in os.walk(str(tmp_path)) for name in names]

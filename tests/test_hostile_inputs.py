@@ -3,26 +3,19 @@ status.
 
 The scripts run in this process, one row after the other, in a folder of prepared files, of which none may change.
 """
-import importlib
-import io
 import json
 import os
 import pickle
 import shlex
-import signal
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
-from conftest import ROOT, WAIT
+from conftest import ROOT, check_refusal, run_here
 from hostile_data import write_data
 from test_reader import Hostile
 from test_unpickle import CRAFTED
 
 from genotypes import DARTS_V2, to_dict
-from runtime.log import logger
-from runtime.script import run_script
 
 FIRST_CHANGES = {  # genotype files that differ from DARTS_V2 in the first edge of the normal cell
     'op.json': ['rm -rf', 0], 'state.json': ['skip_connect', 9], 'huge_state.json': ['skip_connect', 10**30],
@@ -32,7 +25,7 @@ FIRST_CHANGES = {  # genotype files that differ from DARTS_V2 in the first edge 
 
 
 def table():
-    """The rows (script, words, status, message)."""
+    """The rows (name, words, status, message)."""
     with open(os.path.join(ROOT, 'tests', 'data', 'hostile_inputs.tsv'), encoding='utf-8') as f:
         lines = [line.rstrip('\n').split('\t') for line in f if not line.startswith('#')]
     return [(script, [word.replace('%00', '\0') for word in shlex.split(arguments)], int(status), message)
@@ -83,46 +76,20 @@ def contents(folder):
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths if not path.is_symlink()}
 
 
-def run_row(script, words):
-    """Run a script in this process. Returns (status, standard output, standard error)."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def hangs(number, frame):
-        raise TimeoutError(f'{script} {words} takes more than {WAIT} s')
-    handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(int(WAIT))
-    try:
-        with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as end:
-            run_script(importlib.import_module(script[:-3]).main)
-    finally:
-        signal.alarm(0)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-            handler.close()
-        logger.propagate = True  # as a process begins; tests of log lines depend on it
-    return end.value.code, stdout.getvalue(), stderr.getvalue()
-
-
 def test_the_table_is_large_enough():
     rows = table()
     assert len(rows) >= 450 and {row[0] for row in rows} == {'search.py', 'train.py', 'train_imagenet.py',
                                                              'visualize.py'}
 
 
-@pytest.mark.parametrize('script, words, status, message', table(), ids=lambda value: str(value)[:60])
-def test_a_hostile_input_is_one_line(folder, tmp_path, monkeypatch, script, words, status, message):
-    save = [] if script == 'visualize.py' or any('model_save_dir' in word
-                                                 for word in words) else [f'--model_save_dir={tmp_path}/run']
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, 'argv', [script] + words + save)
+@pytest.mark.parametrize('name, words, status, message', table(), ids=lambda value: str(value)[:60])
+def test_a_hostile_input_is_one_line(folder, tmp_path, name, words, status, message):
+    save = [] if name == 'visualize.py' or any('model_save_dir' in word
+                                               for word in words) else [f'--model_save_dir={tmp_path}/run']
     before = contents(folder)
-    code, stdout, stderr = run_row(script, words)
-    last = stderr.splitlines()[-1]
-    assert (code, stdout) == (status, ''), stderr
-    assert f'{script}: error: ' in last and message in last and 'Traceback' not in stderr
-    assert last.isprintable() and len(last) < 6000
+    result = run_here(folder, name, *words, *save)
+    check_refusal(result, message, status)
+    last = result.stderr.splitlines()[-1]
+    assert f'{name}: error: ' in last and last.isprintable() and len(last) < 6000
     assert contents(folder) == before, 'it changed a file, or ran what a file told it to'
     assert {name for _, _, names in os.walk(str(tmp_path)) for name in names} <= {'train.log', 'metrics.jsonl'}

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SMALL, WAIT, wait_for
-from test_hostile_inputs import run_row
+from conftest import ROOT, SMALL, WAIT, run_here, wait_for
 
 from runtime import lock
 from runtime.errors import UserError
@@ -42,17 +41,16 @@ def held(tmp_path):
         process.wait(WAIT)
 
 
-def run_script_in(monkeypatch, folder, name, *words):
-    """A script in this process -> (status, standard error)."""
-    monkeypatch.setattr(sys, 'argv', [name, *words, f'--model_save_dir={folder}'])
-    code, _, stderr = run_row(name, list(words))
-    return code, stderr
+def run_into(folder, name, *words):
+    """A script with that output folder, in this process -> (status, standard error)."""
+    result = run_here(folder, name, *words, f'--model_save_dir={folder}')
+    return result.returncode, result.stderr
 
 
 @pytest.mark.parametrize('name', ['search.py', 'train.py', 'train_imagenet.py'])
-def test_a_second_run_in_the_folder_is_refused(held, tmp_path, monkeypatch, name):
+def test_a_second_run_in_the_folder_is_refused(held, tmp_path, name):
     (tmp_path / 'run' / 'train.log').write_text('of the first\n')
-    code, stderr = run_script_in(monkeypatch, tmp_path / 'run', name)
+    code, stderr = run_into(tmp_path / 'run', name)
     assert code == 2 and len(stderr.splitlines()) == 1
     assert f'{tmp_path}/run is in use by another run (process {held.pid} on ' in stderr
     assert (tmp_path / 'run' / 'train.log').read_text() == 'of the first\n'
@@ -108,11 +106,11 @@ def test_a_lock_file_of_another_form_names_no_run(tmp_path, content):
 @pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: os.symlink('/etc/passwd', path),
                                   lambda path: os.symlink(path, path)], ids=['pipe', 'folder', 'link', 'loop'])
 @pytest.mark.parametrize('name', [lock.NAME, 'train.log'])
-def test_what_is_no_file_is_refused(tmp_path, monkeypatch, name, make):
+def test_what_is_no_file_is_refused(tmp_path, name, make):
     if name == 'train.log' and make not in (os.mkfifo, os.mkdir):
         pytest.skip('the log may be a link')
     make(str(tmp_path / name))
-    code, stderr = run_script_in(monkeypatch, tmp_path, 'search.py')
+    code, stderr = run_into(tmp_path, 'search.py')
     assert code == 2 and len(stderr.splitlines()) == 1 and f'--model_save_dir: {tmp_path}/{name} ' in stderr
 
 
@@ -173,10 +171,10 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     ('search.py', ['--method=random', '--samples=3'], '2/genotype.json', '{"mine": true}'),
     ('train.py', ['--auxiliary=False'], 'best_model.pdparams', 'mine'),
     ('train.py', ['--auxiliary=False'], 'best_model.json', '{"mine": true}')])
-def test_a_run_over_files_of_others_is_refused(tmp_path, monkeypatch, script, words, name, text):
+def test_a_run_over_files_of_others_is_refused(tmp_path, script, words, name, text):
     write(tmp_path, {name: text, 'train.log': 'of an earlier run\n'})
     words = [*SMALL, *words, '--use_multiprocess=False']
-    code, stderr = run_script_in(monkeypatch, tmp_path, script, *words)
+    code, stderr = run_into(tmp_path, script, *words)
     assert code == 2 and 'Traceback' not in stderr
     assert f'{name} was not written by a run of this program' in stderr.splitlines()[-1]
     assert (tmp_path / name).read_text() == text
@@ -185,17 +183,17 @@ def test_a_run_over_files_of_others_is_refused(tmp_path, monkeypatch, script, wo
     assert left == {str(tmp_path / name), str(tmp_path / 'train.log')}
 
 
-def test_random_cells_do_not_go_into_the_folder_of_a_search(tmp_path, monkeypatch):
+def test_random_cells_do_not_go_into_the_folder_of_a_search(tmp_path):
     write(tmp_path, {'metrics.jsonl': '{"epoch": 0}\n', 'genotype.json': '{}'})
-    code, stderr = run_script_in(monkeypatch, tmp_path, 'search.py', '--dataset=digits', '--method=random')
+    code, stderr = run_into(tmp_path, 'search.py', '--dataset=digits', '--method=random')
     assert code == 2 and 'holds a search; give another folder' in stderr.splitlines()[-1]
     assert (tmp_path / 'genotype.json').read_text() == '{}'
 
 
-def test_mistyped_commands_leave_an_earlier_log(tmp_path, monkeypatch):
+def test_mistyped_commands_leave_an_earlier_log(tmp_path):
     write(tmp_path, {'train.log': 'of an earlier run\n', 'metrics.jsonl': '{"epoch": 0}\n'})
     for _ in range(2):
-        assert run_script_in(monkeypatch, tmp_path, 'search.py', '--dataset=digits', '--class_num=3')[0] == 2
+        assert run_into(tmp_path, 'search.py', '--dataset=digits', '--class_num=3')[0] == 2
     log = (tmp_path / 'train.log').read_text()
     assert log.startswith('of an earlier run\n') and log.count('arguments: ') == 2
     assert sorted(os.listdir(str(tmp_path))) == ['metrics.jsonl', 'train.log']
