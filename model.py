@@ -78,22 +78,43 @@ class AuxiliaryHead(nn.Layer):
             batch_norm(768),
             nn.ReLU())
         self.classifier = linear(768, num_classes)
-        self.smallest = 5 + stride  # two positions of the pooling's window, for the 2x2 convolution
+        self.smallest = smallest_features(stride)
 
     def forward(self, x):
         if min(x.shape[2:]) < self.smallest:
             raise UserError(f'--auxiliary: the auxiliary classifier needs feature maps of at least '
-                            f'{self.smallest}x{self.smallest}; '
-                            f'these images give {x.shape[2]}x{x.shape[3]}: give --auxiliary=False or larger images')
+                            f'{self.smallest}x{self.smallest}; these images give {x.shape[2]}x{x.shape[3]}: give '
+                            f'--auxiliary=False or larger images')
         return self.classifier(self.features(x).mean([2, 3]))  # 1x1 at the papers' image sizes
 
 
-class _Network(nn.Layer):
-    """What both networks have: cells, auxiliary head, classifier. A subclass makes the stem first."""
+def smallest_features(stride):
+    """Height and width of the smallest features that an AuxiliaryHead takes: two positions of the pooling's window, for
+    the 2x2 convolution."""
+    return 5 + stride
 
-    def _build(self, c_prev_prev, c_prev, c, num_classes, layers, auxiliary, genotype, reduction_prev,
-               auxiliary_stride):
-        genotype = from_dict(genotype._asdict())  # genotypes written in code are checked too; raises ValueError
+
+class _Network(nn.Layer):
+    """What both networks have: cells, auxiliary head, classifier. A subclass makes the stem first.
+
+    C: channels of the first cell; reduction cells, those at layers // 3 and 2 * layers // 3, double them. layers:
+    number of cells. auxiliary: whether there is an auxiliary classifier, which only training uses. genotype: a Genotype
+    of genotypes.py; ValueError for a wrong one, UserError for one with a cell without edges.
+    """
+
+    stem_stride = auxiliary_stride = None  # by how much the stem makes height and width smaller; of the AuxiliaryHead
+
+    @classmethod
+    def smallest_image(cls, layers):
+        """Height and width in pixels of the smallest images that the auxiliary classifier takes."""
+        reductions = len({layers // 3, 2 * layers // 3})
+        return (smallest_features(cls.auxiliary_stride) - 1) * cls.stem_stride * 2 ** reductions + 1
+
+    def _build(self, c, num_classes, layers, auxiliary, genotype, *, states, reduction_prev):
+        """states: channels of the two inputs of the first cell. reduction_prev: whether the second one has half the
+        height and width of the first one."""
+        genotype = from_dict(genotype._asdict())  # genotypes written in code are checked too
+        c_prev_prev, c_prev = states
         self.drop_path_prob = 0.0
         self._auxiliary_at = 2 * layers // 3
         self.cells = nn.LayerList()
@@ -107,7 +128,7 @@ class _Network(nn.Layer):
             c_prev_prev, c_prev = c_prev, cell.multiplier * c
             if i == self._auxiliary_at:
                 c_auxiliary = c_prev
-        self.auxiliary_head = AuxiliaryHead(c_auxiliary, num_classes, auxiliary_stride) if auxiliary else None
+        self.auxiliary_head = AuxiliaryHead(c_auxiliary, num_classes, self.auxiliary_stride) if auxiliary else None
         self.global_pooling = nn.AdaptiveAvgPool2D(1)
         self.classifier = linear(c_prev, num_classes)
 
@@ -127,12 +148,14 @@ class _Network(nn.Layer):
 class NetworkCIFAR(_Network):
     """The network for small images; image [N, 3, H, W], 32x32 in the papers."""
 
+    stem_stride, auxiliary_stride = 1, 3
+
     def __init__(self, C, num_classes, layers, auxiliary, genotype):
         super().__init__()
         c = 3 * C
         self.stem = nn.Sequential(conv2d(3, c, 3, padding=1), batch_norm(c))
         self.dropout = nn.Identity()
-        self._build(c, c, C, num_classes, layers, auxiliary, genotype, reduction_prev=False, auxiliary_stride=3)
+        self._build(C, num_classes, layers, auxiliary, genotype, states=(c, c), reduction_prev=False)
 
     def forward(self, image):
         s = self.stem(image)
@@ -142,8 +165,10 @@ class NetworkCIFAR(_Network):
 class NetworkImageNet(_Network):
     """The network for photos; image [N, 3, H, W], 224x224 in the papers. The stem leaves an eighth of H and W.
 
-    dropout: probability of dropping a feature before the classifier.
+    dropout: probability of dropping a feature before the classifier. Raises UserError for less than 2 channels.
     """
+
+    stem_stride, auxiliary_stride = 8, 2
 
     def __init__(self, C, num_classes, layers, auxiliary, genotype, dropout=0.0):
         super().__init__()
@@ -155,7 +180,7 @@ class NetworkImageNet(_Network):
             conv2d(C // 2, C, 3, stride=2, padding=1), batch_norm(C))
         self.stem1 = nn.Sequential(nn.ReLU(), conv2d(C, C, 3, stride=2, padding=1), batch_norm(C))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self._build(C, C, C, num_classes, layers, auxiliary, genotype, reduction_prev=True, auxiliary_stride=2)
+        self._build(C, num_classes, layers, auxiliary, genotype, states=(C, C), reduction_prev=True)
 
     def forward(self, image):
         s0 = self.stem0(image)

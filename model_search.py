@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 from paddle.nn.initializer import Constant, Normal, Uniform
 
 from genotypes import Genotype, edge_number
-from nas.methods import METHODS
+from nas.methods import DARTS, METHODS
 from operations import OPS, FactorizedReduce, ReLUConvBN, WeightedSum, batch_norm, conv2d, linear
 from runtime.errors import UserError
 
@@ -149,7 +149,7 @@ class GraphCell(nn.Layer):
 
 
 def edge_counts(graph):
-    """How many edges enter each node of a GraphCell, for Method.edge_weights."""
+    """How many edges enter each node of a GraphCell, for the methods' `edge_weights`."""
     return list(collections.Counter(node for node, _ in graph).values())
 
 
@@ -158,12 +158,13 @@ class Network(nn.Layer):
     classifier.
 
     c_in: the channels C of the first cell; reduction cells double them.
-    method: a name of nas/methods.py, or an object with the same attributes as its classes.
+    method: a name of nas/methods.py, or an object of a subclass of nas.methods.DARTS.
     steps, multiplier: intermediate nodes of a cell, and how many of the last ones its output concatenates.
     stem_multiplier: the CIFAR stem has stem_multiplier * c_in channels.
     stem: 'cifar', or 'imagenet' for photos, which reduces height and width to an eighth (PC-DARTS, section 4.3).
 
-    Raises UserError for an unknown method and for a number of channels that the method cannot divide.
+    Raises UserError for an unknown name of a method and for a number of channels that the method cannot divide,
+    TypeError for another object as a method.
     """
 
     input_channels = 3  # with num_classes, what the searcher checks the items of a data set by
@@ -174,6 +175,8 @@ class Network(nn.Layer):
         if isinstance(method, str) and method not in METHODS:
             raise UserError(f"--method: '{method}' is not allowed: give one of {', '.join(METHODS)}")
         self.method = METHODS[method]() if isinstance(method, str) else method
+        if not isinstance(self.method, DARTS):
+            raise TypeError(f'method: {method!r} is no object of a subclass of nas.methods.DARTS')
         self.method.check_channels(c_in, '--init_channels')
         self.num_classes = num_classes
         self._steps = steps

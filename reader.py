@@ -228,6 +228,12 @@ def usual_class_count(args):
     return {'cifar10': 10, 'cifar100': 100, 'digits': 10}.get(_dataset(args))
 
 
+def class_count_without_data(args, given):
+    """The number of classes where no data is read: --class_num if it is one of the given flags, else that of the data
+    set, as far as it is known, else --class_num's default."""
+    return args.class_num if 'class_num' in given else usual_class_count(args) or args.class_num
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Other data sets
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,10 +15,8 @@ and <epoch>/genotype.json. At the end it prints the genotype and the command tha
 """
 import argparse
 import os
-import random
 import sys
 
-from genotypes import genotype_json, random_genotype
 from nas import budget_flags, derivation
 from nas.recipes import (
     FIRST_ORDER_ONLY,
@@ -29,7 +27,6 @@ from nas.recipes import (
     shortest_stage,
 )
 from nas.training_command import DATA_NAMES, train_command
-from runtime.errors import UserError
 from runtime.flags import (
     DEVICE_FLAGS,
     ArgumentParser,
@@ -80,9 +77,10 @@ SEARCH_FLAGS = [
 COLLAPSE_FLAGS = [
     ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none "
                                        '(with --early_stop=eigenvalue:…: every 2 epochs)'),
-    ('early_stop', stop_rule, None, 'skip:2 stops at two skip connections in the normal cell, eigenvalue:1.3 when the '
-                                    'mean of five eigenvalues exceeds 1.3 times the mean four measurements before; the '
-                                    'result is the genotype of an earlier epoch'),
+    ('early_stop', stop_rule, None, 'skip:2 stops when the normal cell has two or more skip connections after an epoch '
+                                    'with fewer, eigenvalue:1.3 when the mean of five eigenvalues exceeds 1.3 times '
+                                    'the mean four measurements before; the result is the genotype of an earlier '
+                                    'epoch'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'batch size per GPU'),
@@ -106,6 +104,8 @@ SEARCH_DATA_FLAGS = [
     ('validate', boolean, True, 'evaluate on the validation half after every epoch'),
     ('cutout', boolean, False, 'mask a random square of every training image'),
 ]
+NOT_FOR_RANDOM = {'unrolled', 'epochs_no_archopt', 'partial_channels', 'eigenvalue_freq', 'early_stop', 'resume',
+                  'use_vdl'}
 SAVE_FLAGS = [
     ('save_params', boolean, True, "save each epoch's parameters, <epoch>/params.pdparams"),
 ]
@@ -127,18 +127,23 @@ def parse_arguments(argv=None):
         argv = [*derivation.flags_of_search(without_recipe.derive), *argv]
         given, without_recipe = given_flags(argv), parser.parse_args(argv)
     parser.set_defaults(**recipe(without_recipe.method, without_recipe.epochs if 'epochs' in given else None))
+    if without_recipe.resume and 'epochs_no_archopt' not in given:  # also with another --epochs the number stays
+        from runtime.checkpoint import saved_arguments
+        saved = saved_arguments(without_recipe.model_save_dir)
+        parser.set_defaults(**{name: saved[name] for name in ('epochs_no_archopt',) if name in saved})
     args = parser.parse_data(argv)
     if args.dataset == 'imagenet' and 'class_num' not in given:
         args.class_num = 1000  # for --summary, which reads no data
-    check_search_flags(parser, args)
+    check_search_flags(parser, args, given)
     budget_flags.check_budget_flags(parser, args, given)
     return args
 
 
-def check_search_flags(parser, args):
-    """Set the defaults that depend on other flags, and refuse flags that do not go together."""
-    check_method_flags(parser, args)
-    if args.early_stop and args.early_stop[0] == 'eigenvalue' and not args.eigenvalue_freq:
+def check_search_flags(parser, args, given):
+    """Set the defaults that depend on other flags, and refuse flags that do not go together. given: their names."""
+    check_method_flags(parser, args, given)
+    rule, _ = args.early_stop or (None, None)
+    if rule == 'eigenvalue' and not args.eigenvalue_freq:
         args.eigenvalue_freq = 2  # epochs, as the authors of the rule measure
     if args.learning_rate_min is None:
         args.learning_rate_min = final_learning_rate(args.method, args.learning_rate)
@@ -148,19 +153,20 @@ def check_search_flags(parser, args):
     if shortest_stage(args.method, args.epochs) <= args.epochs_no_archopt and args.method != 'random':
         parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the '
                      f'first {args.epochs_no_archopt} epochs (--epochs_no_archopt)')
+
+
+def check_method_flags(parser, args, given):
+    """Refuse flags that have no meaning with the method."""
     if args.summary and args.method == 'random':
         parser.error('argument --summary: --method=random has no supernet to summarise; give another --method')
-
-
-def check_method_flags(parser, args):
-    """Refuse flags that have no meaning with the method."""
+    for name in sorted(given.intersection(NOT_FOR_RANDOM if args.method == 'random' else ['samples'])):
+        parser.error(f'argument --{name}: ' + ('has no meaning with --method=random, which trains nothing'
+                                               if args.method == 'random' else 'goes with --method=random'))
     if args.unrolled and args.method in FIRST_ORDER_ONLY:
         parser.error(f'argument --unrolled: {args.method} has no second-order gradient; give --unrolled=False')
     for name, method in (('auxiliary_decay', 'DARTS-'), ('reg_type', 'DrNAS')):
         if getattr(args, name) is not None and args.method != method:
             parser.error(f'argument --{name}: goes with --method={method}, not with {args.method}')
-    if args.partial_channels is not None and args.method == 'random':
-        parser.error('argument --partial_channels: --method=random has no supernet')
 
 
 def method_options(args):
@@ -180,32 +186,32 @@ def main():
         return
     given = given_flags(sys.argv[1:])
     place = start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
-                         use_data_parallel=args.use_data_parallel, seed=args.seed,
-                         batch_size=args.batch_size,
+                         use_data_parallel=args.use_data_parallel, seed=args.seed, batch_size=args.batch_size,
                          default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     if args.method == 'random':
         draw(args, given)
         return
     # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
     from nas.methods import METHODS
-    from reader import class_count, image_shape, train_search, usual_class_count
+    from reader import class_count, class_count_without_data, image_shape, train_search, usual_class_count
     from training.summary import summary
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
     method = METHODS[args.method](**method_options(args))
     if args.summary:
-        network = supernet(args, args.class_num, method)
+        network = supernet(args, class_count_without_data(args, given), method)
         print(summary(network, image_shape(args), args.batch_size))
         return
-    budget, expected = None, (args.class_num if 'class_num' in given else usual_class_count(args), image_shape(args))
-    if expected[0] is not None:  # impossible limits are refused before data is downloaded and read
-        budget = budget_of(args, method, *expected)
+    expected, shape = args.class_num if 'class_num' in given else usual_class_count(args), image_shape(args)
+    budget = None
+    if expected is not None:  # impossible limits are refused before data is downloaded and read
+        budget = budget_of(args, method, expected, shape)
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
-    shape = list(train_loader.source.image_shape)
     network = supernet(args, class_num, method)
-    if (class_num, shape) != expected:
-        budget = budget_of(args, method, class_num, shape)
+    read_shape = list(train_loader.source.image_shape)
+    if (class_num, read_shape) != (expected, shape):
+        shape, budget = read_shape, budget_of(args, method, class_num, read_shape)
     searcher = make_searcher(network, train_loader, valid_loader, place, dict(vars(args), class_num=class_num),
                              budget=budget)
     genotype = searcher.train()
@@ -252,12 +258,16 @@ def supernet(args, class_num, method):
                    stem='imagenet' if args.dataset == 'imagenet' else 'cifar')
 
 
+def evaluation_class(args):
+    """The class of model.py of the network that is trained after the search."""
+    import model
+    return getattr(model, budget_flags.evaluation_of(args.dataset)['network'])
+
+
 def evaluation_network(args, class_num):
     """A function that builds the network of a genotype as it is trained after the search, without auxiliary
     classifier."""
-    import model
-    network = getattr(model, budget_flags.evaluation_of(args.dataset)['network'])
-    size = budget_flags.evaluation_size(args)
+    network, size = evaluation_class(args), budget_flags.evaluation_size(args)
     return lambda genotype: network(size['init_channels'], class_num, size['layers'], False, genotype)
 
 
@@ -308,26 +318,13 @@ def make_searcher(network, train_loader, valid_loader, place, flags, cell_figure
 
 
 def draw(args, given):
-    """Write --samples random genotypes, <number>/genotype.json; the first one is genotype.json too."""
-    from reader import image_shape, usual_class_count
-    from runtime.files import refuse_to_overwrite, remove_numbered, write_text
-    generator = random.Random(args.seed)
-    genotypes = [random_genotype(generator, NODES) for _ in range(args.samples)]
-    if rank():
-        return
-    for name in ('metrics.jsonl', 'checkpoints'):
-        if os.path.exists(os.path.join(args.model_save_dir, name)):
-            raise UserError(f'--model_save_dir: {args.model_save_dir} holds a search; give another folder')
-    refuse_to_overwrite(args.model_save_dir, ['genotype.json', *(os.path.join(str(sample), 'genotype.json')
-                                                                 for sample in range(args.samples))])
-    remove_numbered(args.model_save_dir, 0, ['sample'])
-    for sample, genotype in enumerate(genotypes):
-        text = genotype_json(genotype, {'method': 'random', 'seed': args.seed,
-                             'sample': sample, 'dataset': args.dataset})
-        for folder in [os.path.join(args.model_save_dir, str(sample))] + [args.model_save_dir] * (sample == 0):
-            write_text(os.path.join(folder, 'genotype.json'), text)
-    report(genotypes[0], args, given, image_shape(args),
-           args.class_num if 'class_num' in given else usual_class_count(args) or args.class_num)
+    """Write --samples random genotypes and report the first one."""
+    from nas.random_cells import write_random_cells
+    from reader import class_count_without_data, image_shape
+    if rank() == 0:
+        genotype = write_random_cells(args.model_save_dir, args.samples, nodes=NODES, seed=args.seed,
+                                      dataset=args.dataset)
+        report(genotype, args, given, image_shape(args), class_count_without_data(args, given))
 
 
 def report(genotype, args, given, image_shape, class_num, budget=None):
@@ -343,7 +340,9 @@ def report(genotype, args, given, image_shape, class_num, budget=None):
         logger.info('written: %s', genotype_path)
     print(f'genotype = {genotype}')
     if has_network(genotype):
-        print(f'To train it: {train_command(genotype_path, args, image_shape, given)}')
+        smallest = evaluation_class(args).smallest_image(budget_flags.evaluation_size(args)['layers'])
+        command = train_command(genotype_path, args, given, auxiliary=min(image_shape[1:]) >= smallest)
+        print(f'To train it: {command}')
 
 
 if __name__ == '__main__':

@@ -71,21 +71,19 @@ def main():
     given = given_flags(sys.argv[1:])
     writes_files = not (args.eval_only or args.predict or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
-                 use_data_parallel=args.use_data_parallel, seed=args.seed,
-                 batch_size=args.batch_size,
+                 use_data_parallel=args.use_data_parallel, seed=args.seed, batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
     from model import NetworkCIFAR
     from nas import accelerate
-    from reader import class_count, image_shape, train_valid
+    from reader import class_count, class_count_without_data, image_shape, train_valid
     from training import evaluation, prediction
     from training.export import export
     from training.summary import summary
 
     def described(class_num):
         return evaluation.describe(NetworkCIFAR, genotype_of(args.arch), init_channels=args.init_channels,
-                                   layers=args.layers,
-                                   class_num=class_num, auxiliary=args.auxiliary)
+                                   layers=args.layers, class_num=class_num, auxiliary=args.auxiliary)
 
     model = description = None
     if args.pretrained:
@@ -98,7 +96,8 @@ def main():
     if description is not None and 'image_size' not in given:
         images = evaluation.image_shape_of(description, default=images)
     if args.summary:
-        print(summary(model or evaluation.build(NetworkCIFAR, described(args.class_num)), images, args.batch_size))
+        model = model or evaluation.build(NetworkCIFAR, described(class_count_without_data(args, given)))
+        print(summary(model, images, args.batch_size))
         return
     if args.export:
         export(model, args.export, images, args.format)
@@ -107,6 +106,8 @@ def main():
     if args.predict:
         predict(accelerate(model), description, images, args)
         return
+    if not args.eval_only:
+        evaluation.check_image_size(NetworkCIFAR, description or described(args.class_num), images)
     test_loader = train_valid(args.batch_size, False, False, args)
     images = test_loader.source.image_shape
     if args.eval_only:
@@ -190,8 +191,7 @@ def with_data_of(description, args, given):
 def log_epoch(metrics, best):
     logger.info('Epoch %d, train_acc %.6f', metrics['epoch'], metrics['train_acc'])
     logger.info('Epoch %d, valid_acc %.6f, best_valid_acc %.6f, valid_acc5 %.6f', metrics['epoch'],
-                metrics['valid_acc'], best,
-                metrics['valid_acc5'])
+                metrics['valid_acc'], best, metrics['valid_acc5'])
 
 
 if __name__ == '__main__':

@@ -68,8 +68,7 @@ def main():
     given = given_flags(sys.argv[1:])
     writes_files = not (args.eval_only or args.predict or args.export or args.summary)
     start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
-                 use_data_parallel=args.use_data_parallel, seed=args.seed,
-                 batch_size=args.batch_size,
+                 use_data_parallel=args.use_data_parallel, seed=args.seed, batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
     from model import NetworkImageNet
@@ -82,8 +81,7 @@ def main():
 
     def described(class_num):
         return evaluation.describe(NetworkImageNet, genotype_of(args.arch), init_channels=args.init_channels,
-                                   layers=args.layers,
-                                   class_num=class_num, auxiliary=args.auxiliary)
+                                   layers=args.layers, class_num=class_num, auxiliary=args.auxiliary)
 
     model = description = None
     class_num = args.class_num if 'class_num' in given else None
@@ -111,6 +109,8 @@ def main():
         prediction.predict(accelerate(model), loader, prediction.class_names(description),
                            precision_options=precision_options, as_json=args.json)
         return
+    if not args.eval_only:
+        evaluation.check_image_size(NetworkImageNet, description or described(args.class_num), images)
     loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0,
                           max_bad_images=args.max_bad_images)
     train_images, valid_images, class_num = read_images(args, images[1], class_num)
@@ -183,8 +183,7 @@ def log_epoch(metrics, best):
     logger.info('Epoch %d, train_top1 %.6f, train_top5 %.6f', metrics['epoch'], metrics['train_acc'],
                 metrics['train_acc5'])
     logger.info('Epoch %d, valid_top1 %.6f, valid_top5 %.6f, best_valid_top1 %.6f', metrics['epoch'],
-                metrics['valid_acc'],
-                metrics['valid_acc5'], best)
+                metrics['valid_acc'], metrics['valid_acc5'], best)
 
 
 if __name__ == '__main__':

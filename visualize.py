@@ -72,7 +72,7 @@ def main():
 def film_picture(args):
     """[(path, bytes)] of the film."""
     stem, _, _ = destination(args.output, os.path.join(args.film, 'film'), None, ['gif'])
-    check_writable(stem + '.gif')
+    check_writable(stem + '.gif', '--film' if args.output is None else '--output')
     from pictures.film import film  # here and below: numpy, Pillow and matplotlib take long to import
     from pictures.history import read_search
     return [(stem + '.gif', film(read_search(args.film, '--film').epochs))]
@@ -81,7 +81,7 @@ def film_picture(args):
 def curves_picture(args):
     """[(path, bytes)] of the curves."""
     stem, kind, _ = destination(args.output, os.path.join(args.alphas, 'alphas'), args.format, FORMATS)
-    check_writable(f'{stem}.{kind}')
+    check_writable(f'{stem}.{kind}', '--alphas' if args.output is None else '--output')
     from pictures.curves import curves
     from pictures.history import read_search
     return [(f'{stem}.{kind}', curves(read_search(args.alphas, '--alphas', with_weights=True), kind))]
@@ -90,7 +90,7 @@ def curves_picture(args):
 def accuracies_picture(args):
     """[(path, bytes)] of the accuracies of a results file."""
     stem, kind, _ = destination(args.output, os.path.splitext(args.results)[0], args.format, FORMATS)
-    check_writable(f'{stem}.{kind}')
+    check_writable(f'{stem}.{kind}', '--results' if args.output is None else '--output')
     from pictures.accuracies import accuracies
     return [(f'{stem}.{kind}', accuracies(args.results, '--results', kind))]
 
@@ -106,7 +106,7 @@ def cell_pictures(args):
     else:  # a path that was given for one picture is the path of that picture
         wanted = {'' if given else '_' + args.cell: (args.cell,)}
     for suffix in wanted:
-        check_writable(f'{stem}{suffix}.{kind}')
+        check_writable(f'{stem}{suffix}.{kind}', 'GENOTYPE' if args.output is None else '--output')
     from pictures.cells import dot_source, render
     return [(f'{stem}{suffix}.{kind}', render(dot_source(genotype, cells), kind)) for suffix, cells in wanted.items()]
 
@@ -133,7 +133,7 @@ def destination(output, default, kind, kinds):
         return default, kind or kinds[0], False
     if os.path.isdir(output) or output.endswith(('/', os.sep)):
         return os.path.join(output, os.path.basename(default)), kind or kinds[0], False
-    check_writable(output)
+    check_writable(output, '--output')
     root, extension = os.path.splitext(output)
     extension = extension[1:].lower()
     if extension not in FORMATS + ['gif', 'jpg', 'jpeg']:  # a dot within the name starts no extension
@@ -145,17 +145,18 @@ def destination(output, default, kind, kinds):
     return root, extension, True
 
 
-def check_writable(output):
-    """Refuse a path where no file can be, or where something other than a file is, before anything is drawn."""
+def check_writable(output, flag):
+    """Refuse a path where no file can be, or where something other than a file is, before anything is drawn. flag: that
+    decides on the path."""
     try:
         mode = os.stat(output).st_mode
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise UserError(f'--output: {output:.200} is not a path for a picture: {reason}')
+        raise UserError(f'{flag}: {output:.200} is not a path for a picture: {reason}')
     if not stat.S_ISREG(mode):
-        raise UserError(f'--output: {output:.200} exists and is not a file')
+        raise UserError(f'{flag}: {output:.200} exists and is not a file')
 
 
 if __name__ == '__main__':

@@ -35,7 +35,8 @@ def main():
     parser.add_flags('lists', FLAGS)
     args = parser.parse_args()
     if not os.path.isdir(str(args.data)):
-        parser.error(f'argument --data: {args.data} is not a folder; give the one with the images')
+        wrong = '' if args.data is None else f'{args.data} is not a folder; '
+        parser.error(f'argument --data: {wrong}give the folder with the images')
     start_logging(None)
     for name in ('train_list.txt', 'val_list.txt', 'classes.txt'):
         if os.path.lexists(os.path.join(args.data, name)):

@@ -33,7 +33,7 @@ from model_search import GraphCell, MixedOp, edge_counts, keep_strongest, masked
 from nas.recipes import METHOD_NAMES  # noqa: E402
 from nas.training_command import DATA_NAMES, data_words, shell_word  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
-from reader import class_count, train_search  # noqa: E402
+from reader import class_count, class_count_without_data, train_search  # noqa: E402
 from runtime.flags import (  # noqa: E402
     DATA_FLAGS,
     DEVICE_FLAGS,
@@ -221,7 +221,7 @@ def parse_arguments():
         parser.add_flags(title, [(name, kind, DEFAULTS.get(name, default), text)
                                  for name, kind, default, text in table])
     args = parser.parse_data(None)
-    search.check_search_flags(parser, args)
+    search.check_search_flags(parser, args, given_flags(sys.argv[1:]))
     return args
 
 
@@ -239,7 +239,8 @@ def main():
     if args.summary:
         from reader import image_shape
         from training.summary import summary
-        print(summary(Network(args.C, args.class_num, args.N, method), image_shape(args), args.batch_size))
+        class_num = class_count_without_data(args, given_flags(sys.argv[1:]))
+        print(summary(Network(args.C, class_num, args.N, method), image_shape(args), args.batch_size))
         return
     train_loader, valid_loader = train_search(args.batch_size, args.train_portion, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given_flags(sys.argv[1:]) else None)

@@ -22,11 +22,12 @@ from examples.nasbench201 import EDGES, NODES, OPS, Skeleton, nn, paddle  # noqa
 from examples.nasbench201_table import parse_cell  # noqa: E402
 from nas import accelerate  # noqa: E402
 from pictures.vdl import visual_log  # noqa: E402
-from reader import class_count, image_shape, train_valid  # noqa: E402
+from reader import class_count, class_count_without_data, image_shape, train_valid  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 from runtime.files import read_json  # noqa: E402
 from runtime.flags import (  # noqa: E402
     DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, given_flags, integer, path, reader_flags, run_flags)
+from runtime.parallel import rank  # noqa: E402
 from runtime.script import run_script, start_script  # noqa: E402
 from train import TRAIN_FLAGS, log_epoch  # noqa: E402
 from training import evaluation  # noqa: E402
@@ -85,7 +86,9 @@ def read_cell(arch):
             place = f'{path}: '
             found = read_json(path, 1 << 20)
             cell = found.get('architecture') if isinstance(found, dict) else None
-        parse_cell(str(cell))
+            if not isinstance(cell, str):
+                raise ValueError('it holds no cell of NAS-Bench-201; train.py trains the genotypes of DARTS')
+        parse_cell(cell)
         return cell
     except ValueError as error:
         raise UserError(f'--arch: {place}{error}')
@@ -111,8 +114,8 @@ def main():
     start_script(None if args.summary else args.model_save_dir, arguments=vars(args), use_gpu=args.use_gpu,
                  use_data_parallel=args.use_data_parallel, seed=args.seed)
     if args.summary:
-        print(summary(TrainedNetwork(args.C, args.class_num, args.N, parse_cell(cell)), image_shape(args),
-                      args.batch_size))
+        class_num = class_count_without_data(args, given_flags(sys.argv[1:]))
+        print(summary(TrainedNetwork(args.C, class_num, args.N, parse_cell(cell)), image_shape(args), args.batch_size))
         return
     train_loader, test_loader = (train_valid(args.batch_size, train, train, args) for train in (True, False))
     class_num = class_count(train_loader, args.class_num if 'class_num' in given_flags(sys.argv[1:]) else None)
@@ -135,7 +138,8 @@ def main():
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,
         log_epoch=log_epoch)
-    print(f'best_valid_acc {best:.6f}')
+    if rank() == 0:
+        print(f'best_valid_acc {best:.6f}')
 
 
 if __name__ == '__main__':

@@ -297,7 +297,7 @@ def softmax_by_node(betas, edge_counts):
 
 
 def method_of(model):
-    """The method object of a network; that of DARTS for a network that has none."""
+    """The method object of a network; that of DARTS for a network that has none, such as one in PaddleSlim's form."""
     method = getattr(model, 'method', None)
     return method if isinstance(method, DARTS) else DARTS()
 

@@ -84,7 +84,7 @@ class PerturbationDerivation(DARTSearch):
     def train(self):
         """Make all decisions. Returns the Genotype."""
         if rank() == 0:
-            refuse_to_overwrite(self.save_dir, ['genotype.json'])
+            refuse_to_overwrite(self.save_dir, ['genotype.json', 'removals.jsonl'])
         self.run.start(self.checkpoint.resume)
         self._restore_stage(self.run.results)
         logger.info('%d decisions, after the evaluation of %d removals in all; %d epochs of the weights between them',

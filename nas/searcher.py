@@ -52,12 +52,19 @@ class DARTSearch(paddleslim.nas.DARTSearch):
     num_imgs: accepted for PaddleSlim's signature; the readers say how much data there is.
     seed: of the order of a Dataset and of all random numbers that are drawn in a step.
     weight, arch, checkpoint, monitor: the option groups of nas/options.py.
+
+    Raises UserError for numbers that are not allowed and for `unrolled` with a method of the first order.
     """
 
     def __init__(self, model, train_reader, valid_reader, place, learning_rate=0.025, batchsize=64, num_imgs=50000,
                  arch_learning_rate=3e-4, unrolled=False, num_epochs=50, epochs_no_archopt=0, use_multiprocess=False,
                  save_dir='./', log_freq=50, *, seed=0, weight=WeightOptions(), arch=ArchOptions(),
                  checkpoint=CheckpointOptions(), monitor=MonitorOptions()):
+        for name, value, least in (('batchsize', batchsize, 1), ('num_epochs', num_epochs, 1),
+                                   ('epochs_no_archopt', epochs_no_archopt, 0), ('log_freq', log_freq, 1)):
+            if not value >= least:
+                raise UserError(f'{name}: {value} is not allowed: give at least {least}')
+        # Sets self.model, num_epochs, epochs_no_archopt, save_dir and log_freq.
         super().__init__(model, train_reader, valid_reader, place, learning_rate, batchsize, num_imgs,
                          arch_learning_rate, unrolled, num_epochs, epochs_no_archopt, use_multiprocess, save_dir,
                          log_freq)
@@ -110,7 +117,7 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """Bring the network, the weights' optimizer and its momentum into a later stage of the method, which begins
         with an epoch."""
         partial, kept = self.method.later_stages[stage - 2]
-        generator = np.random.default_rng([self.run.seed[0], STAGES, stage])
+        generator = np.random.default_rng([self.run.seed, STAGES, stage])
         velocities = optimizer_state(self.optimizer, self.weights)
         widenings = begin_stage(self.model, partial, kept,
                                 lambda name, axis, size, count: generator.integers(0, size, count))

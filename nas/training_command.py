@@ -8,26 +8,23 @@ from nas import budget_flags
 # Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
 DIGITS_TRAINING = ['--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0',
                    '--model_save_dir=eval_digits']
-# Height and width in pixels of the smallest images that the auxiliary classifiers of model.py take.
-AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE = 29, 193
-
 # The flags that decide which images there are; the seed selects the test images of a folder.
 DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max_bad_images', 'seed')
 IMAGENET_NAMES = ('data_dir', 'image_size', 'class_num', 'max_bad_images', 'seed')
 
 
-def train_command(genotype_path, args, image_shape, given):
+def train_command(genotype_path, args, given, *, auxiliary):
     """The command that trains the genotype on the data that it was searched on, ready for a shell.
 
-    given: the names of the flags that were given.
+    given: the names of the flags that were given. auxiliary: whether the images are large enough for an auxiliary
+    classifier.
     """
-    program, names, auxiliary_size = 'train.py', DATA_NAMES, AUXILIARY_SIZE
+    program, names = 'train.py', DATA_NAMES
     if args.dataset == 'imagenet':
-        program, names, auxiliary_size = 'train_imagenet.py', IMAGENET_NAMES, IMAGENET_AUXILIARY_SIZE
-        given = {*given, 'data_dir'}
+        program, names, given = 'train_imagenet.py', IMAGENET_NAMES, {*given, 'data_dir'}
     words = ['python', os.path.join(os.path.dirname(sys.argv[0]), program), '--arch=' + genotype_path]
     words += data_words(args, names, given)
-    if min(image_shape[1:]) < auxiliary_size:
+    if not auxiliary:
         words.append('--auxiliary=False')
     if args.dataset == 'digits' or budget_flags.limits_of(args):
         words += [f'--{name}={value}' for name, value in budget_flags.evaluation_size(args).items()]

@@ -140,6 +140,12 @@ def read_checkpoint(path):
     return arrays, info
 
 
+def saved_arguments(folder):
+    """{name: value} of the arguments of the run that wrote the newest checkpoint in a run's folder; {} without one."""
+    _, _, info = Checkpoints(os.path.join(folder, 'checkpoints'), 1).newest()
+    return {} if info is None else info['arguments']
+
+
 def _is_checkpoint(path):
     try:
         return bool(read_checkpoint(path))
@@ -168,8 +174,9 @@ def load_model(path, flag='--pretrained'):
             state = load_arrays(f)
         if isinstance(state, dict):
             state.pop('StructuredToParameterName@@', None)  # a table that paddle.save adds in some cases
-        if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
-            raise ValueError('it must hold a dictionary of arrays')
+        if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, np.ndarray)
+                                                  for name, value in state.items()):
+            raise ValueError('it must hold a dictionary of arrays with texts as names')
     except (OSError, ValueError) as error:  # UnreadableFile is a ValueError
         raise UserError(f'{flag}: {path} cannot be loaded: {reason(error)}; give a .pdparams file that a training or a '
                         'search wrote')
@@ -186,18 +193,39 @@ def load_model(path, flag='--pretrained'):
 
 
 def set_state(model, state, what):
-    """Load arrays into a layer. Raises UserError that lists the names and shapes that don't fit; it begins with
-    `what`."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    """Load arrays into a layer, floating-point numbers of another precision too, such as those of a network that was
+    trained in float16. Raises UserError that lists the names, shapes and types that don't fit; it begins with `what`.
+    """
+    tensors = model.state_dict()
+    wanted = {name: tuple(value.shape) for name, value in tensors.items()}
     given = {name: value.shape for name, value in state.items()}
+    both = [name for name in wanted if name in given]
     wrong = ([f'{name} is missing' for name in wanted if name not in given]
              + [f'{name} is unknown' for name in given if name not in wanted]
-             + [f'{name} is {given[name]}, not {wanted[name]}' for name in wanted
-                if name in given and given[name] != wanted[name]])
+             + [f'{name} is {given[name]}, not {wanted[name]}' for name in both if given[name] != wanted[name]]
+             + [f'{name} holds {_type_name(state[name])} instead of {_type_name(tensors[name])}' for name in both
+                if _type_name(state[name]) != _type_name(tensors[name])
+                and not all('float' in _type_name(values) for values in (state[name], tensors[name]))])
     if wrong:
         raise UserError('{} does not fit this network: {}{}'.format(
             what, '; '.join(wrong[:5]), '' if len(wrong) <= 5 else f'; and {len(wrong) - 5} more'))
-    model.set_state_dict(state)
+    model.set_state_dict({name: _converted(state[name], tensors[name]) for name in state})
+
+
+def _type_name(values):
+    """The type of an array's or a tensor's numbers. numpy has no bfloat16: Paddle gives it as uint16."""
+    name = str(values.dtype).rpartition('.')[2]
+    return 'bfloat16' if name == 'uint16' else name
+
+
+def _converted(array, tensor):
+    """An array with the type of a tensor."""
+    import paddle  # takes seconds, which `search.py --derive` does not need to refuse a folder
+    if _type_name(array) == _type_name(tensor):
+        return array
+    if array.dtype == np.uint16:  # a bfloat16 is the first half of a float32
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return paddle.to_tensor(array).astype(tensor.dtype)
 
 
 def _description_path(path):

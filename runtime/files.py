@@ -171,18 +171,21 @@ def refuse_to_overwrite(folder, names):
                             'overwritten: move it away or give another folder')
 
 
+FIRST_KEYS = {'metrics.jsonl': 'epoch', 'removals.jsonl': 'decision'}  # which each line of such a file has
+
+
 def _is_result(path, number, kinds=('epoch', 'sample')):
     """Whether a file of the name and in the place of a run's result is one. number: of the epoch or sample, a text,
     which its genotype.json must repeat; '' for what belongs to the whole run."""
     folder, name = os.path.split(path)
     beside = {'params.pdparams': 'genotype.json', 'best_model.pdparams': 'best_model.json'}
     try:
-        if name in beside:  # the other one is written first
+        if name in beside:  # the .json is written before the .pdparams
             return os.path.isfile(path) and _is_result(os.path.join(folder, beside[name]), number, kinds)
-        if name == 'metrics.jsonl':
+        if name in FIRST_KEYS:
             with open_regular(path) as f:
                 line = f.readline(MAX_LINE_BYTES)
-            return not line or 'epoch' in dict(parse_json(line.decode('utf-8')))
+            return not line or FIRST_KEYS[name] in dict(parse_json(line.decode('utf-8')))
         found = dict(read_json(path, MAX_JSON_BYTES))
         if name == 'best_model.json':
             return 'network' in found

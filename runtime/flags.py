@@ -59,6 +59,9 @@ def amount(text):
                                      '600M or 3.5M')
 
 
+amount.metavar = 'N'
+
+
 def path(text):
     """An argument type: any text but an empty one, such as an unset shell variable gives."""
     if not text:
@@ -83,6 +86,7 @@ def _bounded(cast, kind, inside, bounds):
         except (ValueError, OverflowError):
             pass
         raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give {kind} {bounds}')
+    parse.metavar = 'N'  # in the help
     return parse
 
 
@@ -97,7 +101,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add a group of flags. table: rows (name, type, default, help); a type may also be a list of allowed words."""
         group = self.add_argument_group(title)
         for name, kind, default, text in table:
-            options = {'type': kind, 'metavar': 'TEXT' if kind in (str, path) else 'N'}
+            options = {'type': kind, 'metavar': getattr(kind, 'metavar', 'TEXT')}
             if isinstance(kind, list):
                 options = {'type': _one_of(kind), 'metavar': '{' + ','.join(kind) + '}'}
             elif kind is boolean:
@@ -114,8 +118,9 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f'argument --image_size: goes with --dataset={sized}; the images of {args.dataset} have their '
                        f'own size')
         if args.dataset == 'folder' and not getattr(args, 'predict', None) and not os.path.isdir(str(args.data)):
-            self.error(f'argument --data: {args.data} is not a folder; --dataset=folder takes one with a folder of '
-                       f'images a class')
+            wrong = '' if args.data is None else f'{args.data} is not a folder; '
+            self.error(f'argument --data: {wrong}give the folder of --dataset=folder, which has a subfolder of images '
+                       'for each class')
         if args.dataset == 'digits' and 'data' in given:
             self.error('argument --data: has no meaning with --dataset=digits; for data of your own give another '
                        '--dataset')

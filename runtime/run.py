@@ -31,13 +31,14 @@ from runtime.states import (
     set_random_states,
 )
 
-# Arguments that change neither what is computed nor what comes out; a run may be resumed with other ones.
+# Arguments that a resumed run may change: those that have no influence on the result, and `epochs`, which stretches
+# the schedules.
 MAY_CHANGE_ON_RESUME = {'epochs', 'log_freq', 'model_save_dir', 'resume', 'save_freq', 'keep', 'save_params',
                         'num_workers', 'use_multiprocess', 'use_gpu', 'use_vdl', 'summary', 'eval_only', 'export',
                         'format', 'predict', 'json', 'pretrained', 'max_bad_images'}
 
 # What is compared on resume and is no flag, as messages name it.
-SAID_AS = {'processes': 'number of processes', 'genotype': 'genotype (of --arch or --pretrained)'}
+NAMES_IN_MESSAGES = {'processes': 'number of processes', 'genotype': 'genotype (of --arch or --pretrained)'}
 
 
 class Run:
@@ -50,8 +51,8 @@ class Run:
     save_freq: steps between two checkpoints within an epoch; 0 writes at the ends of epochs alone. keep: how many stay.
     scaler: a paddle.amp.GradScaler or None. tensors: further ones that the next step depends on. same_on_all_ranks:
     whether the ranks draw the same random numbers in a step.
-    prepare: called with the `results` of a checkpoint before its values are loaded, to give the network the shapes of
-    then.
+    prepare: called with the `results` of a checkpoint before its values are loaded, to give the network the shapes that
+    it had when the checkpoint was written.
     on_epoch: called on rank 0 with each epoch's line of metrics.jsonl.
     Used as a context, it turns SIGTERM and SIGINT into a checkpoint and a UserError of status 143 or 130.
     """
@@ -65,7 +66,7 @@ class Run:
         self.checkpoints = Checkpoints(os.path.join(folder, 'checkpoints'), keep)
         self.tensors = list(tensors)
         self.statistics = self._values_of_rank()
-        self.seed = [seed, 0 if same_on_all_ranks else rank()]
+        self.seed, self.stream = seed, 0 if same_on_all_ranks else rank()  # ranks of one stream draw the same numbers
         self.epoch, self.step, self.meters, self.results = 0, 0, None, {}
         self.metrics, self.random, self.loader_states = [], random_states(), None
         self.signal, self.on_epoch, self.prepare = None, on_epoch, prepare
@@ -103,7 +104,7 @@ class Run:
             self._check_arguments(info['arguments'])
             try:
                 self._restore(arrays, info)
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
+            except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:  # Paddle raises all
                 raise UserError(f'--resume: {path} is not a checkpoint of this run: {reason(error)}')
             logger.info('resumed at epoch %d, step %d', self.epoch, self.step)
         # metrics.jsonl of an earlier run stays until the first epoch is complete.
@@ -123,7 +124,7 @@ class Run:
         other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME
                  and saved[name] != self.arguments.get(name, saved[name])]
         if other:
-            before = ', '.join(f'{SAID_AS.get(name, "--" + name)}={saved[name]}' for name in other)
+            before = ', '.join(f'{NAMES_IN_MESSAGES.get(name, "--" + name)}={saved[name]}' for name in other)
             now = ', '.join(str(self.arguments[name]) for name in other)
             raise UserError(f'--resume: the checkpoint was made with {before}; now it is {now}. Give the same, or '
                             'start anew without --resume')
@@ -138,7 +139,7 @@ class Run:
         for i, value in enumerate(self.statistics):
             value.set_value(arrays[f'rank{rank()}/{i}'])
         self.epoch, self.step = info['epoch'], info['step']
-        self.results, self.metrics, self.seed[0] = info['results'], info['metrics'], info['seed']
+        self.results, self.metrics, self.seed = info['results'], info['metrics'], info['seed']
         self.schedule.set_state_dict(info['schedule'])
         if self.scaler and info['scaler']:
             self.scaler.load_state_dict({name: np.asarray(value, 'float32') if name == 'scale' else value
@@ -166,7 +167,7 @@ class Run:
         """What an epoch's steps take: `batches`, without those that were taken before the run was stopped.
 
         BatchLoaders were set to their place by begin_epoch. Other loaders are read again from the epoch's beginning,
-        with the random states of then, and what was taken is passed over.
+        with the random states that it began with, and what was taken is passed over.
         """
         skip = self.step if self.loader_states is not None and None in self.loader_states else 0
         self.loader_states = None
@@ -198,7 +199,7 @@ class Run:
 
     def begin_step(self, epoch, step):
         """Set Paddle's random state to that of a step."""
-        paddle.seed(int(np.random.SeedSequence(self.seed + [epoch, step]).generate_state(1)[0]))
+        paddle.seed(int(np.random.SeedSequence([self.seed, self.stream, epoch, step]).generate_state(1)[0]))
 
     def end_step(self, step, meters):
         """Count a step as done, write a checkpoint if it is time, and stop if that was asked for."""
@@ -232,8 +233,7 @@ class Run:
         checkpoint = next(iter(self.checkpoints.paths()), None)
         last = f'the last checkpoint is {checkpoint}' if checkpoint else 'there is no checkpoint yet'
         raise UserError(f'{wrong} is not finite at epoch {self.epoch}, step {self.step}, learning rate '
-                        f'{self.schedule.get_lr():g}: try a '
-                        f'lower {flags}; {last}', status=1)
+                        f'{self.schedule.get_lr():g}: try a lower {flags}; {last}', status=1)
 
     def _write_metrics(self):
         if rank() == 0:
@@ -255,15 +255,16 @@ class Run:
             return None
         arrays = {'model/' + name: value.numpy() for name, value in self.model.state_dict().items()}
         for i, (optimizer, parameters) in enumerate(self.optimizers):
-            arrays.update((f'optimizer{i}/{name}', value) for name,
-                          value in optimizer_state(optimizer, parameters).items())
-        arrays.update((f'rank{r}/{i}', value) for r, (_, values) in enumerate(everyone) for i,
-                      value in enumerate(values))
+            for name, value in optimizer_state(optimizer, parameters).items():
+                arrays[f'optimizer{i}/{name}'] = value
+        for number, (_, values) in enumerate(everyone):
+            for i, value in enumerate(values):
+                arrays[f'rank{number}/{i}'] = value
         self._refuse_not_finite(arrays)
         info = {'epoch': self.epoch, 'step': self.step, 'results': self.results, 'metrics': self.metrics,
-                'seed': self.seed[0], 'schedule': self.schedule.state_dict(),
-                'scaler': self.scaler and {name: np.asarray(value).tolist() for name,
-                                           value in self.scaler.state_dict().items()},
+                'seed': self.seed, 'schedule': self.schedule.state_dict(),
+                'scaler': self.scaler and {name: np.asarray(value).tolist()
+                                           for name, value in self.scaler.state_dict().items()},
                 'ranks': [state for state, _ in everyone], 'arguments': self.arguments, 'paddle': paddle.__version__}
         return self.checkpoints.save(self.epoch, self.step, arrays, info)
 

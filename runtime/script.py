@@ -15,7 +15,8 @@ from runtime.streams import standard_streams
 
 
 def run_script(main):
-    """Run a script's main(). A UserError becomes one line on standard error and the exit status.
+    """Run a script's main(). A UserError becomes one line on standard error and the exit status, and so does a
+    lack of memory.
 
     SIGTERM and SIGINT end the script at once with one line; while a runtime.run.Run is active, they write a checkpoint
     first. A result that standard output does not take is an error.
@@ -32,6 +33,9 @@ def run_script(main):
         except UserError as error:
             _report(error)
             sys.exit(error.status)
+        except MemoryError:  # of Paddle, on a CPU or a GPU, or of numpy
+            _report(UserError('out of memory: a smaller --batch_size, --init_channels or --layers needs less'))
+            sys.exit(1)
         finally:
             release_all()
 

@@ -10,7 +10,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, check_refusal, run_here
+from conftest import ROOT, arguments, check_refusal, run_here
 from test_reader import Hostile, batch, write_archive
 
 # Refused by looking at the command line alone: nothing else is printed.
@@ -41,7 +41,7 @@ WRONG_ARGUMENTS = {
     '--unrolled=maybe': "argument --unrolled: 'maybe' is not allowed: give True, False, 1 or 0",
     '--dataset=mnist': 'give one of cifar10, cifar100, digits, folder',
     '--image_size=64': 'argument --image_size: goes with --dataset=folder',
-    '--dataset=folder': 'argument --data: None is not a folder',
+    '--dataset=folder': 'argument --data: give the folder of --dataset=folder',
     '--max_bad_images=-1': 'at least 0',
     '--max_macs=600MB': 'give a whole number above 0, such as 600000000, 600M or 3.5M',
     '--max_macs=0.5': 'give a whole number above 0',
@@ -87,6 +87,11 @@ WRONG_TOGETHER = {
     ('search.py', '--method=random --max_macs=600M'): 'argument --max_macs: --method=random draws any cell',
     ('examples/nasbench201.py', '--max_macs=600M'): 'there is no flag --max_macs',
     ('examples/own_space.py', '--epochs=0'): 'a whole number from 1 to 10000',
+    ('search.py', '--samples=7'): 'argument --samples: goes with --method=random',
+    ('search.py', '--method=random --unrolled'): 'argument --unrolled: has no meaning with --method=random',
+    ('search.py', '--method=random --early_stop=skip:2'): 'argument --early_stop: has no meaning with --method=random',
+    ('search.py', '--method=random --resume'): 'argument --resume: has no meaning with --method=random',
+    ('examples/make_image_lists.py', '--seed=1'): 'argument --data: give the folder with the images',
     ('train.py', '--dataset=digits --data=mine'): 'argument --data: has no meaning with --dataset=digits',
     ('search.py', '--method=random --summary'): 'argument --summary: --method=random has no supernet to summarise; '
                                                 'give another --method',
@@ -141,6 +146,25 @@ def test_a_save_folder_that_cannot_be(script, tmp_path, kind):
     folder = 'taken' if kind == 'file' else 'taken/below'
     check_refusal(script('search.py', '--model_save_dir=' + folder), f'--model_save_dir: {folder} is not a folder')
     assert (tmp_path / 'taken').read_text() == 'mine'
+
+
+def test_a_lack_of_memory_is_one_line(tmp_path):
+    result = run_here(tmp_path, 'train.py', '--summary', '--batch_size=1000000000000')
+    check_refusal(result, 'out of memory: a smaller --batch_size, --init_channels or --layers needs less', 1)
+
+
+def test_classes_where_no_data_is_read():
+    """--class_num where it is given, else the number of the data set."""
+    from reader import class_count_without_data
+    assert class_count_without_data(arguments(dataset='cifar100', class_num=10), set()) == 100
+    assert class_count_without_data(arguments(dataset='cifar100', class_num=10), {'class_num'}) == 10
+    assert class_count_without_data(arguments(dataset='folder', class_num=7), set()) == 7
+
+
+def test_images_too_small_for_the_auxiliary_classifier_are_refused_before_anything_is_written(tmp_path):
+    result = run_here(tmp_path, 'train.py', '--dataset=digits', '--model_save_dir=run')
+    check_refusal(result, '--auxiliary: the auxiliary classifier needs images of at least 29x29 pixels, these have 8x8')
+    assert os.listdir(str(tmp_path / 'run')) == ['train.log']
 
 
 def test_channels_that_pc_darts_cannot_divide(script):

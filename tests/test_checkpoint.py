@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from runtime.checkpoint import INFO, LIST, Checkpoints, read_checkpoint
+import search
+from runtime.checkpoint import INFO, LIST, Checkpoints, read_checkpoint, set_state
 from runtime.errors import UserError
 
 ARRAYS = {'model/a': np.arange(6, dtype='f4').reshape(2, 3), 'optimizer0/0/velocity_0': np.full((2,), 0.5),
@@ -155,6 +156,29 @@ def resumed(folder):
     checkpoints = Checkpoints(str(folder), 2)
     checkpoints.newest()
     return checkpoints
+
+
+@pytest.mark.parametrize('kind', ['float16', 'float64', 'bfloat16'])
+def test_numbers_of_another_precision_are_converted(kind):
+    """numpy has no bfloat16: Paddle writes the upper half of each float32, as uint16."""
+    import paddle
+    values = np.array([[1.5, -0.25, 3.0]], 'float32')  # exact in each of them
+    given = (values.view('uint32') >> 16).astype('uint16') if kind == 'bfloat16' else values.astype(kind)
+    layer = paddle.nn.Linear(1, 3)
+    set_state(layer, {'weight': given, 'bias': np.zeros(3, 'float32')}, 'it')
+    assert layer.weight.dtype == paddle.float32 and (layer.weight.numpy() == values).all()
+    with pytest.raises(UserError, match='it does not fit this network: weight holds int64 instead of float32'):
+        set_state(layer, {'weight': values.astype('int64'), 'bias': np.zeros(3, 'float32')}, 'it')
+
+
+def test_a_longer_search_keeps_the_number_of_epochs_without_architecture_steps(tmp_path):
+    """The recipe of PC-DARTS has 1 such epoch of 4 and 2 of 8."""
+    words = ['--method=PC-DARTS', f'--model_save_dir={tmp_path}']
+    assert search.parse_arguments([*words, '--epochs=8', '--resume']).epochs_no_archopt == 2
+    Checkpoints(str(tmp_path / 'checkpoints'), 2).save(4, 0, ARRAYS, info(epoch=4, arguments={'epochs_no_archopt': 1}))
+    assert search.parse_arguments([*words, '--epochs=8', '--resume']).epochs_no_archopt == 1
+    assert search.parse_arguments([*words, '--epochs=8']).epochs_no_archopt == 2
+    assert search.parse_arguments([*words, '--epochs=8', '--resume', '--epochs_no_archopt=3']).epochs_no_archopt == 3
 
 
 def test_the_last_ones_are_kept(tmp_path):

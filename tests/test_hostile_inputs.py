@@ -59,7 +59,8 @@ def folder(tmp_path_factory):
         (folder / 'lists' / name).write_text('a.jpg 1\nb.jpg\n')
         (folder / 'empty_lists' / name).write_text('\n')
     arrays = {'stem.0.weight': np.zeros((1, 2), 'float32')}
-    pickles = {'call': Hostile(str(folder / 'made')), 'list': [1, 2], 'names': arrays, 'networks/text': arrays,
+    pickles = {'call': Hostile(str(folder / 'made')), 'list': [1, 2], 'names': arrays,
+               'bytes': {b'stem.0.weight': np.zeros(3)}, 'networks/text': arrays,
                'networks/broken': arrays, 'networks/array': arrays}
     for name, value in pickles.items():
         (folder / f'{name}.pdparams').write_bytes(pickle.dumps(value))

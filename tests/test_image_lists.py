@@ -15,7 +15,6 @@ from PIL import Image
 import reader
 from genotypes import get_genotype
 from model import NetworkCIFAR, NetworkImageNet
-from nas.training_command import AUXILIARY_SIZE, IMAGENET_AUXILIARY_SIZE
 from pipeline import lists
 from pipeline.lists import draw_by_class, read_list
 from pipeline.loader import generator
@@ -264,12 +263,13 @@ def test_a_search_on_photos_resumes_to_the_same_bits_and_its_command_trains(scri
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize('network_class, smallest', [(NetworkCIFAR, AUXILIARY_SIZE),
-                                                     (NetworkImageNet, IMAGENET_AUXILIARY_SIZE)])
+@pytest.mark.parametrize('network_class, layers', [(NetworkCIFAR, 1), (NetworkCIFAR, 2), (NetworkCIFAR, 14),
+                                                   (NetworkImageNet, 1), (NetworkImageNet, 14)])
 @pytest.mark.parametrize('fewer', [0, 1])
-def test_the_command_leaves_the_auxiliary_classifier_out_where_images_are_too_small(network_class, smallest, fewer):
-    network = network_class(4, 10, 14, True, get_genotype('PC_DARTS'))
-    images = paddle.zeros([2, 3, smallest - fewer, smallest - fewer])
+def test_the_command_leaves_the_auxiliary_classifier_out_where_images_are_too_small(network_class, layers, fewer):
+    network = network_class(4, 10, layers, True, get_genotype('PC_DARTS'))
+    size = network_class.smallest_image(layers) - fewer
+    images = paddle.zeros([2, 3, size, size])
     if fewer:
         with pytest.raises(UserError, match='--auxiliary: '):
             network(images)

@@ -14,6 +14,7 @@ from conftest import check_refusal, relative_error, shared_file
 from examples.nasbench201 import Edge, Network, SearchCell, make_method
 from examples.nasbench201_table import COLUMNS, DATA_SETS, EDGES, PRIMITIVES, Table, cell_string, parse_cell
 from examples.train_nasbench201 import TrainedNetwork
+from genotypes import DARTS_V2, genotype_json
 from nas.options import CheckpointOptions
 from nas.searcher import DARTSearch
 from runtime.errors import UserError
@@ -229,7 +230,10 @@ def test_search_with_a_table_and_training(script, tmp_path):
     assert line['genotype'] == cell and run.stdout == f'best_valid_acc {line["valid_acc"]:.6f}\n'
 
 
-def test_wrong_flags_of_the_examples(script):
+def test_wrong_flags_of_the_examples(script, tmp_path):
+    (tmp_path / 'darts.json').write_text(genotype_json(DARTS_V2, {}))
+    check_refusal(script('examples/train_nasbench201.py', '--arch=darts.json'),
+                  '--arch: darts.json: it holds no cell of NAS-Bench-201; train.py trains the genotypes of DARTS')
     check_refusal(script('examples/train_nasbench201.py'), "--arch: give the cell's string")
     check_refusal(script('examples/train_nasbench201.py', '--arch=|none~0|'), 'is not a cell of NAS-Bench-201')
     check_refusal(script('examples/nasbench201.py', '--method=random'), 'give one of DARTS, PC-DARTS, GDAS')

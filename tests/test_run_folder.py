@@ -124,12 +124,13 @@ def test_without_locks_runs_are_not_kept_apart(held, tmp_path, monkeypatch):
 # What others wrote
 # ---------------------------------------------------------------------------------------------------------------------
 
-OWN = {'metrics.jsonl': '{"epoch": 0}\n', 'genotype.json': '{"search": {"epoch": 3}}', 'best_model.pdparams': 'x',
+OWN = {'metrics.jsonl': '{"epoch": 0}\n', 'removals.jsonl': '{"decision": 0}\n',
+       'genotype.json': '{"search": {"epoch": 3}}', 'best_model.pdparams': 'x',
        'best_model.json': '{"network": "NetworkCIFAR"}', '2/genotype.json': '{"search": {"epoch": 2}}',
        '2/params.pdparams': 'x', '0/genotype.json': '{"search": {"sample": 0}}'}
 OTHERS = {
     'metrics.jsonl': ['text', '{"loss": 1}\n', '[]', '\xff', '[' * 9999],
-    'genotype.json': ['{}', '[]', '', '{"search": 1}'],
+    'removals.jsonl': ['text', '{"epoch": 1}\n'], 'genotype.json': ['{}', '[]', '', '{"search": 1}'],
     'best_model.json': ['{}', '[]', 'x'], 'best_model.pdparams': ['x'], '2/params.pdparams': ['x'],
     '2/genotype.json': ['{}', '{"search": {"epoch": 3}}', '{"search": {"epoch": true}}', '{"search": []}'],
 }

@@ -15,9 +15,10 @@ from examples import own_space
 from genotypes import get_genotype, read_genotype
 from model_search import Network
 from nas.collapse import EarlyStop
-from nas.options import MonitorOptions, WeightOptions
+from nas.options import CheckpointOptions, MonitorOptions, WeightOptions
 from nas.readers import as_loader, endless
 from nas.searcher import DARTSearch
+from runtime.checkpoint import Checkpoints
 from runtime.errors import UserError
 
 
@@ -129,6 +130,17 @@ def own_space_search(tmp_path, method, epochs=1, **options):
                       save_dir=str(tmp_path), **options)
 
 
+def test_a_checkpoint_whose_statistics_have_another_type_is_refused(tmp_path):
+    own_space_search(tmp_path, 'DARTS', monitor=MonitorOptions(validate=False)).train()
+    checkpoints = Checkpoints(str(tmp_path / 'checkpoints'), 2)
+    _, arrays, info = checkpoints.newest()
+    assert arrays['rank0/0'].dtype == 'float32'
+    checkpoints.save(info['epoch'], info['step'], dict(arrays, **{'rank0/0': arrays['rank0/0'].astype('float64')}),
+                     info)
+    with pytest.raises(UserError, match='--resume: .*npz is not a checkpoint of this run'):
+        own_space_search(tmp_path, 'DARTS', epochs=2, checkpoint=CheckpointOptions(resume=True)).train()
+
+
 def test_counting_skip_connections_of_an_own_space_needs_a_function(tmp_path):
     monitor = MonitorOptions(early_stop=EarlyStop('skip', 1), validate=False)
     with pytest.raises(UserError, match='--early_stop=skip: the number of skip connections'):
@@ -213,6 +225,22 @@ def test_a_loss_that_is_not_finite_stops_the_search(tmp_path):
 def test_networks_that_cannot_be_are_refused(method, message):
     with pytest.raises(UserError, match=message):
         Network(6, 10, 2, method)
+
+
+def test_a_method_that_is_none_is_refused():
+    class Other:
+        primitives = ['skip_connect']
+    with pytest.raises(TypeError, match='no object of a subclass of nas.methods.DARTS'):
+        Network(8, 10, 2, Other())
+
+
+@pytest.mark.parametrize('numbers, message', [
+    (dict(batchsize=0), 'batchsize: 0 is not allowed: give at least 1'), (dict(num_epochs=0), 'num_epochs: 0 is not'),
+    (dict(log_freq=0), 'log_freq: 0 is not'), (dict(epochs_no_archopt=-1), 'epochs_no_archopt: -1 is not')])
+def test_numbers_that_make_no_search_are_refused_at_once(tmp_path, numbers, message):
+    with pytest.raises(UserError, match=message):
+        DARTSearch(UsersNetwork(), Colours(), Colours(), paddle.CPUPlace(), save_dir=str(tmp_path), **numbers)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ from runtime.errors import UserError, printable
     (['PC_DARTS', '--output=' + 'x' * 300], 'is not a path for a picture: File name too long'),
     (['Genotype(normal=[__import__("os").system("touch ran")])'], 'not a genotype'),
     (['Genotype(' + '(' * 5000], 'not a genotype'),
+    (['--film=' + __file__], '--film: ' + os.path.join(__file__, 'film.gif') + ' is not a path for a picture'),
+    (['--alphas=' + __file__], '--alphas: ' + os.path.join(__file__, 'alphas.png') + ' is not a path for a picture'),
+    (['--results=' + os.path.join(__file__, 'x')], '--results: ' + os.path.join(__file__, 'x.png') + ' is not a path'),
     (['--film=nowhere'], 'metrics.jsonl cannot be read: No such file or directory; give a folder that search.py wrote'),
     (['--alphas=nowhere'], '--alphas: ' + os.path.join('nowhere', 'metrics.jsonl')),
 ])

@@ -108,7 +108,7 @@ def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, repor
         count = sum(image.shape[0] for image, _ in batches)
         loss, outputs = 0.0, []
         for number, (image, label) in enumerate(batches):
-            image, targets = additions.mix(image, label, [run.seed[0], MIX, run.seed[1], run.epoch, run.step, number])
+            image, targets = additions.mix(image, label, [run.seed, MIX, run.stream, run.epoch, run.step, number])
             with precision.autocast():
                 logits, logits_aux = model(image)
                 part = weighted_sum((classification_loss(logits, logits_aux, target, **loss_options), share)

@@ -79,6 +79,14 @@ def load(path, network_class, wanted, given, **options):
     return model, description
 
 
+def check_image_size(network_class, description, image_shape):
+    """Raise UserError where images of image_shape [3, H, W] are too small for a network's auxiliary classifier."""
+    least = network_class.smallest_image(description['layers'])
+    if description['auxiliary'] and min(image_shape[1:]) < least:
+        raise UserError(f'--auxiliary: the auxiliary classifier needs images of at least {least}x{least} pixels, these '
+                        f'have {image_shape[1]}x{image_shape[2]}: give --auxiliary=False or larger images')
+
+
 def _check_size(path, state, description):
     """Compare a description with the arrays that are there, so that a wrong one does not make a network larger than
     its file.
