@@ -60,6 +60,7 @@ class MixedOp(nn.Layer):
         return F.channel_shuffle(paddle.concat([mixed, kept], axis=1), partial)
 
     def mix(self, x, weights, active):
+        """The weighted sum of the operations on x, [N, C / partial, H, W]; arguments as in forward."""
         if active is None:
             mixed = self._ops(x, weights)
         else:

@@ -49,10 +49,10 @@ def accelerate(network, quiet=False):
             search_cells, trained_cells = search_cells + of_search, trained_cells + (not of_search)
         else:
             layers += attach(layer)
-    said, cell_count, whole = set(), 0, 0
+    logged, cell_count, whole = set(), 0, 0
     for name, layer in network.named_sublayers(include_self=True):
         if _looks_like_a_cell(layer):
-            layer._acceleration = CellAcceleration(name, said)
+            layer._acceleration = CellAcceleration(name, logged)
         elif _looks_like_a_trained_cell(layer) and compiled.numba is not None:
             layer._acceleration = TrainedCellAcceleration()
         else:
@@ -65,13 +65,13 @@ def accelerate(network, quiet=False):
                     compiled.why_not if compiled.numba is None
                     else f'compiled loops on {cpu_threads()} cores where the device is a CPU and the precision float32')
         if compiled.numba is not None:
-            compiled.on_first_compilation(_say_compilation)
+            compiled.on_first_compilation(_log_compilation)
     if search_cells:  # other networks may need the forward pass only
         precompile()
     return network
 
 
-def _say_compilation(folder):
+def _log_compilation(folder):
     logger.info('acceleration: numba compiles the loops that this job needs, which takes about half a minute on free '
                 'cores; later runs find them in %s', folder)
 
@@ -138,15 +138,15 @@ class CellAcceleration:
     """Decides for one cell of the supernet, at every forward pass, whether it is computed as a whole, by source state,
     or as it is written.
 
-    name: of the cell, for the log. said: the lines that were logged for the network, shared by its cells.
+    name: of the cell, for the log. logged: the lines that were logged for the network, shared by its cells.
     """
 
-    def __init__(self, name, said):
-        self.name, self.said = name, said
+    def __init__(self, name, logged):
+        self.name, self.logged = name, logged
         self.edges = self.whole = self.record = None
 
     def __deepcopy__(self, memo):
-        return CellAcceleration(self.name, self.said)  # the copy looks at the copied cell
+        return CellAcceleration(self.name, self.logged)  # the copy looks at the copied cell
 
     def __call__(self, cell, *args, **kwargs):
         """The output, or None to run the cell as it is written."""
@@ -171,7 +171,7 @@ class CellAcceleration:
 
     def _by_state(self, cell, s0, s1, *weights, **more):
         for text in self.unknown:
-            self._say(text)
+            self._log_once(text)
         nodes = self.edges.nodes(cell.preprocess0(s0), cell.preprocess1(s1), *weights, **more)
         return paddle.concat(nodes[-cell._multiplier:], axis=1)
 
@@ -179,7 +179,7 @@ class CellAcceleration:
         """Whether all batch norms that are computed together are in one mode, training or evaluation."""
         modes = {norm.training for norm in self.norms}
         if len(modes) > 1:
-            self._say(f'{self.name}: its batch norms are partly in evaluation mode: run as written')
+            self._log_once(f'{self.name}: its batch norms are partly in evaluation mode: run as written')
         return len(modes) <= 1
 
     def update(self, cell):
@@ -191,15 +191,15 @@ class CellAcceleration:
         self.covers_active = all(is_known_code(type(mixed), 'mix', 'MixedOp')
                                  for mixed in cells.mixed_operations_of(cell))
         if reason:
-            self._say(f'{reason}: run as written')
+            self._log_once(f'{reason}: run as written')
         else:
             self.whole = cells.SearchCell(cell) if compiled.numba is not None else None
             if not cells.is_graph(cell):
                 self._find_edges(cell)
             elif self.whole is not None:
                 for column, kind in self.whole.unknown.items():
-                    self._say(f'{_names_of_operations(cell)[column]} ({kind}) is not known: cells that contain it are '
-                              'computed edge by edge')
+                    self._log_once(f'{_names_of_operations(cell)[column]} ({kind}) is not known: cells that contain it '
+                                   'are computed edge by edge')
         self.record = record  # last, for other threads
 
     def _find_edges(self, cell):
@@ -226,9 +226,9 @@ class CellAcceleration:
                                 'runs as written beside the other operations')
         self.edges = fused_edges
 
-    def _say(self, text):
-        if text not in self.said:
-            self.said.add(text)
+    def _log_once(self, text):
+        if text not in self.logged:
+            self.logged.add(text)
             logger.info('acceleration: %s', text)
 
 
@@ -284,12 +284,10 @@ def _reason_against_operation(op):
         if has_hooks(layer) or vars(layer).get('forward') is not None and not is_ours(vars(layer)['forward']):
             return 'has hooks or a forward function of its own'
         known = PADDLE_FORWARDS.get(type(layer))
-        if known is None and not is_known_code(type(layer),
-                                                'forward') or known is not None and type(layer).forward is not known:
+        if type(layer).forward is not known if known else not is_known_code(type(layer), 'forward'):
             return f'{type(layer).__name__}.forward differs from the definition that is known here'
         if isinstance(layer, nn.BatchNorm2D) and (layer._use_global_stats is not None or layer.weight is not None
-                                                  or layer.bias is not None
-                                                  or layer._data_format != 'NCHW'):
+                                                  or layer.bias is not None or layer._data_format != 'NCHW'):
             return 'has a batch norm with trainable parts or global statistics'
     if type(op) is FactorizedReduce and not is_plain_reduction(op):
         return 'has other convolutions'

@@ -210,7 +210,7 @@ def same_draws():
     """Give a function that sets Paddle's random numbers to one state, the same at every call.
 
     The state follows from the one before the block, and so does the one after it, whatever the block draws: a resumed
-    run has it too, and what comes next does not draw again what the block drew.
+    run has it too, and later draws differ from those in the block.
     """
     inside, after = paddle.randint(0, 2**31 - 1, [2]).tolist()
     yield lambda: paddle.seed(inside)

@@ -37,7 +37,7 @@ class Budget:
 
     def __init__(self, costs, limits):
         self.costs, self.limits = costs, limits
-        self.last = None  # (strengths as bytes, the cell derived from them)
+        self.last = None, None  # strengths as bytes, the cell derived from them
 
     def check(self, method, steps, concatenated):
         """Raise UserError for limits that no cell of a method meets; it names the smallest possible.
@@ -53,7 +53,7 @@ class Budget:
                                 f'at least that')
         ones = {kind: np.ones(values.shape) for kind, values in self._any_cost().operation.items()}
         if self._strongest(method, concatenated, ones, any_strength=True) is None:
-            raise UserError(' and '.join(f'--{LIMITS[name][0]}={shown(name, limit)}'
+            raise UserError(' and '.join(f'--{LIMITS[name].flag}={shown(name, limit)}'
                                          for name, limit in self.limits.items())
                             + ': no cell meets them together; give a larger limit')
 
@@ -116,13 +116,14 @@ class Budget:
         strengths = {kind: scores.numpy().astype('float64')
                      for kind, scores in zip(('normal', 'reduce'), model.strengths())}
         key = b''.join(scores.tobytes() for scores in strengths.values())
-        if self.last is None or self.last[0] != key:
+        last_key, genotype = self.last
+        if last_key != key:
             own = model.genotype()
             found = own if self.is_within(own) else self._within(model, strengths)
             if found is not own:
                 logger.info('%s', self._difference(own, found))
-            self.last = key, found
-        return self.last[1]
+            genotype, self.last = found, (key, found)
+        return genotype
 
     def is_within(self, genotype):
         """Whether a genotype meets the limits, or is that of no network."""
@@ -150,8 +151,8 @@ class Budget:
                 if gone:
                     gone, new = (' and '.join(f'{name} from {state}' for name, state in edges) for edges in (gone, new))
                     changes.append(f'{kind} node {start // 2}: {new} in place of {gone}')
-        sizes = ', '.join(f'{shown(name, self.costs[name].of(own))} {LIMITS[name][1]} before, '
-                          f'{shown(name, self.costs[name].of(found))} now, --{LIMITS[name][0]}={shown(name, limit)}'
+        sizes = ', '.join(f'{shown(name, self.costs[name].of(own))} {LIMITS[name].unit} before, '
+                          f'{shown(name, self.costs[name].of(found))} now, --{LIMITS[name].flag}={shown(name, limit)}'
                           for name, limit in self.limits.items())
         return f'derived within the limits: {"; ".join(changes)}: {sizes}'
 

@@ -1,4 +1,5 @@
 """The flags of a search within limits, and their checks. Does not import Paddle, which --help does not need."""
+import collections
 import math
 
 from runtime.flags import amount, integer, path, positive
@@ -11,9 +12,10 @@ EVALUATION = {
 }
 CIFAR_EVALUATION = dict(network='NetworkCIFAR', init_channels=36, layers=20, image_size=None)
 
-# name of a cost: its flag, its unit in messages, how many of the cost's unit are one of the flag's
-LIMITS = {'macs': ('max_macs', 'multiply-adds', 1), 'params': ('max_params', 'parameters', 1),
-          'latency_ns': ('max_latency_ms', 'ms', 10**6)}
+# flag: of the limit; unit: in messages; factor: how many of the cost's unit are one of the flag's
+Limit = collections.namedtuple('Limit', 'flag unit factor')
+LIMITS = {'macs': Limit('max_macs', 'multiply-adds', 1), 'params': Limit('max_params', 'parameters', 1),
+          'latency_ns': Limit('max_latency_ms', 'ms', 10**6)}  # by the name of the cost
 BUDGET_FLAGS = [
     ('max_macs', amount, None, 'limit on the multiply-adds for one image of the network that is trained after the '
                                'search; K, M and G stand for thousand, million and 10^9: 600M'),
@@ -43,13 +45,13 @@ def trained_shape(dataset, image_shape):
 
 def limits_of(args):
     """{name of a cost: limit} of those that are limited."""
-    values = {name: (getattr(args, flag), factor) for name, (flag, _, factor) in LIMITS.items()}
-    return {name: math.floor(value * factor) for name, (value, factor) in values.items() if value is not None}
+    values = {name: getattr(args, limit.flag) for name, limit in LIMITS.items()}
+    return {name: math.floor(value * LIMITS[name].factor) for name, value in values.items() if value is not None}
 
 
 def shown(name, cost, rounding=round):
     """A cost as a text in the unit of its flag; of nanoseconds the milliseconds with three digits."""
-    factor = LIMITS[name][2]
+    factor = LIMITS[name].factor
     if factor == 1:
         return f'{cost:,}'
     return f'{rounding(cost * 1000 / factor) / 1000:,}' if cost * 1000 >= factor else f'{cost / factor:g}'
@@ -71,7 +73,7 @@ def latency_options(args):
 
 def check_budget_flags(parser, args, names):
     """Refuse flags that do not go together. names: of the flags that were given."""
-    given = [LIMITS[name][0] for name in limits_of(args)]
+    given = [LIMITS[name].flag for name in limits_of(args)]
     sizes = [name for name in SIZE_FLAGS if getattr(args, name) is not None]
     if given and args.method == 'random':
         parser.error(f'argument --{given[0]}: --method=random draws any cell; give another --method')

@@ -3,7 +3,7 @@
     skip connections in the normal cell   Liang et al.: DARTS+, 2019: stop when there are two
     entropy of the architecture weights   how undecided the search still is
     dominant eigenvalue of the Hessian    Zela et al.: Understanding and Robustifying Differentiable Architecture
-    Search, ICLR 2020
+                                          Search, ICLR 2020
 """
 import math
 

@@ -16,19 +16,19 @@ DERIVE_FLAGS = [
     ('tune_epochs', integer(1), 5, 'epochs that --by=perturbation trains the weights between two decisions'),
 ]
 # What may be given with --derive; all else is as in the search.
-WITH_DERIVE = {'derive', 'by', 'tune_epochs', 'resume', 'data', 'data_dir', 'use_gpu', 'use_data_parallel',
-               'num_workers', 'use_multiprocess', 'log_freq', 'save_freq', 'keep'}
+ALLOWED_WITH_DERIVE = {'derive', 'by', 'tune_epochs', 'resume', 'data', 'data_dir', 'use_gpu', 'use_data_parallel',
+                       'num_workers', 'use_multiprocess', 'log_freq', 'save_freq', 'keep'}
 # Flags of the search that the derivation does not take over.
-OF_THE_RUN = {'derive', 'by', 'tune_epochs', 'resume', 'summary', 'save_freq', 'keep', 'use_vdl', 'model_save_dir',
-              'use_gpu', 'use_data_parallel', 'num_workers', 'use_multiprocess', 'log_freq'}
+NOT_TAKEN_FROM_SEARCH = {'derive', 'by', 'tune_epochs', 'resume', 'summary', 'save_freq', 'keep', 'use_vdl',
+                         'model_save_dir', 'use_gpu', 'use_data_parallel', 'num_workers', 'use_multiprocess',
+                         'log_freq', 'samples'}
 
 
 def check_derive_flags(parser, args, given):
     """Refuse flags that do not go together."""
-    other = sorted(given - WITH_DERIVE)
-    if args.derive is not None and other:
-        why = 'has no meaning with --derive' if other[0] in OF_THE_RUN else '--derive takes it from the search'
-        parser.error(f'argument --{other[0]}: {why}')
+    for name in sorted(given - ALLOWED_WITH_DERIVE) if args.derive is not None else ():
+        why = 'has no meaning with --derive' if name in NOT_TAKEN_FROM_SEARCH else '--derive takes it from the search'
+        parser.error(f'argument --{name}: {why}')
     if args.derive is None:
         for name in ('by', 'tune_epochs'):
             if name in given:
@@ -45,7 +45,7 @@ def flags_of_search(folder):
     Raises UserError.
     """
     from runtime.checkpoint import Checkpoints
-    info = Checkpoints(os.path.join(folder, 'checkpoints'), 1).newest()[2] if os.path.isdir(folder) else None
+    _, _, info = Checkpoints(os.path.join(folder, 'checkpoints'), 1).newest()
     if info is None:
         raise UserError(f'--derive: {folder} holds no checkpoint of a search, which the flags are read from')
     if info['arguments'].get('method') == 'random' or not {'arch_learning_rate', 'layers'} <= info['arguments'].keys():
@@ -58,7 +58,7 @@ def flags_of_search(folder):
     of_other_data = (NOT_FOR_IMAGENET if info['arguments'].get('dataset') == 'imagenet'
                      else [row[0] for row in IMAGENET_FLAGS])
     flags = {name: value for name, value in info['arguments'].items()
-             if value is not None and name not in {*OF_THE_RUN, *of_other_data, 'processes'}}
+             if value is not None and name not in {*NOT_TAKEN_FROM_SEARCH, *of_other_data, 'processes'}}
     if isinstance(flags.get('early_stop'), list):
         flags['early_stop'] = ':'.join(map(str, flags['early_stop']))
     return [f'--{name}={value}' for name, value in flags.items()]
@@ -67,31 +67,31 @@ def flags_of_search(folder):
 def result_of_search(folder):
     """What genotype.json of a folder says of its result, {'epoch': number, …}. Raises UserError."""
     from runtime.files import MAX_JSON_BYTES, UnreadableFile, read_json
-    place = os.path.join(folder, 'genotype.json')
+    path = os.path.join(folder, 'genotype.json')
     try:
-        found = read_json(place, MAX_JSON_BYTES)['search']
+        found = read_json(path, MAX_JSON_BYTES)['search']
         if type(found['epoch']) is not int or type(found.get('stage', 1)) is not int:
             raise ValueError
         return found
     except UnreadableFile as error:
-        raise UserError(f'--derive: {place} cannot be read: {error}')
+        raise UserError(f'--derive: {path} cannot be read: {error}')
     except (ValueError, TypeError, LookupError):
-        raise UserError(f'--derive: {place} does not name the epoch of a search')
+        raise UserError(f'--derive: {path} does not name the epoch of a search')
 
 
 def begin_stage_of(method, stage):
-    """Bring a method object to a later stage of a search, for a supernet with the shapes of then."""
+    """Bring a method object to a later stage of a search, for a supernet with the shapes of that stage."""
     if not 1 <= stage <= 1 + len(method.later_stages):
         raise UserError(f'--derive: {method.name} has no stage {stage}')
     if stage > 1:
-        method.partial = method.later_stages[stage - 2][0]
+        method.partial, _ = method.later_stages[stage - 2]
 
 
 def load_supernet(network, folder, epoch):
     """Load the parameters of an epoch into a supernet. Raises UserError."""
     from runtime.checkpoint import load_model, set_state
-    place = os.path.join(folder, str(epoch), 'params.pdparams')
-    if not os.path.isfile(place):
-        raise UserError(f'--derive: there is no {place}; a search writes it with --save_params=True')
-    state, _ = load_model(place, '--derive')
-    set_state(network, state, f'--derive: {place}')
+    path = os.path.join(folder, str(epoch), 'params.pdparams')
+    if not os.path.isfile(path):
+        raise UserError(f'--derive: there is no {path}; a search writes it with --save_params=True')
+    state, _ = load_model(path, '--derive')
+    set_state(network, state, f'--derive: {path}')

@@ -2,7 +2,7 @@
 convolution or a pooling that is called by itself, FactorizedReduce, WeightedSum.
 
 Each gets a forward function of its own, which looks at every call whether the layer is still what its blocks were made
-of. What is not known, or has hooks, runs as it is written, and so do all where the blocks do not apply: in double
+of. What the blocks do not cover, or has hooks, runs as it is written, and so do all where they do not apply: in double
 precision, on a GPU, under to_static.
 """
 import types
@@ -142,13 +142,14 @@ def _chain(layers):
     while True:
         position = done
         relu = position < len(layers) and _is_plain(layers[position], nn.ReLU)
-        position += relu
-        some = layers[position:position + 2]
-        if len(some) == 2 and _is_depthwise(some[0]) and _is_pointwise(some[1], with_bias=True):
-            convolution = Convolution(some[1], some[0])
+        if relu:
+            position += 1
+        next_two = layers[position:position + 2]
+        if len(next_two) == 2 and _is_depthwise(next_two[0]) and _is_pointwise(next_two[1], with_bias=True):
+            convolution = Convolution(next_two[1], next_two[0])
             position += 2
-        elif some and _is_convolution(some[0], with_bias=True):
-            convolution = Convolution(some[0])
+        elif next_two and _is_convolution(next_two[0], with_bias=True):
+            convolution = Convolution(next_two[0])
             position += 1
         else:
             return units, done
@@ -161,8 +162,7 @@ def _chain(layers):
 
 def operation_of(op, alone=False, stride=1):
     """An operation as a Block takes it, or None where these do not cover it. stride: what that of a Zero must be.
-    alone: the layer's own forward function asks, so its hooks, which Paddle calls, and that function are not looked
-    at."""
+    alone: called from the layer's replaced forward function: do not check the layer's own hooks and forward."""
     if not alone and (has_hooks(op) or vars(op).get('forward') is not None and not is_ours(vars(op)['forward'])):
         return None
     kind = type(op)

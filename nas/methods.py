@@ -137,6 +137,7 @@ class GDAS(DARTS):
 
     @property
     def tau(self):
+        """The temperature at the present epoch: from tau_max in the first one to tau_min in the last one."""
         return self.tau_max - (self.tau_max - self.tau_min) * self.epoch / max(self.epochs - 1, 1)
 
     def draw_gumbel(self, alphas):
@@ -185,6 +186,7 @@ class DrNAS(DARTS):
         self.kl_weight = kl_weight
 
     def concentration(self, alphas):
+        """The parameters of the Dirichlet distributions, above 0, of the shape of alphas (DrNAS, section 3.2)."""
         return F.elu(alphas) + 1
 
     def draw_theta(self, concentration):

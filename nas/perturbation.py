@@ -224,9 +224,12 @@ def table(decisions, primitives):
     accuracy; then a row for each node. * marks what was kept."""
     names = [name for name in primitives if name != 'none']
     width = max(map(len, names)) + 2
-    lines = ['accuracy lost without it, percentage points; * is kept', f'{"":<24}' + ''.join(f'{n:>{width}}'
-                                                                                         for n in names)]
-    for decision in sorted(decisions, key=lambda d: (d['cell'], 'source' not in d, d['node'], d.get('source', 0))):
+    lines = ['accuracy lost without it, percentage points; * is kept',
+             f'{"":<24}' + ''.join(f'{name:>{width}}' for name in names)]
+
+    def place(decision):  # the edges of a cell, then its nodes
+        return decision['cell'], 'source' not in decision, decision['node'], decision.get('source', 0)
+    for decision in sorted(decisions, key=place):
         lost = {name: 100 * (decision['before'][0] - value[0]) for name, value in decision['without'].items()}
         kept = [decision['kept']] if 'source' in decision else decision['kept']
         cells = {name: f'{value:.2f}{"*" if name in kept else " "}' for name, value in lost.items()}

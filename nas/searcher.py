@@ -332,15 +332,15 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         metrics, result: lines of metrics.jsonl, of this epoch and of the one whose genotype is the result.
         """
         remove_numbered(self.save_dir, metrics['epoch'])
-        folder = os.path.join(self.save_dir, str(metrics['epoch']))
-        for place, genotype, line in ((folder, self._current_genotype(), metrics),
-                                      (self.save_dir, self.genotype(), result)):
+        epoch_folder = os.path.join(self.save_dir, str(metrics['epoch']))
+        for folder, genotype, line in ((epoch_folder, self._current_genotype(), metrics),
+                                       (self.save_dir, self.genotype(), result)):
             search = dict(self.monitor.search_info, epoch=line['epoch'], valid_acc=line.get('valid_acc'))
             if 'stage' in line:
                 search['stage'] = line['stage']
-            write_text(os.path.join(place, 'genotype.json'), genotypes.genotype_json(genotype, search))
+            write_text(os.path.join(folder, 'genotype.json'), genotypes.genotype_json(genotype, search))
         if self.checkpoint.save_params:  # after the file that says who wrote it
-            save_params(os.path.join(folder, 'params.pdparams'), self.model.state_dict())
+            save_params(os.path.join(epoch_folder, 'params.pdparams'), self.model.state_dict())
 
 
 def _device_name(place):

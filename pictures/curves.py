@@ -169,7 +169,7 @@ def _kept_operations(search, cell):
     if search.edges is not None:
         return [{search.operations[column]} for column in last.weights[cell].argmax(-1)]
     kept = [set() for _ in range(len(last.weights[cell]))]
-    for position, (operation, source) in enumerate(last.genotype[2 * cell]):
+    for position, (operation, source) in enumerate((last.genotype.normal, last.genotype.reduce)[cell]):
         if operation != 'none':
             node = position // 2
             kept[edge_number(node, source)].add(operation)

@@ -199,15 +199,16 @@ def _read_weights(data):
 
 
 def _weights_of_alphas(data, genotype):
-    """The weights of a line without that key, as earlier versions wrote it: DARTS's and PC-DARTS's, over PRIMITIVES."""
+    """The weights of a line without the key `weights`, as a network without strengths() gives it, and as earlier
+    versions wrote it: DARTS's and PC-DARTS's, over PRIMITIVES."""
     if genotype is None:
         raise ValueError('the key weights is missing; give a folder that search.py wrote, or one of a network of your '
                          'own that has strengths(), see docs/en/search-space.md')
     if not isinstance(data, list) or len(data) not in (2, 4):
         raise ValueError('alphas must list alphas_normal, alphas_reduce and, for PC-DARTS, betas_normal, betas_reduce')
-    arrays = []
+    arrays, edges_of_cells = [], (genotype.normal, genotype.reduce)
     for position, values in enumerate(data):
-        nodes = len(genotype[2 * (position % 2)]) // 2
+        nodes = len(edges_of_cells[position % 2]) // 2
         shape = (edge_number(nodes), len(PRIMITIVES)) if position < 2 else (edge_number(nodes),)
         array = _array(values)
         if array is None or array.shape != shape:
@@ -215,7 +216,7 @@ def _weights_of_alphas(data, genotype):
         arrays.append(array)
     weights = [_softmax(alphas) for alphas in arrays[:2]]
     for cell, betas in enumerate(arrays[2:]):
-        nodes = np.split(betas, np.cumsum([node + 2 for node in range(len(genotype[2 * cell]) // 2)])[:-1])
+        nodes = np.split(betas, np.cumsum([node + 2 for node in range(len(edges_of_cells[cell]) // 2)])[:-1])
         weights[cell] *= np.concatenate([_softmax(node) for node in nodes])[:, None]
     return weights
 

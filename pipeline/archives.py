@@ -251,5 +251,5 @@ def _dictionary(content):
     found = load_arrays(io.BytesIO(content), encoding='bytes')
     if not isinstance(found, dict):
         raise ValueError(f'it holds a {type(found).__name__}')
-    # Python 3, writing it again, makes the keys texts.
+    # An archive that was pickled anew by Python 3 has texts as keys.
     return {key.decode('latin1') if isinstance(key, bytes) else key: value for key, value in found.items()}

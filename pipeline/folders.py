@@ -23,7 +23,7 @@ SPLITS = {'train': ('train', 'training', 'trn', '\u8bad\u7ec3'),
           'validation': ('val', 'valid', 'validation', 'validate', 'validating', 'dev', 'development', 'eval',
                          'evaluation', 'holdout', '\u9a8c\u8bc1')}
 PART_OF_SPELLING = {spelling: part for part, spellings in SPLITS.items() for spelling in spellings}
-MAX_NAMES = 20  # of classes in a line of the log that is about some of them
+MAX_NAMES = 20  # of classes, at most, in a line of the log
 # What data sets put before or after those names: train_set, val_images, seg_test, imgs-train, train2017.
 _ADDITIONS = r'(?:set|sets|data|dataset|image|images|img|imgs|pics|photos|split|seg|folder|dir|files|\u96c6)?'
 _SPELLINGS = '|'.join(sorted(PART_OF_SPELLING, key=len, reverse=True))

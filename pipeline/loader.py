@@ -56,13 +56,7 @@ class BatchLoader:
     def without_augmentation(self):
         """A loader of the same images in a fixed order, each exactly once over all ranks, for evaluation."""
         return BatchLoader(self.source.plain(), self.batch_size, shuffle=False, stream=self.stream, seed=self.seed,
-                           workers=self.workers,
-                           max_bad_images=self.max_bad_images, train=False)
-
-    @property
-    def num_classes(self):
-        """The number of classes of the whole data set; None if only reading all of it could tell."""
-        return self.source.num_classes
+                           workers=self.workers, max_bad_images=self.max_bad_images, train=False)
 
     def __len__(self):
         return len(self._plan(np.arange(len(self.source))))

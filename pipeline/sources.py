@@ -56,6 +56,10 @@ class Source:
             raise UserError(f'--class_num: {num_classes} is not allowed: the labels of the data are 0 to '
                             f'{self.num_classes - 1}')
 
+    def count_classes(self):
+        """The number of classes, by reading all labels: for a source whose num_classes is None."""
+        raise NotImplementedError
+
     @property
     def example_bytes(self):
         """The size in bytes of one image of a batch."""

@@ -34,8 +34,8 @@ def optimizer_state(optimizer, parameters):
     Zeros that set_optimizer_state filled in, where an optimizer had nothing yet, are left out.
     """
     place = {parameter.name: i for i, parameter in enumerate(parameters)}
-    # Until its first step an optimizer keeps what it was given apart, and some versions of Paddle then hand out
-    # nothing.
+    # Until its first step an optimizer keeps a loaded state in _accumulators_holder, and in some versions of Paddle
+    # state_dict() is empty until then.
     state = dict(getattr(optimizer, '_accumulators_holder', {}), **optimizer.state_dict())
     arrays = {f'{place[name]}/master': value.numpy() for name, value in state.get('master_weights', {}).items()}
     for name, value in state.items():

@@ -55,7 +55,7 @@ def test_a_folder_with_a_test_part(tmp_path):
     mean, std = transforms.IMAGENET_PIXELS
     assert np.allclose(images[2].mean((1, 2)), (colour - mean) / std, atol=1e-3)
     train = reader.train_valid(4, True, True, args)
-    assert train.num_classes == 3 and len(read(train)[1]) == 30
+    assert train.source.num_classes == 3 and len(read(train)[1]) == 30
     colour_images(tmp_path / 'test' / 'yellow', count=1)
     with pytest.raises(UserError, match='the class yellow, which the training images do not have'):
         reader.train_valid(4, False, False, args)

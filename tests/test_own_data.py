@@ -33,7 +33,7 @@ def test_images_in_any_form(monkeypatch, form):
     monkeypatch.setattr(reader, 'cifar_archive', lambda name, data: 'none')
     monkeypatch.setattr(reader, 'cifar10_reader', lambda *_: [(form(IMAGE), i % 3) for i in range(10)])
     train, valid = reader.train_search(4, 0.5, True, arguments(dataset='cifar10'))
-    assert train.num_classes == 3 and len(train.source) == len(valid.source) == 5
+    assert train.source.num_classes == 3 and len(train.source) == len(valid.source) == 5
     assert (train.source.images == IMAGE).all()
     mean, std = [np.reshape(values, (3, 1, 1)) for values in transforms.CIFAR_PIXELS]
     assert np.allclose(read(valid.without_augmentation())[0], (IMAGE / 255 - mean) / std, atol=1e-5)

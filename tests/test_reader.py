@@ -277,7 +277,7 @@ def test_a_truncated_archive_is_refused(tmp_path, keep):
 
 def test_the_class_count_is_the_datas_unless_more_are_asked_for():
     train, _ = reader.train_search(64, 0.5, True, arguments(trainset_num=2))
-    assert train.num_classes == 10  # of the whole set, not of two images
+    assert train.source.num_classes == 10  # of the whole set, not of two images
     assert reader.class_count(train) == 10
     assert reader.class_count(train, 12) == 12
     with pytest.raises(UserError, match='--class_num: 8 is not allowed: the labels of the data are 0 to 9'):
