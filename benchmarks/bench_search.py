@@ -189,10 +189,12 @@ def estimate(args):
     score = make_scoring(model, [paddle.randn([args.batch_size, 3, 32, 32])])
     scoring = statistics.median(timed(score, args.steps))
     batches = 25000 / args.batch_size
-    hours = batches * ((epochs - without) * arch + without * weights + epochs * scoring) / 3600
+    training = batches * ((epochs - without) * arch + without * weights) / 3600
+    validation = batches * epochs * scoring / 3600  # as search.py validates; the authors of PC-DARTS: the last epoch
     print(f'{args.method} C{args.init_channels} L{args.layers} batch {args.batch_size}, {os.cpu_count()} cores: a step '
           f'{arch:.2f} s, without the architecture {weights:.2f} s, a batch of validation {scoring:.2f} s')
-    print(f'{epochs} epochs, the first {without} without the architecture, {batches:.0f} steps an epoch: {hours:.1f} h')
+    print(f'{epochs} epochs, the first {without} without the architecture, {batches:.0f} steps an epoch: '
+          f'{training + validation:.1f} h, of which validation after every epoch {validation:.1f} h (--validate=False)')
 
 
 def timed(function, times):
