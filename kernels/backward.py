@@ -37,19 +37,19 @@ from kernels.images import (
     add_norm_sums,
     address,
     collect,
-    copy_to_line,
     fill,
-    from_line,
-    give_to_largest,
+    image_to_line,
+    line_to_image,
+    max_pool_back,
     spread,
 )
-from kernels.nodes import add_difference, copy_output, identities_back, sum_gradients, zero_unwritten
-from kernels.products import multiply, multiply_weight, offsets_of, starts_of
+from kernels.nodes import add_difference, identities_back, sum_gradients, zero_unwritten
+from kernels.products import NO_SHIFT, multiply, multiply_weight, offsets_of
 from kernels.threads import wait_at
-from kernels.units import AVERAGE, DENSE, DEPTHWISE, ONE_TAP, POINTWISE, SEPARABLE
+from kernels.units import AVERAGE, DENSE
 from kernels.vectors import combine_rows
 from kernels.weights import arrange_weights, sum_over_threads
-from kernels.windows import unpack
+from kernels.windows import is_pointwise, unpack
 
 
 @jit
@@ -61,8 +61,6 @@ def backward_pass(call, gradients, barrier, begin, end):
         fill(gradients.weight_sums[thread], ZERO)
         for number in range(thread, len(call.steps), threads):
             arrange_weights(call, gradients, number)
-        for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
-            copy_output(call, gradients, chunk)
     for level in range(len(call.plan.levels) - 2, -1, -1):
         for thread in range(begin, end):
             for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
@@ -102,17 +100,15 @@ def step_back(call, gradients, number, chunk, thread, memory):
     source = call.values[step.source]
     if not step.active or source.gradient == 0 and (step.kind >= AVERAGE or not gradients.weights_wanted):
         return
-    for start in range(0, all_images.count, step.at_once):
-        images = tile_images(all_images, start, step.at_once)
+    for start in range(0, all_images.count, step.tile_size):
+        images = tile_images(all_images, start, step.tile_size)
         if step.kind >= AVERAGE:
             pool_back(call, gradients, number, images, thread, memory)
         elif step.kind == DENSE:
             dense_back(call, gradients, number, images, thread, memory)
         else:
             product_back(call, gradients, number, images, thread, memory)
-    if source.written_row >= 0:
-        for c in range(step.from_channel, step.from_channel + step.channels):
-            gradients.written[source.written_row, chunk, c] = 1
+    gradients.written[step.source, chunk, step.from_channel:step.from_channel + step.channels] = 1
 
 
 @pasted
@@ -154,14 +150,15 @@ def find_coefficients(call, gradients, number):
 @shared
 def read_gradient(call, gradients, number, images, memory):
     """df of a convolution's filters into memory.rows: for a dense one in lines, with zeros between the pixels' rows."""
-    step, (w, _) = call.steps[number], unpack(call.plan.geometry[number])
+    step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     result, norm = call.values[step.result], call.norms[step.result_norm]
-    height, width, start, dropped = 1, result.pixels, 0, norm.term >= 0 and len(call.factors) > 0
+    height, width, start = 1, result.pixels, 0
     from_row, from_image, from_filter = 0, result.pixels, row_pitch(images.count * result.pixels)
     if step.kind == DENSE:
         height, width, start, from_row, from_image, from_filter = (w.out_height, w.out_width, w.front, w.pitch, w.image,
-                                                                   w.line)
-        fill(memory.rows[:step.filters * w.line], ZERO)
+                                                                   w.plane)
+        if not is_pointwise(w, t, images.count):
+            fill(memory.rows[:step.filters * w.plane], ZERO)
     for filter_ in range(step.filters):
         c = step.first + filter_
         d, of_d = upstream_of(call, step.result_norm, images, c)
@@ -170,7 +167,7 @@ def read_gradient(call, gradients, number, images, memory):
             f, of_f = d, of_d
         c0, c1, c2 = gradients.coefficients[step.result_norm, c]
         for image in range(images.count):
-            factor = c0 * call.factors[norm.term, images.first + image] if dropped else c0
+            factor = c0 * call.factors[norm.term, images.first + image] if norm.term >= 0 else c0
             for row in range(height):
                 to = start + filter_ * from_filter + image * from_image + row * from_row
                 combine_rows(address(memory.rows, to), address(d, of_d.start + image * of_d.image_stride + row * width),
@@ -179,77 +176,65 @@ def read_gradient(call, gradients, number, images, memory):
 
 @pasted
 def product_back(call, gradients, number, images, thread, memory):
-    """The backward pass of a pointwise product and of what comes before it, or of a depthwise convolution alone."""
+    """The backward pass of a depthwise convolution and the product behind it."""
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     source, pixels, taps = call.values[step.source], call.values[step.result].pixels, len(t.taps)
-    inputs, filters, size = step.channels // step.groups, step.filters // step.groups, images.count * pixels
+    size = images.count * pixels
     pitch = row_pitch(size)
     x, floor, scale, shift = array_of(call, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
     read_gradient(call, gradients, number, images, memory)
-    upstream = memory.rows if step.kind == DEPTHWISE else memory.upstream
-    for k in range(step.groups if step.kind == SEPARABLE or source.gradient and step.kind != DEPTHWISE else 0):
-        multiply(upstream[k * inputs * pitch:], pitch,
-                 gradients.backward_weights[step.weight_at + k * inputs * filters:], memory.rows[k * filters * pitch:],
-                 starts_of(filters, pitch), inputs, size)
-    if step.kind != POINTWISE:
-        fill(memory.planes[:w.channel], ZERO)
-        fill(memory.line[:w.line], ZERO)
-    if step.kind == ONE_TAP:
-        fill(memory.gradient[:w.channel], ZERO)  # pixels that no tap reads
+    multiply(memory.upstream, pitch, gradients.backward_weights[step.weight_at:], memory.rows,
+             offsets_of(NO_SHIFT, step.filters, pitch), step.channels, size)
+    fill(memory.planes[:w.channel], ZERO)
+    fill(memory.line[:w.plane], ZERO)
     depthwise = floats(step.depthwise, step.channels * taps)
     for c in range(step.channels):
         place, in_rows = place_of(source, images, step.from_channel + c), Place(c * pitch, pixels, images.count)
-        planes = memory.between[c * pitch:] if step.kind == POINTWISE else memory.planes
-        gradient = upstream[c * pitch:] if step.kind == POINTWISE else memory.gradient
+        planes, gradient = memory.planes, memory.gradient
         if step.norm:
             scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
         spread(planes, x, place, w, t.places, scale, shift, floor)
-        if step.kind == SEPARABLE or step.kind == DEPTHWISE:
-            if gradients.weights_wanted and step.kind == SEPARABLE:
-                convolve(gradient, depthwise[c * taps:], planes, t, w)
-                from_line(memory.between, in_rows, gradient, w, ONE, ZERO)
-            copy_to_line(memory.line[w.front:], upstream, in_rows, w)
-            if gradients.weights_wanted:
-                add_correlations(gradients.weight_sums[thread, step.depthwise_at + c * taps:], memory.line[w.front:],
-                                 planes, t, w)
-            if source.gradient:
-                spread_gradient(gradient, gradients.backward_weights[step.depthwise_at + c * taps:], memory.line, t, w)
-        elif step.kind == ONE_TAP:
-            from_line(memory.between, in_rows, planes[t.taps[0]:], w, ONE, ZERO)
-            copy_to_line(gradient[t.taps[0]:], upstream, in_rows, w)
-        give_to_source(call, gradients, number, images, thread, (c, gradient, planes))
-    for k in range(step.groups if gradients.weights_wanted and step.kind != DEPTHWISE else 0):
-        multiply_weight(gradients.weight_sums[thread, step.weight_at + k * filters * inputs:],
-                        memory.rows[k * filters * pitch:], pitch, memory.between[k * inputs * pitch:],
-                        starts_of(inputs, pitch), filters, size)
+        if gradients.weights_wanted:
+            convolve(gradient, depthwise[c * taps:], planes, t, w)
+            line_to_image(memory.between, in_rows, gradient, w)
+        image_to_line(memory.line[w.front:], memory.upstream, in_rows, w)
+        if gradients.weights_wanted:
+            add_correlations(gradients.weight_sums[thread, step.depthwise_at + c * taps:], memory.line[w.front:],
+                             planes, t, w)
+        if source.gradient:
+            spread_gradient(gradient, gradients.backward_weights[step.depthwise_at + c * taps:], memory.line, t, w)
+        add_source_gradient(call, gradients, number, images, thread, (c, gradient, planes))
+    if gradients.weights_wanted:
+        multiply_weight(gradients.weight_sums[thread, step.weight_at:], memory.rows, pitch, memory.between,
+                        offsets_of(NO_SHIFT, step.channels, pitch), step.filters, size)
 
 
 @pasted
 def dense_back(call, gradients, number, images, thread, memory):
     """The backward pass of a dense convolution."""
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
-    inputs, filters, taps = step.channels // step.groups, step.filters // step.groups, len(t.taps)
     read_gradient(call, gradients, number, images, memory)
     read_input(call, number, images, memory)
+    inputs, filters = step.channels // step.groups, step.filters // step.groups  # of a group of the convolution
+    size = inputs * filters * len(t.taps)
     for k in range(step.groups if call.values[step.source].gradient else 0):
-        at = step.weight_at + k * filters * inputs * taps
-        for plane in range(len(t.planes)):
-            taps_of_plane = t.backwards[t.starts[plane]:t.starts[plane + 1]]
-            multiply(memory.gradient[k * inputs * w.channel + t.planes[plane]:], w.channel,
-                     gradients.backward_weights[at:], memory.rows[k * filters * w.line:],
-                     offsets_of(taps_of_plane, filters, w.line), inputs, w.span)
-            at += inputs * filters * len(taps_of_plane)
+        for plane in range(len(t.starts) - 1):
+            begin, end = t.starts[plane], t.starts[plane + 1]
+            multiply(memory.gradient[k * inputs * w.channel + plane * w.plane:], w.channel,
+                     gradients.backward_weights[step.weight_at + k * size + inputs * filters * begin:],
+                     memory.rows[k * filters * w.plane:], offsets_of(t.backwards[begin:end], filters, w.plane), inputs,
+                     w.span)
     for c in range(step.channels):
-        give_to_source(call, gradients, number, images, thread,
+        add_source_gradient(call, gradients, number, images, thread,
                        (c, memory.gradient[c * w.channel:], memory.planes[c * w.channel:]))
     for k in range(step.groups if gradients.weights_wanted else 0):
-        multiply_weight(gradients.weight_sums[thread, step.weight_at + k * filters * inputs * taps:],
-                        memory.rows[k * filters * w.line + w.front:], w.line, memory.planes[k * inputs * w.channel:],
+        multiply_weight(gradients.weight_sums[thread, step.weight_at + k * size:],
+                        memory.rows[k * filters * w.plane + w.front:], w.plane, memory.planes[k * inputs * w.channel:],
                         offsets_of(t.taps, inputs, w.channel), filters, w.length)
 
 
 @shared
-def give_to_source(call, gradients, number, images, thread, channel):
+def add_source_gradient(call, gradients, number, images, thread, channel):
     """Add the gradient of a channel's planes to that of the source, if it is wanted, and sum this for the batch norm in
     front; channel: its number among those that the step reads, the gradient, the planes."""
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
@@ -259,9 +244,9 @@ def give_to_source(call, gradients, number, images, thread, channel):
     place = place_of(source, images, step.from_channel + c)
     dx = gradient_of(call, source)
     chunk = images.chunk_first // call.plan.chunk
-    added = source.written_row >= 0 and gradients.written[source.written_row, chunk, step.from_channel + c] == 1
+    added = ONE if gradients.written[step.source, chunk, step.from_channel + c] else ZERO
     collect(dx, place, w, t.places, gradient, planes, step.relu == 1, added)
-    if step.last and call.norms[step.norm].summed:
+    if call.norms[step.norm].summed:
         whole = Place(place.start, 0, 1)
         add_norm_sums(gradients.sums[thread, step.norm, c], dx, whole, array_of(call, source), whole,
                  images.count * source.pixels, call.mean[step.norm, c])
@@ -273,35 +258,35 @@ def pool_back(call, gradients, number, images, thread, memory):
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     result, source, average = call.values[step.result], call.values[step.source], step.kind == AVERAGE
     pixels, ones, f = result.pixels, np.ones(len(t.taps), np.float32), array_of(call, result)
-    divisors, dropped = call.plan.divisors[step.divisors_at:][:pixels], len(call.factors) > 0
+    divisors = call.plan.divisors[step.divisors_at:][:pixels]
     fill(memory.planes[:w.channel], LOWEST)  # of an average nothing is masked
-    fill(memory.line[:w.line], ZERO)
+    fill(memory.line[:w.plane], ZERO)
     for c in range(step.channels):
         of_f = place_of(result, images, c)
         fill(memory.rows[:images.count * pixels], ZERO)
-        k = step.term
-        while k >= 0:
+        for k in range(len(call.terms)):
             norm = call.terms[k].norm
+            if call.norms[norm].value != step.result or not call.terms[k].active:
+                continue
             d, of_d = upstream_of(call, norm, images, c)
             c0, c1, c2 = gradients.coefficients[norm, c]
-            for image in range(images.count if call.terms[k].active else 0):
+            for image in range(images.count):
                 row, given = memory.rows[image * pixels:][:pixels], d[of_d.start + image * of_d.image_stride:][:pixels]
-                factor = c0 * call.factors[k, images.first + image] if dropped else c0
+                factor = c0 * call.factors[k, images.first + image]
                 add_difference(row, factor, given, ZERO, ZERO, YES)
                 if call.norms[norm].trains:
                     f_row = f[of_f.start + image * of_f.image_stride:][:pixels]
                     for p in range(pixels):
                         row[p] += c1 * f_row[p] + c2
-            k = call.terms[k].next
         if average:
             multiply_windows(memory.rows[:images.count * pixels], divisors)
-        copy_to_line(memory.line[w.front:], memory.rows, Place(0, pixels, images.count), w)
+        image_to_line(memory.line[w.front:], memory.rows, Place(0, pixels, images.count), w)
         if average:
             spread_gradient(memory.gradient, ones, memory.line, t, w)
         else:
             place = place_of(source, images, step.from_channel + c)
             spread(memory.planes, array_of(call, source), place, w, t.places, ONE, ZERO, LOWEST)
-            copy_to_line(memory.between, f, of_f, w)
-            give_to_largest(memory.gradient[:w.channel], memory.line[w.front:], memory.between, memory.planes, t.taps,
+            image_to_line(memory.between, f, of_f, w)
+            max_pool_back(memory.gradient[:w.channel], memory.line[w.front:], memory.between, memory.planes, t.taps,
                             w.length)
-        give_to_source(call, gradients, number, images, thread, (c, memory.gradient, memory.planes))
+        add_source_gradient(call, gradients, number, images, thread, (c, memory.gradient, memory.planes))

@@ -21,7 +21,6 @@ from kernels.compiled import CPU, addresses, available, new_tensor
 from kernels.forward import forward_pass
 from kernels.operation import Operation
 from kernels.plans import NOTHING, WHOLE, Plan
-from kernels.records import NCHW
 from kernels.threads import with_barrier
 from kernels.units import Pooling
 
@@ -196,15 +195,12 @@ class BlockOperation(Operation):
         strengths = np.ones(len(terms), np.float32)
         if self.weighted:
             strengths = np.append(self.weights.numpy().ravel(), np.float32(1))[plan.positions]
-        direct = self._is_direct(norms)
-        if direct:  # the last value but one is what the only term reads
-            values['data'][-2], values['order'][-2] = out.data_ptr(), NCHW
         statistics = np.zeros((4, len(norms), constants.channels), np.float32)
         statistics[1:3] = 1  # inverse and scale
         moments = np.empty((len(values), constants.tiles if trained else 0, constants.channels, 2))
         memory = np.empty((constants.threads, constants.sections[-1]), np.float32)
-        factors = np.empty((0, 0), np.float32) if self.factors is None else self.factors
-        return Call(constants, values, norms, steps, terms, strengths, factors, direct, *statistics, moments, memory)
+        factors = np.ones((len(terms), constants.images), np.float32) if self.factors is None else self.factors
+        return Call(constants, values, norms, steps, terms, strengths, factors, *statistics, moments, memory)
 
     def _addresses_of(self, stacks):
         """The addresses of the selected parameters in the stacks."""
@@ -224,13 +220,6 @@ class BlockOperation(Operation):
         steps['active'] = 0
         steps['active'][of_steps[self.active[of_terms]]] = 1
 
-    def _is_direct(self, norms):
-        """Whether the last unit can write the output itself: nothing is to be kept of what its batch norm reads."""
-        (terms, *others), last = self.plan.block.nodes, norms[-1]
-        return (not self.weighted and self.factors is None and not others and len(terms) == 1
-                and isinstance(terms[0].operation, list)
-                and (last['running_mean'] == 0 or not last['trains'] and not any(self.wanted)))
-
     def backward(self, d):
         plan, block, constants, call = self.plan, self.plan.block, self.plan.constants, self.call
         wanted, strengths_wanted = self.wanted[:block.inputs], self.weighted and self.wanted[block.inputs]
@@ -240,7 +229,7 @@ class BlockOperation(Operation):
         norms['summed'] = ((norms['trains'] + norms['gamma'] + norms['bias'] > 0)
                            | (norms['term'] >= 0) * strengths_wanted)
         d, dxs = d.contiguous(), [new_tensor(x.shape) if wanted[k] else None for k, x in enumerate(self.inputs)]
-        kept, copied = self._find_gradients(d, dxs, self._states_wanted(wanted, weights_wanted, strengths_wanted))
+        kept = self._find_gradients(d, dxs, self._states_wanted(wanted, weights_wanted, strengths_wanted))
         dstacks = [new_tensor(stack.shape) if weights_wanted else None for stack in self.stacks]
         if weights_wanted:
             of_parameters = np.zeros(len(block.parameters) + 1, np.int64)
@@ -248,9 +237,9 @@ class BlockOperation(Operation):
             steps['depthwise_gradient'], steps['weight_gradient'] = of_parameters[plan.step_parameters].T
             for name, column in zip(PARAMETERS, of_parameters[plan.norm_parameters].T):
                 norms[name + '_gradient'] = column
-        written = np.zeros((plan.written_rows, constants.chunks, max(shape[0] for shape in plan.shapes)), np.uint8)
-        written[[values['written_row'][value] for value, _ in plan.output_nodes]] = 1
-        gradients = Gradients(copied, written, np.zeros((constants.threads, len(norms), constants.channels, 2)),
+        written = np.zeros((len(values), constants.chunks, max(shape[0] for shape in plan.shapes)), np.uint8)
+        written[[value for value, _ in plan.output_nodes]] = 1
+        gradients = Gradients(written, np.zeros((constants.threads, len(norms), constants.channels, 2)),
                               np.zeros((len(norms), constants.channels, 3), np.float32), np.zeros(len(call.terms)),
                               np.empty((constants.threads, constants.weights if weights_wanted else 0), np.float32),
                               np.empty(constants.weights, np.float32), weights_wanted)
@@ -270,19 +259,18 @@ class BlockOperation(Operation):
         return np.array(wanted) | weights_wanted
 
     def _find_gradients(self, d, dxs, wanted):
-        """Fill in where the gradients of the values lie. Returns (what must be kept until the pass has run,
-        Gradients.copied). wanted: as of _states_wanted."""
+        """Fill in where the gradients of the values lie. Returns what must be kept until the pass has run. wanted: as
+        of _states_wanted."""
         plan, table = self.plan, self.call.values['gradient']
         table[:] = 0
         inner = plan.has_gradient & wanted[plan.state_of]
         gradients = np.empty(plan.gradients if inner.any() else 0, np.float32)
         table[inner] = gradients.ctypes.data + 4 * plan.gradients_at[inner]
         table[:len(dxs)] = [0 if dx is None else dx.data_ptr() for dx in dxs]
-        copied, own = np.zeros(2, np.int64), np.empty(d.size if plan.output_is_read else 0, np.float32)
-        if plan.output_is_read:
-            copied[:] = d.data_ptr(), own.ctypes.data
-        self._set_output(table, own.ctypes.data if plan.output_is_read else d.data_ptr())
-        return (gradients, own), copied
+        if plan.output_is_read:  # the pass adds to a copy
+            d = d.clone()
+        self._set_output(table, d.data_ptr())
+        return gradients, d
 
     def _weights_gradient(self, strengths):
         """The gradient of the tensor of weights."""

@@ -11,9 +11,8 @@ from kernels.records import NCHW, PlanConstants
 class Call(NamedTuple):
     """What a compiled pass works with: the plan, its records with the addresses of this call, and arrays.
 
-    strengths [terms]: the weights; factors [terms, N]: of drop path, of shape [0, 0] without it. direct: whether the
-    last step applies its batch norm and writes the output itself. mean, inverse (1 / standard deviation), scale, shift
-    [norms, C]: scale * f + shift is what the norm gives. moments [values, tiles, C, 2]: mean and sum of squared
+    strengths [terms]: the weights; factors [terms, N]: of drop path. mean, inverse (1 / standard deviation), scale,
+    shift [norms, C]: scale * f + shift is what the norm gives. moments [values, tiles, C, 2]: mean and sum of squared
     deviations of the images of each tile, of the values that need them. memory [threads, elements].
     """
 
@@ -24,7 +23,6 @@ class Call(NamedTuple):
     terms: np.ndarray
     strengths: np.ndarray
     factors: np.ndarray
-    direct: bool
     mean: np.ndarray
     inverse: np.ndarray
     scale: np.ndarray
@@ -36,8 +34,7 @@ class Call(NamedTuple):
 class Gradients(NamedTuple):
     """Arrays of the backward pass.
 
-    copied [2]: address of the output's gradient, and where it is to be copied since more is added to it, or zeros.
-    written [rows, chunks, C]: whether a channel of a value's gradient has been written, so that more is added to it.
+    written [values, chunks, C]: whether a channel of a value's gradient has been written, so that more is added to it.
     sums [threads, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean). coefficients [norms, C,
     3]: c0, c1, c2, with the strength of a term as a factor. strengths [terms]: the gradients of the weights of the
     sums. weight_sums [threads, weights]: the gradients of the convolutions' weights, summed up by each thread;
@@ -45,7 +42,6 @@ class Gradients(NamedTuple):
     weights are.
     """
 
-    copied: np.ndarray
     written: np.ndarray
     sums: np.ndarray
     coefficients: np.ndarray
@@ -103,9 +99,9 @@ def chunk_images(call, chunk):
 
 
 @inner
-def tile_images(chunk, start, at_once):
+def tile_images(chunk, start, tile_size):
     """The images of a chunk from its image `start` on, at most so many."""
-    return Images(chunk.first + start, min(at_once, chunk.count - start), chunk.first, chunk.count)
+    return Images(chunk.first + start, min(tile_size, chunk.count - start), chunk.first, chunk.count)
 
 
 @inner
@@ -139,8 +135,6 @@ def bias_of(first, second, begin, c):
 def channel_of(term, channel):
     """The channel of the node to which a channel of the term is added. With partial channels a node is the mixed
     channels, then the kept ones, shuffled: the first ones of `partial` equal parts become the first channels."""
-    if term.partial == 1:
-        return channel
     channel += term.first
     return channel % term.mixed * term.partial + channel // term.mixed
 
@@ -148,15 +142,13 @@ def channel_of(term, channel):
 @inner
 def channel_in(term, channel):
     """The channel of a term that is added to a channel of the node; not one of its channels if there is none."""
-    if term.partial == 1:
-        return channel
     return channel % term.partial * term.mixed + channel // term.partial - term.first
 
 
 @inner
 def tiles_of(call, value):
     """How many tiles a chunk makes."""
-    return (call.plan.chunk + value.at_once - 1) // value.at_once
+    return (call.plan.chunk + value.tile_size - 1) // value.tile_size
 
 
 @inner

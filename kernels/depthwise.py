@@ -10,25 +10,25 @@ fetched serve all of them.
 """
 from kernels.compiled import inner, numba, shared
 from kernels.images import address
-from kernels.products import multiply_row, multiply_weight_row
+from kernels.products import multiply_row, multiply_weight
 from kernels.vectors import LANES, REGISTERS
 
 ROWS = 4  # at once, or twice as many
 COLUMNS = 5 if REGISTERS == 32 else 2  # of a 5x5 weight's gradient at once: as many as there are registers for
 
 if numba is not None:
-    from numba.core import types
-
     from kernels.vectors import (
+        FLOATS,
         INTEGER,
+        INTEGERS,
         ZEROS,
         add_total,
-        broadcast,
+        filled,
         first_lanes,
+        instructions,
         load,
         loop,
         multiply_add,
-        pointer_of,
         store,
     )
 
@@ -38,28 +38,23 @@ if numba is not None:
         Arguments: addresses of the result, the weight [kernel, kernel], the source and the offsets at which the taps of
         the kernel's first row read it; from one row of the result, and of the source, to the next.
         """
-        @numba.extending.intrinsic
-        def block(context, result, weight, source, offsets, stride):
-            def generate(context, builder, signature, arguments):
-                result, weight, source = [pointer_of(builder, address) for address in arguments[:3]]
-                offsets, stride = pointer_of(builder, arguments[3], INTEGER), arguments[4]
+        @instructions
+        def block(builder, result: FLOATS, weight: FLOATS, source: FLOATS, offsets: INTEGERS, stride):
 
-                def at_row(place, row):
-                    return builder.add(place, builder.mul(INTEGER(row), stride))
+            def at_row(place, row):
+                return builder.add(place, builder.mul(INTEGER(row), stride))
 
-                def body(column, sums):
-                    start, sums = builder.load(builder.gep(offsets, [column])), list(sums)
-                    factors = [broadcast(builder, builder.load(builder.gep(weight, [builder.add(
-                        column, INTEGER(i * kernel))]))) for i in range(kernel)]
-                    for q in range(rows + kernel - 1):
-                        pixels = load(builder, source, at_row(start, q))
-                        for i in range(max(0, q - rows + 1), min(kernel, q + 1)):
-                            sums[q - i] = multiply_add(builder, factors[i], pixels, sums[q - i])
-                    return sums
-                for row, value in enumerate(loop(builder, [ZEROS] * rows, INTEGER(kernel), 1, body)):
-                    store(builder, value, result, at_row(INTEGER(0), row))
-                return context.get_dummy_value()
-            return types.void(*[types.int64] * 5), generate
+            def body(column, sums):
+                start, sums = builder.load(builder.gep(offsets, [column])), list(sums)
+                factors = [filled(builder, builder.load(builder.gep(weight, [builder.add(
+                    column, INTEGER(i * kernel))]))) for i in range(kernel)]
+                for q in range(rows + kernel - 1):
+                    pixels = load(builder, source, at_row(start, q))
+                    for i in range(max(0, q - rows + 1), min(kernel, q + 1)):
+                        sums[q - i] = multiply_add(builder, factors[i], pixels, sums[q - i])
+                return sums
+            for row, value in enumerate(loop(builder, [ZEROS] * rows, INTEGER(kernel), 1, body)[1]):
+                store(builder, value, result, at_row(INTEGER(0), row))
         return block
 
     def _block_of_gradient(kernel, columns):
@@ -69,34 +64,29 @@ if numba is not None:
         gradient, the source and the offsets of the columns; from one row of the upstream gradient and of the source to
         the next, the number of rows, of which ROWS are read at once, and that of the pixels of a row.
         """
-        @numba.extending.intrinsic
-        def block(context, result, upstream, source, offsets, stride, rows, length):
-            def generate(context, builder, signature, arguments):
-                result, upstream, source = [pointer_of(builder, address) for address in arguments[:3]]
-                offsets, (stride, rows, length) = pointer_of(builder, arguments[3], INTEGER), arguments[4:]
-                starts = [builder.load(builder.gep(offsets, [INTEGER(column)])) for column in range(columns)]
+        @instructions
+        def block(builder, result: FLOATS, upstream: FLOATS, source: FLOATS, offsets: INTEGERS, stride, rows, length):
+            starts = [builder.load(builder.gep(offsets, [INTEGER(column)])) for column in range(columns)]
 
-                def some_rows(first, sums):
-                    def some_pixels(pixel, sums):
-                        def place(row):
-                            return builder.add(pixel, builder.mul(builder.add(first, INTEGER(row)), stride))
-                        sums, left = list(sums), builder.sub(length, pixel)
-                        given = [first_lanes(builder, load(builder, upstream, place(row)), left)
-                                 for row in range(ROWS)]
-                        for column, start in enumerate(starts):
-                            for q in range(ROWS + kernel - 1):
-                                pixels = load(builder, source, builder.add(start, place(q)))
-                                for i in range(max(0, q - ROWS + 1), min(kernel, q + 1)):
-                                    number = i * columns + column
-                                    sums[number] = multiply_add(builder, given[q - i], pixels, sums[number])
-                        return sums
-                    return loop(builder, sums, length, LANES, some_pixels)
-                sums = loop(builder, [ZEROS] * (kernel * columns), rows, ROWS, some_rows)
-                for number, value in enumerate(sums):
-                    add_total(builder, builder.gep(result, [INTEGER(number // columns * kernel + number % columns)]),
-                              value)
-                return context.get_dummy_value()
-            return types.void(*[types.int64] * 7), generate
+            def some_rows(first, sums):
+                def some_pixels(pixel, sums):
+                    def place(row):
+                        return builder.add(pixel, builder.mul(builder.add(first, INTEGER(row)), stride))
+                    sums, left = list(sums), builder.sub(length, pixel)
+                    given = [first_lanes(builder, load(builder, upstream, place(row)), left)
+                             for row in range(ROWS)]
+                    for column, start in enumerate(starts):
+                        for q in range(ROWS + kernel - 1):
+                            pixels = load(builder, source, builder.add(start, place(q)))
+                            for i in range(max(0, q - ROWS + 1), min(kernel, q + 1)):
+                                number = i * columns + column
+                                sums[number] = multiply_add(builder, given[q - i], pixels, sums[number])
+                    return sums
+                return loop(builder, sums, length, LANES, some_pixels)[1]
+            _, sums = loop(builder, [ZEROS] * (kernel * columns), rows, ROWS, some_rows)
+            for number, value in enumerate(sums):
+                add_total(builder, builder.gep(result, [INTEGER(number // columns * kernel + number % columns)]),
+                          value)
         return block
 
     _four_of_3x3, _eight_of_3x3 = _block_of_convolution(3, ROWS), _block_of_convolution(3, 2 * ROWS)
@@ -130,9 +120,9 @@ def spread_gradient(gradient, weight, line, t, w):
         _convolve_rows(address(gradient, first), address(weight, 0), address(line, first), t.backwards, w.tap_stride,
                        w.pitch, w.height, row_length(w, w.width))
         return
-    for plane in range(len(t.planes)):
+    for plane in range(len(t.starts) - 1):
         begin, end = t.starts[plane], t.starts[plane + 1]
-        multiply_row(gradient[t.planes[plane]:], weight[begin:], line, t.backwards[begin:end], w.span)
+        multiply_row(gradient[plane * w.plane:], weight[begin:], line, t.backwards[begin:end], w.span)
 
 
 @shared
@@ -168,7 +158,7 @@ def add_correlations(result, upstream, planes, t, w):
         _add_correlations_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.tap_stride,
                                   w.pitch, w.out_height, row_length(w, w.out_width))
         return
-    multiply_weight_row(result, upstream, planes, t.taps, w.length)
+    multiply_weight(result, upstream, 0, planes, t.taps, 1, (w.length + LANES - 1) // LANES * LANES)
 
 
 @shared
@@ -184,11 +174,3 @@ def _add_correlations_of_rows(result, upstream, source, offsets, stride, pitch, 
             _columns_of_5x5(result + 4 * column, upstream + at, source + at, taps + 8 * column, stride, rows, length)
         if COLUMNS == 2:
             _column_of_5x5(result + 4 * 4, upstream + at, source + at, taps + 8 * 4, stride, rows, length)
-
-
-@inner
-def in_order(result, weight, order, channels):
-    """result = a depthwise weight [C, taps] with its taps in that order."""
-    for c in range(channels):
-        for tap in range(len(order)):
-            result[c * len(order) + tap] = weight[c * len(order) + order[tap]]

@@ -2,12 +2,8 @@
 
 The kinds of steps, for a tile, images of a chunk that are computed at once:
 
-    SEPARABLE   each channel is convolved by itself (depthwise.py); of what comes out a product of matrices makes f
-    POINTWISE   the same product, of the pixels themselves
-    ONE_TAP     the same product, of the pixels that a stride reaches: 1x1 kernels with a stride or padding,
-                FactorizedReduce
-    DEPTHWISE   each channel by itself, without a product
-    DENSE       a product whose rows are the channels once for each tap of the kernel
+    DENSE       a product of matrices whose rows are the channels once for each tap of the kernel makes f
+    SEPARABLE   each channel is convolved by itself (depthwise.py); what comes out are the rows of the product
     AVERAGE, LARGEST   poolings
 
 What lies between ReLU and product is never written to a tensor; the backward pass computes it again where the weights'
@@ -25,32 +21,24 @@ from kernels.images import (
     ONE,
     ZERO,
     Place,
-    address,
     fill,
-    from_line,
-    largest,
+    line_to_image,
+    max_pool,
     spread,
     take_moments,
 )
 from kernels.nodes import add_terms
-from kernels.products import multiply, offsets_of, starts_of
-from kernels.records import NCHW
+from kernels.products import NO_SHIFT, multiply, offsets_of
 from kernels.threads import wait_at
-from kernels.units import AVERAGE, DENSE, DEPTHWISE, POINTWISE, SEPARABLE
-from kernels.vectors import scale_row
-from kernels.windows import unpack
+from kernels.units import AVERAGE, DENSE
+from kernels.windows import is_pointwise, unpack
 
 
 @jit
 def forward_pass(call, barrier, begin, end):
     """Compute the outputs. For threads.with_barrier."""
-    threads, chunks, waits = call.plan.threads, call.plan.chunks, 1
+    threads, chunks, waits = call.plan.threads, call.plan.chunks, 0
     waiting = threads if end - begin < threads else 1
-    for thread in range(begin, end):
-        for number in range(thread, len(call.norms), threads):
-            if not call.norms[number].trains:
-                take_statistics(call, number)
-    wait_at(barrier, waiting, waits)
     for level in range(len(call.plan.levels) - 1):
         first, steps = call.plan.levels[level], call.plan.levels[level + 1] - call.plan.levels[level]
         for thread in range(begin, end):
@@ -61,11 +49,10 @@ def forward_pass(call, barrier, begin, end):
         wait_at(barrier, waiting, waits + 1)
         for thread in range(begin, end):
             for number in range(thread, len(call.norms), threads):
-                norm = call.norms[number]
-                if norm.trains and norm.active and norm.level == level:
+                if call.norms[number].active and call.norms[number].level == level:
                     take_statistics(call, number)
         wait_at(barrier, waiting, waits + 2)
-        for thread in range(begin, end if not call.direct else begin):
+        for thread in range(begin, end):
             for chunk in range(chunks * thread // threads, chunks * (thread + 1) // threads):
                 for number in range(len(call.plan.nodes)):
                     if call.plan.nodes[number].level == level:
@@ -83,9 +70,9 @@ def forward_pass(call, barrier, begin, end):
 def compute_step(call, number, chunk, memory):
     """f of a chunk of images, tile by tile."""
     step, all_images = call.steps[number], chunk_images(call, chunk)
-    for start in range(0, all_images.count, step.at_once):
-        images = tile_images(all_images, start, step.at_once)
-        tile = chunk * tiles_of(call, call.values[step.result]) + start // step.at_once
+    for start in range(0, all_images.count, step.tile_size):
+        images = tile_images(all_images, start, step.tile_size)
+        tile = chunk * tiles_of(call, call.values[step.result]) + start // step.tile_size
         if step.kind < AVERAGE:
             convolve_images(call, number, images, tile, memory)
         else:
@@ -94,43 +81,25 @@ def compute_step(call, number, chunk, memory):
 
 @pasted
 def convolve_images(call, number, images, tile, memory):
-    """f of a convolution; where the value is the output itself (call.direct), batch norm included."""
+    """f of a convolution."""
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
-    result, dense = call.values[step.result], step.kind == DENSE
-    f, size, norm = array_of(call, result), images.count * result.pixels, step.result_norm
-    pitch, of_chunk = row_pitch(size), images.chunk_count * result.pixels
+    result, size = call.values[step.result], images.count * call.values[step.result].pixels
+    f, pitch, of_chunk = array_of(call, result), row_pitch(size), images.chunk_count * result.pixels
     read_input(call, number, images, memory)
     inputs, filters = step.channels // step.groups, step.filters // step.groups  # of a group of the convolution
-    columns = inputs * len(t.taps) if dense else inputs
-    weight = floats(step.weight, step.filters * columns)
-    offsets = offsets_of(t.taps, inputs, w.channel) if dense else starts_of(inputs, pitch)
+    source, of_group, offsets = memory.between, 0, offsets_of(NO_SHIFT, inputs, pitch)
+    if step.kind == DENSE:
+        source, of_group, offsets = memory.planes, inputs * w.channel, offsets_of(t.taps, inputs, w.channel)
+    weight = floats(step.weight, step.filters * len(offsets))
     for k in range(step.groups):
-        to = step.first + k * filters
-        if dense:
-            multiply(memory.rows, w.line, weight[k * filters * columns:], memory.planes[k * inputs * w.channel:],
-                     offsets, filters, w.length)
+        first, of_filters = step.first + k * filters, weight[k * filters * len(offsets):]
+        if step.kind == DENSE and (w.out_height > 1 or w.length > size):
+            multiply(memory.rows, w.plane, of_filters, source[k * of_group:], offsets, filters, w.length)
+            for row in range(filters):
+                line_to_image(f, place_of(result, images, first + row), memory.rows[row * w.plane:], w)
         else:
-            target, from_row = memory.rows, pitch
-            if result.order != NCHW:
-                target, from_row = f[place_of(result, images, to).start:], of_chunk
-            if step.kind == DEPTHWISE:
-                for c in range(filters):
-                    scale_row(address(target, c * from_row), address(memory.between, c * pitch), size, ONE, ZERO,
-                              NO_FLOOR)
-            else:
-                multiply(target, from_row, weight[k * filters * columns:], memory.between[k * inputs * pitch:],
-                         offsets, filters, size)
-        for row in range(filters if dense or result.order == NCHW else 0):
-            place, scale, shift = place_of(result, images, to + row), ONE, ZERO
-            if result.order == NCHW:
-                scale, shift = call.scale[norm, to + row], call.shift[norm, to + row]
-            if dense:
-                from_line(f, place, memory.rows[row * w.line:], w, scale, shift)
-                continue
-            for image in range(images.count):
-                scale_row(address(f, place.start + image * place.image_stride),
-                          address(memory.rows, row * pitch + image * result.pixels), result.pixels, scale, shift,
-                          NO_FLOOR)
+            multiply(f[place_of(result, images, first).start:], of_chunk, of_filters, source[k * of_group:], offsets,
+                     filters, size)
     for c in range(step.first, step.first + step.filters if result.trains else step.first):
         take_moments(call.moments[step.result, tile, c], f, place_of(result, images, c).start, size)
 
@@ -143,21 +112,17 @@ def read_input(call, number, images, memory):
     source, pixels, dense = call.values[step.source], call.values[step.result].pixels, step.kind == DENSE
     x, floor, scale, shift = array_of(call, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
     depthwise = floats(step.depthwise, step.channels * len(t.taps))
-    if step.kind != POINTWISE:
+    if not is_pointwise(w, t, images.count):
         fill(memory.planes[:w.channel * (step.channels if dense else 1)], ZERO)
     for c in range(step.channels):
-        start = c * row_pitch(images.count * pixels)
         target = memory.planes[c * w.channel:] if dense else memory.planes
-        if step.kind == POINTWISE:
-            target = memory.between[start:]
         if step.norm:
             scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
         spread(target, x, place_of(source, images, step.from_channel + c), w, t.places, scale, shift, floor)
-        if step.kind == SEPARABLE or step.kind == DEPTHWISE:
+        if not dense:
             convolve(memory.line, depthwise[c * len(t.taps):], memory.planes, t, w)
-            from_line(memory.between, Place(start, pixels, images.count), memory.line, w, ONE, ZERO)
-        elif not dense and step.kind != POINTWISE:
-            from_line(memory.between, Place(start, pixels, images.count), memory.planes[t.taps[0]:], w, ONE, ZERO)
+            in_rows = Place(c * row_pitch(images.count * pixels), pixels, images.count)
+            line_to_image(memory.between, in_rows, memory.line, w)
 
 
 @pasted
@@ -175,9 +140,9 @@ def pool_images(call, number, images, tile, memory):
         if average:
             convolve(memory.line, ones, memory.planes, t, w)
         else:
-            largest(memory.line, memory.planes, t.taps, w.length)
+            max_pool(memory.line, memory.planes, t.taps, w.length)
         place = place_of(result, images, c)
-        from_line(f, place, memory.line, w, ONE, ZERO)
+        line_to_image(f, place, memory.line, w)
         if average:
             multiply_windows(f[place.start:][:size], divisors)
         if result.trains:
@@ -209,8 +174,8 @@ def take_statistics(call, number):
         if norm.trains:
             mean = variance = 0.0
             for tile in range(call.plan.chunks * tiles):
-                start = tile % tiles * value.at_once
-                images = min(value.at_once, chunk_images(call, tile // tiles).count - start)
+                start = tile % tiles * value.tile_size
+                images = min(value.tile_size, chunk_images(call, tile // tiles).count - start)
                 if images <= 0:  # the last chunk may be smaller
                     continue
                 more, delta = float(images * value.pixels), call.moments[norm.value, tile, c, 0] - mean

@@ -9,11 +9,8 @@ import numpy as np
 
 from kernels.compiled import inner, shared
 from kernels.vectors import (
-    add_masked_pairs,
-    add_masked_row,
     add_moments,
     add_products,
-    add_sum,
     masked_pairs,
     masked_row,
     scale_even,
@@ -87,22 +84,17 @@ def _spread_columns(planes, x, place, w, places, numbers):
 
 @shared
 def collect(dx, place, w, places, gradient, values, masked, add):
-    """dx (+)= the gradient of the planes, where their values are above 0 if it is masked; the backward pass of spread.
-    Pixels that no plane has get zeros."""
+    """dx = the gradient of the planes, where their values are above 0 if it is masked, plus what was there before if
+    add is 1; the backward pass of spread. Pixels that no plane has get zeros."""
     lowest = ZERO if masked else NO_FLOOR
     if w.column_stride > 1:
         _collect_columns(dx, place, w, places, (gradient, values), lowest, add)
         return
     for image in range(place.images):
         for row in range(w.height):
-            at, to = places[row], address(dx, place.start + image * place.image_stride + row * w.width)
-            given, value = address(gradient, at + image * w.image), address(values, at + image * w.image)
-            if at >= 0 and add:
-                add_masked_row(to, given, value, to, w.width, lowest)
-            elif at >= 0:
-                masked_row(to, given, value, w.width, lowest)
-            elif not add:
-                masked_row(to, to, to, w.width, HIGHEST)  # zeros
+            at, first = image * w.image + places[row], place.start + image * place.image_stride + row * w.width
+            given, value = address(gradient, max(0, at)), address(values, max(0, at))
+            masked_row(address(dx, first), given, value, w.width, lowest if places[row] >= 0 else HIGHEST, add)
 
 
 @shared
@@ -116,12 +108,8 @@ def _collect_columns(dx, place, w, places, planes, lowest, add):
                 at_even, at_odd = places[2 * row], places[2 * row + 1]
                 even, odd, to = of_image + max(0, at_even), of_image + max(0, at_odd), address(dx, first)
                 lowest_even, lowest_odd = lowest if at_even >= 0 else HIGHEST, lowest if at_odd >= 0 else HIGHEST
-                if add:
-                    add_masked_pairs(to, address(gradient, even), address(gradient, odd), address(values, even),
-                                     address(values, odd), w.width // 2, lowest_even, lowest_odd)
-                else:
-                    masked_pairs(to, address(gradient, even), address(gradient, odd), address(values, even),
-                                 address(values, odd), w.width // 2, lowest_even, lowest_odd)
+                masked_pairs(to, address(gradient, even), address(gradient, odd), address(values, even),
+                             address(values, odd), w.width // 2, lowest_even, lowest_odd, add)
                 continue
             for column in range(stride):
                 at = places[row * stride + column]
@@ -130,20 +118,20 @@ def _collect_columns(dx, place, w, places, planes, lowest, add):
                     if at >= 0 and values[of_image + at + k] > lowest:
                         given = gradient[of_image + at + k]
                     to = first + column + k * stride
-                    dx[to] = dx[to] + given if add else given
+                    dx[to] = dx[to] + given if add > 0 else given
 
 
 @shared
-def from_line(out, place, line, w, scale, shift):
-    """out = scale * line + shift."""
+def line_to_image(out, place, line, w):
+    """out = line."""
     for image in range(place.images):
         for row in range(w.out_height):
             at, to = image * w.image + row * w.pitch, place.start + image * place.image_stride + row * w.out_width
-            scale_row(address(out, to), address(line, at), w.out_width, scale, shift, NO_FLOOR)
+            scale_row(address(out, to), address(line, at), w.out_width, ONE, ZERO, NO_FLOOR)
 
 
 @shared
-def copy_to_line(line, x, place, w):
+def image_to_line(line, x, place, w):
     """line = x, with what lies between the rows as it was."""
     for image in range(place.images):
         for row in range(w.out_height):
@@ -155,7 +143,7 @@ def copy_to_line(line, x, place, w):
 def take_moments(result, x, start, size):
     """result = mean and sum of squared deviations of the `size` elements from x[start] on."""
     result[:] = 0
-    add_sum(result.ctypes.data, address(x, start), size)
+    add_moments(result.ctypes.data, address(x, start), size, ZERO)
     mean = np.float32(result[0] / size)
     result[:] = 0
     add_moments(result.ctypes.data, address(x, start), size, mean)
@@ -171,7 +159,7 @@ def add_norm_sums(result, d, place_of_d, f, place_of_f, pixels, mean):
 
 
 @shared
-def largest(line, planes, taps, length):
+def max_pool(line, planes, taps, length):
     """line = the largest pixel of each window."""
     to, last = line[:length], len(taps) - 1
     fill(to, LOWEST)
@@ -188,7 +176,7 @@ def largest(line, planes, taps, length):
 
 
 @shared
-def give_to_largest(gradient, left, line, planes, taps, length):
+def max_pool_back(gradient, left, line, planes, taps, length):
     """Give what is left of each output's gradient to the first pixel of its window that is as large."""
     fill(gradient, ZERO)
     for k in range(len(taps)):

@@ -1,7 +1,7 @@
 """Nodes of a plan, the sums of their terms, and what their gradients give to the terms, for a chunk of images."""
 from kernels.call import array_of, channel_in, chunk_images, gradient_of, place_of, upstream_of
 from kernels.compiled import floats, inner, pasted, shared
-from kernels.images import NO, ONE, YES, ZERO, Place, add_norm_sums, fill
+from kernels.images import NO, YES, ZERO, Place, add_norm_sums, fill
 
 
 @pasted
@@ -9,7 +9,7 @@ def add_terms(call, number, chunk):
     """A node for a chunk of images. The mean is taken off first: this keeps digits that a shift would lose."""
     node, images = call.plan.nodes[number], chunk_images(call, chunk)
     value = call.values[node.value]
-    out, pixels, dropped = array_of(call, value), value.pixels, len(call.factors) > 0
+    out, pixels = array_of(call, value), value.pixels
     for channel in range(value.channels):
         to, added = place_of(value, images, channel), NO
         for k in range(node.begin, node.end):
@@ -21,7 +21,7 @@ def add_terms(call, number, chunk):
             f, place = array_of(call, source), place_of(source, images, term.from_channel + c)
             beta, weight = floats(norm.beta, term.channels)[c] if norm.beta else ZERO, call.strengths[k]
             for image in range(images.count):
-                factor = weight * call.factors[k, images.first + image] if dropped else weight
+                factor = weight * call.factors[k, images.first + image]
                 add_difference(out[to.start + image * to.image_stride:][:pixels], factor * scale,
                                f[place.start + image * place.image_stride:][:pixels], mean, factor * beta, added)
             added = YES
@@ -40,17 +40,6 @@ def add_difference(row, scale, values, mean, shift, add):
             row[p] = scale * (values[p] - mean) + shift
 
 
-@inner
-def copy_output(call, gradients, chunk):
-    """Copy the gradient of an output whose nodes later nodes read: the pass adds to the copy."""
-    images, size = chunk_images(call, chunk), call.plan.output_size
-    given, to = gradients.copied[0], gradients.copied[1]
-    begin, end = images.first * size, (images.first + images.count) * size
-    if to != 0:
-        source = floats(given, call.plan.images * size)[begin:end]
-        add_difference(floats(to, call.plan.images * size)[begin:end], ONE, source, ZERO, ZERO, NO)
-
-
 @shared
 def zero_unwritten(call, gradients, number, chunk):
     """Set the channels of a value's gradient to zero to which nothing was given."""
@@ -59,7 +48,7 @@ def zero_unwritten(call, gradients, number, chunk):
         return
     row = gradient_of(call, value)
     for c in range(value.channels):
-        if not gradients.written[value.written_row, chunk, c]:
+        if not gradients.written[number, chunk, c]:
             place = place_of(value, images, c)
             for image in range(images.count):
                 fill(row[place.start + image * place.image_stride:][:value.pixels], ZERO)
@@ -76,9 +65,6 @@ def sum_gradients(call, gradients, number, chunk, thread):
         for c in range(term.channels if term.active and norm.summed else 0):
             d, of_d = upstream_of(call, term.norm, images, c)
             of_f, mean = place_of(value, images, term.from_channel + c), call.mean[term.norm, c]
-            if len(call.factors) == 0:
-                add_norm_sums(sums[c], d, of_d, f, of_f, value.pixels, mean)
-                continue
             for image in range(images.count):
                 factor, sum_d, sum_df = call.factors[k, images.first + image], sums[c, 0], sums[c, 1]
                 add_norm_sums(sums[c], d, Place(of_d.start + image * of_d.image_stride, 0, 1), f,
@@ -93,18 +79,18 @@ def identities_back(call, gradients, number, chunk):
     images = chunk_images(call, chunk)
     for k in range(call.plan.nodes[number].begin, call.plan.nodes[number].end):
         term = call.terms[k]
-        value = call.values[call.norms[term.norm].value]
-        if not term.active or value.gradient == 0 or value.written_row < 0:  # only a state has both
+        state = call.norms[term.norm].value
+        value = call.values[state]
+        if not term.active or value.gradient == 0:  # only states have one
             continue
         row = gradient_of(call, value)
-        dropped = len(call.factors) > 0
         for c in range(term.channels):
             weight = gradients.coefficients[term.norm, c, 0]
             d, of_d = upstream_of(call, term.norm, images, c)
             place = place_of(value, images, term.from_channel + c)
-            added = gradients.written[value.written_row, chunk, term.from_channel + c] == 1
+            added = gradients.written[state, chunk, term.from_channel + c] == 1
             for image in range(images.count):
-                factor = weight * call.factors[k, images.first + image] if dropped else weight
+                factor = weight * call.factors[k, images.first + image]
                 add_difference(row[place.start + image * place.image_stride:][:value.pixels], factor,
                                d[of_d.start + image * of_d.image_stride:][:value.pixels], ZERO, ZERO, added)
-            gradients.written[value.written_row, chunk, term.from_channel + c] = 1
+            gradients.written[state, chunk, term.from_channel + c] = 1

@@ -13,10 +13,10 @@ LISTS_HAVE_GRADIENTS = not paddle.__version__.startswith('2.')
 class Operation:
     """One application of an operation: operation(*tensors) gives what forward gives.
 
-    A subclass defines forward(*tensors), which returns a tensor or a tuple of tensors, and backward(*gradients), which
-    gets the gradients of these and returns a list with a gradient, or None, for each of the tensors. Both run without
-    gradients of their own, so there are no second derivatives: asking for them raises an error that says so. Paddle
-    does not notice when a tensor that backward reads is changed in place before it.
+    A subclass defines forward(*tensors), which returns a tensor, and backward(gradient), which gets its gradient and
+    returns a list with a gradient, or None, for each of the tensors. Both run without gradients of their own, so there
+    are no second derivatives: asking for them raises an error that says so. Paddle does not notice when a tensor that
+    backward reads is changed in place before it.
 
     wanted: for each tensor whether its gradient may be asked for; False for all under paddle.no_grad().
     """
@@ -43,8 +43,8 @@ class _WholeList(paddle.autograd.PyLayer):
         return _run(ctx, operation, tensors[1:])
 
     @staticmethod
-    def backward(ctx, *gradients):
-        return [None, *_differentiate(ctx, gradients)]
+    def backward(ctx, gradient):
+        return [None, *_differentiate(ctx, gradient)]
 
 
 class _AfterSlots(paddle.autograd.PyLayer):
@@ -55,8 +55,8 @@ class _AfterSlots(paddle.autograd.PyLayer):
         return _run(ctx, operation, tensors())
 
     @staticmethod
-    def backward(ctx, *gradients):
-        ctx.operation.gradients = _differentiate(ctx, gradients)
+    def backward(ctx, gradient):
+        ctx.operation.gradients = _differentiate(ctx, gradient)
         return paddle.zeros([1], 'float32')
 
 
@@ -75,16 +75,13 @@ class _Slot(paddle.autograd.PyLayer):
 
 
 def _run(ctx, operation, tensors):
-    outs = operation.forward(*tensors)
-    ctx.operation, ctx.shapes = operation, [out.shape for out in (outs if isinstance(outs, tuple) else [outs])]
-    ctx.set_materialize_grads(False)  # Paddle 2 makes zeros for unused outputs where paddle.grad asks, and crashes
-    return outs
+    ctx.operation = operation
+    return operation.forward(*tensors)
 
 
-def _differentiate(ctx, gradients):
+def _differentiate(ctx, gradient):
     if paddle.is_grad_enabled():  # Paddle enables them in a backward pass with create_graph=True only
         raise NotImplementedError(
             'the compiled loops have no second derivatives (create_graph=True): take differences of first ones, as '
             'nas/architect.py does, or a network without accelerate(), whose operations need to have them')
-    return ctx.operation.backward(*[paddle.zeros(shape, 'float32') if gradient is None else gradient
-                                    for gradient, shape in zip(gradients, ctx.shapes)])
+    return ctx.operation.backward(gradient)

@@ -21,7 +21,7 @@ import numpy as np
 from kernels.compiled import ROW, chunk_size
 from kernels.products import SLACK
 from kernels.records import CHUNKED, NCHW, NODE, NORM, STEP, TERM, VALUE, PlanConstants
-from kernels.units import AVERAGE, DENSE, LARGEST, POINTWISE, Pooling
+from kernels.units import AVERAGE, DENSE, LARGEST, Pooling
 from kernels.windows import pack
 from runtime.parallel import cpu_threads
 
@@ -117,10 +117,7 @@ class Plan:
             from_channel, shape, level = 0, self.shapes[value], self.level_of[value]
         self.term_rows.append(dict(
             node=len(self.node_rows), norm=self._add_norm(value, number, layers), from_channel=from_channel,
-            channels=shape[0], next=-1, level=level, part=term.part, weight=term.weight))
-        if isinstance(term.operation, Pooling):  # becomes the first of the terms that add it up
-            step = self.pools[(*source, term.operation.key())]
-            step['term'], self.term_rows[-1]['next'] = number, step['term']
+            channels=shape[0], level=level, part=term.part, weight=term.weight))
         whole = {WHOLE: shape[0], MIXED: shape[0] * self.block.partial, KEPT: shape[0] + mixed}[term.part]
         return whole, *shape[1:]
 
@@ -131,7 +128,7 @@ class Plan:
             return None, None
         if key not in self.pools:
             value = self._add_value(shape, self.level_of[source.value] + 1, state)
-            self._add_step(pooling, source, value, term=-1)
+            self._add_step(pooling, source, value)
             self.pools[key] = self.step_rows[-1]
         step = self.pools[key]
         self.pairs.append((step, term))
@@ -196,7 +193,7 @@ class Plan:
         self.pairs = np.array([(number_of[id(step)], term) for step, term in self.pairs], np.int64).reshape(-1, 2)
         chunk = self._share_images()
         chunks = -(-self.images // chunk)
-        windows = [row['layer'].window(row['shape'][1:], row['at_once']) for row in self.step_rows]
+        windows = [row['layer'].window(row['shape'][1:], row['tile_size']) for row in self.step_rows]
         divisors, weights = self._build_steps()
         self._build_values()
         self._build_norms()
@@ -205,10 +202,9 @@ class Plan:
         self.positions = np.array([row['weight'] for row in self.term_rows], np.int64)
         last = max(row['level'] for row in self.node_rows)
         levels = np.searchsorted(levels, np.arange(last + 2))
-        tiles = chunks * max([-(-chunk // row['at_once']) for row in self.step_rows], default=1)
+        tiles = chunks * max([-(-chunk // row['tile_size']) for row in self.step_rows], default=1)
         threads = max(1, min(cpu_threads(), chunks * max(1, int(np.diff(levels).max()))))  # a job is a step and a chunk
-        self.constants = PlanConstants(self.images, len(self.states) - len(nodes), int(np.prod(self.output_shape[1:])),
-                                       chunk, chunks, threads,
+        self.constants = PlanConstants(self.images, len(self.states) - len(nodes), chunk, chunks, threads,
                                  max(self.shapes[value][0] for value in self.norms['value'][1:]),
                                  tiles, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
 
@@ -220,35 +216,30 @@ class Plan:
             (channels, *sides), (of_source, *source_sides) = self.shapes[row['result']], row['shape']
             most = min(min(ROW, 2 ** 15 // max(channels, 1)) // np.prod(sides),
                        2 ** 16 // (of_source * np.prod(source_sides)))
-            row['at_once'] = max(1, int(most))
+            row['tile_size'] = max(1, int(most))
         default = max(1, ROW // int(np.prod(self.shapes[0][1:])))
-        chunk = chunk_size(self.images, max([row['at_once'] for row in self.step_rows], default=default))
+        chunk = chunk_size(self.images, max([row['tile_size'] for row in self.step_rows], default=default))
         for row in self.step_rows:
-            times = -(-chunk // row['at_once'])
-            row['at_once'] = -(-chunk // times)
+            times = -(-chunk // row['tile_size'])
+            row['tile_size'] = -(-chunk // times)
         return chunk
 
     def _build_values(self):
-        at_once = {row['result']: row['at_once'] for row in self.step_rows}
-        readers = [row['source'] for row in self.step_rows]
-        written = [value for value in range(len(self.shapes)) if value in self.states or readers.count(value) > 1]
-        rows = [dict(channels=shape[0], pixels=shape[1] * shape[2], order=CHUNKED, tensor_channels=shape[0], at_once=1,
-                     written_row=written.index(value) if value in written else -1)
-                for value, shape in enumerate(self.shapes)]
-        for value, images in at_once.items():
-            rows[value]['at_once'] = images
+        tile_sizes = {row['result']: row['tile_size'] for row in self.step_rows}
+        rows = [dict(channels=shape[0], pixels=shape[1] * shape[2], order=CHUNKED, tensor_channels=shape[0],
+                     tile_size=tile_sizes.get(value, 1)) for value, shape in enumerate(self.shapes)]
         outside = self.states[:len(self.states) - len(self.node_rows)]
         for value in outside:
             rows[value]['order'] = NCHW
         for value, _ in self.output_nodes:
             outside.append(value)
             rows[value].update(order=NCHW, tensor_channels=self.output_shape[1])
-        self.values, self.written_rows = _filled(VALUE, rows), len(written)
+        self.values = _filled(VALUE, rows)
         inside = np.ones(len(rows), bool)
         inside[outside] = False
         sizes = self.images * self.values['channels'] * self.values['pixels'] * inside
         inner = np.zeros(len(rows), bool)
-        inner[readers + self.states] = True
+        inner[[row['source'] for row in self.step_rows] + self.states] = True
         self.has_data, self.has_gradient = inside, inner & inside
         self.data, self.data_at = _in_a_row(sizes)
         self.gradients, self.gradients_at = _in_a_row(sizes * inner)
@@ -274,10 +265,9 @@ class Plan:
         """Fill steps; returns the divisors of the poolings and the number of elements of all weights."""
         divisors, at, parameters = [np.ones(1, np.float32)], 0, []
         norm_of = {row['value']: number for number, row in enumerate(self.norm_rows) if number}
-        last_of = {row['source']: k for k, row in enumerate(self.step_rows)}
-        for k, row in enumerate(self.step_rows):
+        for row in self.step_rows:
             layer = row['layer']
-            row.update(active=1, result_norm=norm_of[row['result']], last=last_of[row['source']] == k)
+            row.update(active=1, result_norm=norm_of[row['result']])
             if isinstance(layer, Pooling):
                 row['divisors_at'] = sum(map(len, divisors))
                 divisors.append(layer.divisors(row['shape'][1:]))
@@ -285,7 +275,7 @@ class Plan:
                 continue
             row.update(filters=layer.filters, groups=layer.groups, depthwise_at=at,
                        weight_at=at + (0 if layer.depthwise is None else layer.depthwise.size))
-            at = row['weight_at'] + (0 if layer.weight is None else layer.weight.size)
+            at = row['weight_at'] + layer.weight.size
             parameters.append((self.block.number(layer.depthwise), self.block.number(layer.weight)))
         self.step_parameters = np.array(parameters, np.int64).reshape(-1, 2)
         self.steps = _filled(STEP, self.step_rows)
@@ -296,14 +286,13 @@ class Plan:
         sizes = np.zeros(6, np.int64)
         for row, (w, _) in zip(self.step_rows, windows):
             layer, channels = row['layer'], row['channels']
-            size = row['at_once'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as call.row_pitch
+            size = row['tile_size'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as call.row_pitch
             if layer.kind == DENSE:
-                of_step = layer.filters * w.line, 0, 0, channels * w.channel, channels * w.channel, 0
+                of_step = layer.filters * w.plane, 0, 0, channels * w.channel, channels * w.channel, 0
             elif layer.kind in (AVERAGE, LARGEST):
-                of_step = size, 0, w.line, w.channel, w.channel, w.line
+                of_step = size, 0, w.plane, w.channel, w.channel, w.plane
             else:
-                planes = w.channel if layer.kind != POINTWISE else 0
-                of_step = layer.filters * size, channels * size, channels * size, planes, planes, w.line
+                of_step = layer.filters * size, channels * size, channels * size, w.channel, w.channel, w.plane
             sizes = np.maximum(sizes, of_step)
         return np.cumsum([0, *(sizes + 2 * SLACK)])
 

@@ -24,17 +24,17 @@ WIDE = 8  # registers of a single row
 WEIGHT_COLUMNS = 4 if REGISTERS == 32 else 3  # of a block of 4 rows of a weight's gradient
 
 if numba is not None:
-    from numba.core import types
-
     from kernels.vectors import (
+        FLOATS,
         INTEGER,
+        INTEGERS,
         ZEROS,
         add_total,
-        broadcast,
+        filled,
+        instructions,
         load,
         loop,
         multiply_add,
-        pointer_of,
         store,
     )
 
@@ -44,30 +44,25 @@ if numba is not None:
         Arguments: addresses of result, weight, source and offsets, from one row of result and of weight to the next,
         the number of k.
         """
-        @numba.extending.intrinsic
-        def block(context, result, weight, source, offsets, result_stride, weight_stride, count):
-            def generate(context, builder, signature, arguments):
-                result, weight, source, offsets, result_stride, weight_stride, count = arguments
-                result, weight, source = [pointer_of(builder, address) for address in (result, weight, source)]
-                offsets = pointer_of(builder, offsets, INTEGER)
+        @instructions
+        def block(builder, result: FLOATS, weight: FLOATS, source: FLOATS, offsets: INTEGERS, result_stride,
+                  weight_stride, count):
 
-                def body(k, sums):
-                    start = builder.load(builder.gep(offsets, [k]))
-                    pixels = [load(builder, source, builder.add(start, INTEGER(v * LANES)))
-                              for v in range(vectors)]
-                    results = []
-                    for r in range(rows):
-                        place = builder.add(k, builder.mul(INTEGER(r), weight_stride))
-                        factor = broadcast(builder, builder.load(builder.gep(weight, [place])))
-                        results += [multiply_add(builder, factor, pixels[v], sums[r * vectors + v])
-                                    for v in range(vectors)]
-                    return results
-                for number, value in enumerate(loop(builder, [ZEROS] * (rows * vectors), count, 1, body)):
-                    place = builder.add(builder.mul(INTEGER(number // vectors), result_stride),
-                                        INTEGER(number % vectors * LANES))
-                    store(builder, value, result, place)
-                return context.get_dummy_value()
-            return types.void(*[types.int64] * 7), generate
+            def body(k, sums):
+                start = builder.load(builder.gep(offsets, [k]))
+                pixels = [load(builder, source, builder.add(start, INTEGER(v * LANES)))
+                          for v in range(vectors)]
+                results = []
+                for r in range(rows):
+                    place = builder.add(k, builder.mul(INTEGER(r), weight_stride))
+                    factor = filled(builder, builder.load(builder.gep(weight, [place])))
+                    results += [multiply_add(builder, factor, pixels[v], sums[r * vectors + v])
+                                for v in range(vectors)]
+                return results
+            for number, value in enumerate(loop(builder, [ZEROS] * (rows * vectors), count, 1, body)[1]):
+                place = builder.add(builder.mul(INTEGER(number // vectors), result_stride),
+                                    INTEGER(number % vectors * LANES))
+                store(builder, value, result, place)
         return block
 
     def _block_of_product_of_rows(rows, columns):
@@ -76,27 +71,22 @@ if numba is not None:
         Arguments: addresses of result, rows, source and offsets, from one row of result and of rows to the next, the
         number of pixels, a multiple of LANES.
         """
-        @numba.extending.intrinsic
-        def block(context, result, upstream, source, offsets, result_stride, upstream_stride, count):
-            def generate(context, builder, signature, arguments):
-                result, upstream, source, offsets, result_stride, upstream_stride, count = arguments
-                result, upstream, source = [pointer_of(builder, address) for address in (result, upstream, source)]
-                offsets = pointer_of(builder, offsets, INTEGER)
-                starts = [builder.load(builder.gep(offsets, [INTEGER(k)])) for k in range(columns)]
+        @instructions
+        def block(builder, result: FLOATS, upstream: FLOATS, source: FLOATS, offsets: INTEGERS, result_stride,
+                  upstream_stride, count):
+            starts = [builder.load(builder.gep(offsets, [INTEGER(k)])) for k in range(columns)]
 
-                def body(p, sums):
-                    values, results = [load(builder, source, builder.add(p, start)) for start in starts], []
-                    for r in range(rows):  # one after the other: there are registers for one of them only
-                        gradient = load(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_stride)))
-                        results += [multiply_add(builder, gradient, values[k], sums[r * columns + k])
-                                    for k in range(columns)]
-                    return results
-                for number, value in enumerate(loop(builder, [ZEROS] * (rows * columns), count, LANES, body)):
-                    place = builder.add(builder.mul(INTEGER(number // columns), result_stride),
-                                        INTEGER(number % columns))
-                    add_total(builder, builder.gep(result, [place]), value)
-                return context.get_dummy_value()
-            return types.void(*[types.int64] * 7), generate
+            def body(p, sums):
+                values, results = [load(builder, source, builder.add(p, start)) for start in starts], []
+                for r in range(rows):  # one after the other: there are registers for one of them only
+                    gradient = load(builder, upstream, builder.add(p, builder.mul(INTEGER(r), upstream_stride)))
+                    results += [multiply_add(builder, gradient, values[k], sums[r * columns + k])
+                                for k in range(columns)]
+                return results
+            for number, value in enumerate(loop(builder, [ZEROS] * (rows * columns), count, LANES, body)[1]):
+                place = builder.add(builder.mul(INTEGER(number // columns), result_stride),
+                                    INTEGER(number % columns))
+                add_total(builder, builder.gep(result, [place]), value)
         return block
 
     _four_rows, _one_row, _one_narrow_row = [_block_of_product(*sides) for sides in ((4, VECTORS), (1, WIDE),
@@ -104,6 +94,7 @@ if numba is not None:
     _four_by_many, _four_by_one = _block_of_product_of_rows(4, WEIGHT_COLUMNS), _block_of_product_of_rows(4, 1)
     _one_by_three, _one_by_one = _block_of_product_of_rows(1, 3), _block_of_product_of_rows(1, 1)
 
+NO_SHIFT = np.zeros(1, np.int64)  # for offsets_of: rows of pixels as they are
 SLACK = LANES * WIDE  # elements beyond the end of a row that multiply_row may read and write
 
 
@@ -169,17 +160,6 @@ def multiply_row(result, weight, source, offsets, length):
 
 
 @inner
-def multiply_weight_row(result, upstream, source, offsets, length):
-    """multiply_weight of a single row; from `length` to the next multiple of LANES upstream must be zero and source
-    finite."""
-    a, b, c, d = result.ctypes.data, upstream.ctypes.data, source.ctypes.data, offsets.ctypes.data
-    for k in range(0, len(offsets) - 2, 3):
-        _one_by_three(a + 4 * k, b, c, d + 8 * k, 0, 0, length)
-    for k in range(len(offsets) // 3 * 3, len(offsets)):
-        _one_by_one(a + 4 * k, b, c, d + 8 * k, 0, 0, length)
-
-
-@inner
 def offsets_of(taps, channels, step):
     """Where a product reads tap by tap of each channel; step: from one channel to the next."""
     result = np.empty(channels * len(taps), np.int64)
@@ -187,20 +167,3 @@ def offsets_of(taps, channels, step):
         for tap in range(len(taps)):
             result[channel * len(taps) + tap] = channel * step + taps[tap]
     return result
-
-
-@inner
-def starts_of(rows, size):
-    """Where the rows of a matrix [rows, size] begin."""
-    result = np.empty(rows, np.int64)
-    for row in range(rows):
-        result[row] = row * size
-    return result
-
-
-@inner
-def transpose(result, matrix, rows, columns):
-    """result [columns, rows] = a matrix [rows, columns], transposed."""
-    for row in range(rows):
-        for column in range(columns):
-            result[column * rows + row] = matrix[row * columns + column]

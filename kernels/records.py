@@ -14,8 +14,7 @@ def _record(*names, **others):
 # call leaves out.
 VALUE = _record('channels', 'pixels', 'order',
                 'tensor_channels',  # of the tensor of which an NCHW value is a part
-                'written_row',  # its row in Gradients.written, -1 for a value that one step reads
-                'at_once',  # images of a tile of the step that computes it
+                'tile_size',  # images of a tile of the step that computes it
                 'trains',  # whether a batch norm behind it needs its moments
                 'data', 'gradient')
 NORM = _record('value', 'level', 'gradient_level',  # the level that computes the value, and that at which the backward
@@ -27,23 +26,19 @@ NORM = _record('value', 'level', 'gradient_level',  # the level that computes th
                'gamma', 'beta', 'bias', 'second_bias',
                'gamma_gradient', 'beta_gradient', 'bias_gradient', 'second_bias_gradient',
                'running_mean', 'running_variance', momentum=np.float64, epsilon=np.float64)
-STEP = _record('kind', 'active', 'at_once', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
+STEP = _record('kind', 'active', 'tile_size', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
                'result', 'result_norm', 'first', 'filters', 'groups',  # first: of its filters, in the result
-               'term',  # one that adds up the result of a pooling; TERM.next leads to the others
-               'last',  # whether it is the last step that reads the source: when it is done going back, the
-               # source's gradient is complete. Read only behind a batch norm, whose readers have one level
                'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
                'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
 NODE = _record('value', 'begin', 'end', 'level')  # its terms are those from begin to end
 TERM = _record('node', 'norm', 'active', 'from_channel',  # the first channel that it reads
-               'first', 'channels', 'mixed', 'partial',  # see call.channel_of
-               'next')  # the next term that adds up the same pooling, or -1
+               'first', 'channels', 'mixed', 'partial')  # see call.channel_of
 
 
 class PlanConstants(NamedTuple):
     """What is the same in all calls.
 
-    inputs: how many values are inputs, the first ones. output_size: elements of an image of the output. chunk: images
+    inputs: how many values are inputs, the first ones. chunk: images
     of a chunk. threads: among which the work is divided; a thread that runs alone does the work of all. channels: most
     of a value behind a norm. tiles: of all chunks, at most. weights: elements of all weights. geometry: a packed
     (Window, WindowTables) for each step. levels: where the steps of each begin, and the end. nodes: of NODE. sections:
@@ -52,7 +47,6 @@ class PlanConstants(NamedTuple):
 
     images: int
     inputs: int
-    output_size: int
     chunk: int
     chunks: int
     threads: int

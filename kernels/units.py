@@ -2,43 +2,40 @@
 import numpy as np
 import paddle.nn as nn
 
-from kernels.windows import make_window, output_size
+from kernels.windows import make_window
 
 # How a step of a plan is computed, see forward.py.
-SEPARABLE, POINTWISE, ONE_TAP, DEPTHWISE, DENSE, AVERAGE, LARGEST = range(7)
+SEPARABLE, DENSE, AVERAGE, LARGEST = range(4)
 
 
 class Convolution:
-    """A full convolution of a unit, a depthwise one, or a depthwise one with a pointwise one behind it.
+    """A convolution of a unit, or a depthwise one with a pointwise one behind it.
 
     layer: paddle.nn.Conv2D, the last one. depthwise: the Conv2D in front of a pointwise one or None. corner: None, or
     for one of the two halves of FactorizedReduce k, if its 1x1 convolution reads pixel (k, k) of each 2x2 pixels.
     """
 
     def __init__(self, layer, depthwise=None, corner=None):
-        alone = depthwise is None and layer._groups > 1 and layer.weight.shape[:2] == [layer._groups, 1]
-        depthwise = layer if alone else depthwise
         self.depthwise = None if depthwise is None else depthwise.weight
-        self.weight, self.bias = None if alone else layer.weight, layer.bias
-        self.filters, self.groups = layer.weight.shape[0], 1 if alone else layer._groups
+        self.weight, self.bias = layer.weight, layer.bias
+        self.filters, self.groups = layer.weight.shape[0], layer._groups
         self.corner, first = corner, layer if depthwise is None else depthwise
         self.channels = first.weight.shape[1] * first._groups
         self.kernel, self.stride, self.dilation = first.weight.shape[2:], tuple(first._stride), first._dilation
         self.padding = tuple(first._updated_padding or (0, 0))
-        self.kind = (DEPTHWISE if alone else SEPARABLE if depthwise is not None else DENSE if max(self.kernel) > 1 else
-                     POINTWISE if corner is None and (self.stride, self.padding) == ((1, 1), (0, 0)) else ONE_TAP)
+        self.kind = DENSE if depthwise is None else SEPARABLE
 
     def fits(self):
         """Whether the sizes of the tensors agree."""
-        inputs = self.channels if self.weight is None else self.weight.shape[1] * self.groups
-        return inputs == self.channels and (self.bias is None or self.bias.shape == [self.filters])
+        return (self.weight.shape[1] * self.groups == self.channels
+                and (self.bias is None or self.bias.shape == [self.filters]))
 
     def output_sides(self, sides):
         """Height and width of the output; less than 1 where there is none."""
         if self.corner is not None:
             return tuple(-(-side // 2) for side in sides)
-        return tuple(output_size(*of_side) for of_side in zip(sides, self.kernel, self.stride, self.padding,
-                                                              self.dilation))
+        return tuple((side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side, kernel, stride, padding,
+                     dilation in zip(sides, self.kernel, self.stride, self.padding, self.dilation))
 
     def window(self, sides, images):
         """(Window, WindowTables) of so many images with these sides."""

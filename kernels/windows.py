@@ -31,24 +31,21 @@ class Window(NamedTuple):
     tap_stride: int  # from one row of taps to the next, where depthwise.py computes several rows at once, else 0
     length: int  # of a line: to the end of the last output of the tile
     span: int  # of a plane: to the end of the last pixel of the tile
-    plane: int  # from one plane to the next
+    plane: int  # from one plane to the next, and from one line to the next
     channel: int  # from one channel's planes to the next one's
     front: int  # zeros in front of a line that is read backwards
-    line: int  # from one line to the next
 
 
 class WindowTables(NamedTuple):
     """places: where the pixels column, column + column_stride, ... of a row of the first image begin in the planes,
     [row * column_stride + column], -1 where no tap reads them. taps: where each tap reads in a channel's planes.
 
-    planes: where each plane begins. Backwards a plane is the product of the lines with the taps that read it: those of
-    plane i are order[starts[i]:starts[i + 1]], and they read a line, behind its front, at
-    backwards[starts[i]:starts[i + 1]].
+    Backwards a plane is the product of the lines with the taps that read it: those of plane i are
+    order[starts[i]:starts[i + 1]], and they read a line, behind its front, at backwards[starts[i]:starts[i + 1]].
     """
 
     places: np.ndarray
     taps: np.ndarray
-    planes: np.ndarray
     starts: np.ndarray
     order: np.ndarray
     backwards: np.ndarray
@@ -73,8 +70,7 @@ def make_window(height, width, taps, stride, padding, out, images):
     front = max(shift for _, shift in read)
     tap_stride = _distance_of_taps(taps, stride) * pitch
     length, span = (out[0] - 1) * pitch + (images - 1) * image + out[1], rows * pitch
-    end = max(length, span) + 4 * tap_stride + 2 * SLACK
-    plane = end + front
+    plane = front + max(length, span) + 4 * tap_stride + 2 * SLACK
     used = sorted({number for number, _ in read})
     places = [place(row + padding[0], column + padding[1])
               for row in range(height) for column in range(min(stride[1], width))]
@@ -83,10 +79,10 @@ def make_window(height, width, taps, stride, padding, out, images):
     tables = WindowTables(*[np.array(values, np.int64) for values in (
         [used.index(number) * plane + shift if number in used else -1 for number, shift in places],
         [used.index(number) * plane + shift for number, shift in read],
-        [used.index(number) * plane for number in used], np.cumsum([0] + counts), order,
+        np.cumsum([0] + counts), order,
         [front - read[tap][1] for tap in order])])
     return Window(height, width, *out, pitch, image, min(stride[1], width), tap_stride, length, span, plane,
-                  len(used) * plane, front, front + end), tables
+                  len(used) * plane, front), tables
 
 
 def _distance_of_taps(taps, stride):
@@ -97,17 +93,13 @@ def _distance_of_taps(taps, stride):
     return distance if kernel and taps == square and stride == (1, 1) else 0
 
 
-def output_size(size, kernel, stride, padding, dilation):
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
 FIELDS = len(Window._fields)
 
 
 def pack(arrangements):
     """A matrix [steps, ...] with a (Window, WindowTables) in each row, for `unpack`: a tuple of them would be another
     type, and compiled anew, for each number of steps."""
-    rows = [np.concatenate([window, [len(tables.places), len(tables.taps), len(tables.planes)], *tables])
+    rows = [np.concatenate([window, [len(tables.places), len(tables.taps), len(tables.starts)], *tables])
             for window, tables in arrangements]
     packed = np.zeros((len(rows), max(map(len, rows), default=FIELDS + 3)), np.int64)
     for line, row in zip(packed, rows):
@@ -116,15 +108,19 @@ def pack(arrangements):
 
 
 @inner
+def is_pointwise(w, t, images):
+    """Whether the one tap reads every pixel of so many images: planes and lines are rows of pixels, without zeros."""
+    return (len(t.taps) == 1 and w.height == w.out_height == 1 and w.width == w.out_width
+            and w.length == images * w.width)
+
+
+@inner
 def unpack(row):
     """The (Window, WindowTables) of a row of pack."""
-    places, taps, planes = row[FIELDS], row[FIELDS + 1], row[FIELDS + 2]
-    begin = FIELDS + 3
-    end = begin + places + taps + planes
-    tables = WindowTables(row[begin:begin + places], row[begin + places:begin + places + taps],
-                    row[begin + places + taps:end],
-                    row[end:end + planes + 1], row[end + planes + 1:end + planes + 1 + taps],
-                    row[end + planes + 1 + taps:end + planes + 1 + 2 * taps])
+    taps, of_taps = row[FIELDS + 1], FIELDS + 3 + row[FIELDS]
+    of_order = of_taps + taps + row[FIELDS + 2]
+    tables = WindowTables(row[FIELDS + 3:of_taps], row[of_taps:of_taps + taps], row[of_taps + taps:of_order],
+                          row[of_order:of_order + taps], row[of_order + taps:of_order + 2 * taps])
     # numba builds no tuple from an array whose length it does not know
     return Window(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11],
-                  row[12], row[13]), tables
+                  row[12]), tables

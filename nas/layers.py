@@ -118,9 +118,11 @@ def parts_of(layer):
 def _block(operation):
     """The Block of an operation. That of a single convolution that is not depthwise, or of a FactorizedReduce, serves
     large inputs only."""
-    single = (isinstance(operation, list) and len(operation) == 1
-              and operation[0].convolutions[0].depthwise is None)
-    return Block([[Term(0, operation)]], smallest=SMALLEST if single else 0)
+    smallest = 0
+    if isinstance(operation, list) and len(operation) == 1:
+        convolution = operation[0].convolutions[0]
+        smallest = SMALLEST if convolution.depthwise is None and convolution.groups < convolution.channels else 0
+    return Block([[Term(0, operation)]], smallest=smallest)
 
 
 def _parts_of_sequential(layers):

@@ -295,9 +295,8 @@ def test_products_of_matrices_of_any_size(rows, columns, size):
     import numba
 
     from kernels import products
-    multiply, multiply_weight, transpose = [numba.njit(function) for function in (
-        lambda *arguments: products.multiply(*arguments), lambda *arguments: products.multiply_weight(*arguments),
-        lambda *arguments: products.transpose(*arguments))]
+    multiply, multiply_weight = [numba.njit(function) for function in (
+        lambda *arguments: products.multiply(*arguments), lambda *arguments: products.multiply_weight(*arguments))]
     rng = np.random.default_rng(0)
     weight, source, gradient = [rng.normal(size=shape).astype(np.float32)
                                 for shape in ((rows, columns), (columns, size), (rows, size))]
@@ -313,5 +312,3 @@ def test_products_of_matrices_of_any_size(rows, columns, size):
     expected = 7 + gradient.astype(np.float64) @ source.T
     assert relative_error(dweight[:rows * columns].reshape(rows, columns), expected) < 1e-5
     assert (found[0] == found[1]).all()
-    transpose(out, weight.ravel(), rows, columns)
-    assert (out[:rows * columns] == weight.T.ravel()).all()

@@ -33,20 +33,21 @@ def three_cores(monkeypatch):
     threads._helpers.cache_clear()
 
 
+def check_helpers_are_free():
+    done = np.zeros(3, np.int64)
+    for _ in range(100):
+        threads.with_barrier(_count, 3, done, 10)
+    assert done.tolist() == [100] * 3
+    assert threads._in_use.acquire(blocking=False)
+    threads._in_use.release()
+
+
 @pytest.mark.parametrize('count, work', [(1, 0), (2, 0), (3, 0), (2, 1000000), (3, 1000000)])
 def test_every_share_is_done_once(three_cores, count, work):
     done = np.zeros(count, np.int64)
     for _ in range(3):
         threads.with_barrier(_count, count, done, work)
     assert done.tolist() == [3] * count
-
-
-def test_helpers_that_have_gone_to_sleep_wake_up(three_cores, monkeypatch):
-    monkeypatch.setattr(threads, 'LOOKS', 1)
-    for _ in range(100):
-        done = np.zeros(3, np.int64)
-        threads.with_barrier(_count, 3, done, 10)
-        assert done.tolist() == [1] * 3
 
 
 def test_several_callers_at_once(three_cores):
@@ -71,20 +72,17 @@ def test_an_exception_reaches_the_caller_after_all_have_ended(three_cores, faili
     with pytest.raises(ValueError, match=str(failing)):
         threads.with_barrier(function, 3)
     assert sorted(ended) == [0, 1, 2]
-    done = np.zeros(3, np.int64)
-    threads.with_barrier(_count, 3, done, 1)
-    assert done.tolist() == [1] * 3
+    check_helpers_are_free()
 
 
 def interrupt(*_):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('where', ['in the own share', 'before a start', 'before the queue', 'behind the queue',
-                                   'after a start'])
+@pytest.mark.parametrize('where', ['in the own share', 'before a start', 'after a start'])
 def test_an_interruption_waits_for_the_helpers(three_cores, monkeypatch, where):
-    """`before the queue` and `behind the queue`: in start_task."""
-    ended = []
+    """Also for one whose start did not return."""
+    ended, submit = [], concurrent.futures.ThreadPoolExecutor.submit
 
     def function(barrier, begin, end):
         if begin == 0:
@@ -92,38 +90,31 @@ def test_an_interruption_waits_for_the_helpers(three_cores, monkeypatch, where):
         threading.Event().wait(0.2)
         ended.append(begin)
 
-    def start(helper, function, arguments, on_error):
-        if arguments[1] == 2 and where == 'before a start':
+    def start(pool, share, number):
+        if number == 2 and where == 'before a start':
             interrupt()
-        if arguments[1] == 2 and where.endswith('queue'):
-            helper.newest += 1
-            if where == 'behind the queue':
-                helper.tasks.put((helper.newest, function, arguments, on_error))
+        future = submit(pool, share, number)
+        if number == 2 and where == 'after a start':
             interrupt()
-        start_task(helper, function, arguments, on_error)
-        if arguments[1] == 2 and where == 'after a start':
-            interrupt()
-    start_task = threads.Helper.start_task
-    monkeypatch.setattr(threads.Helper, 'start_task', start)
-    for _ in range(2):
-        ended.clear()
-        with pytest.raises(KeyboardInterrupt):
-            threads.with_barrier(function, 3)
-        assert sorted(ended) == ([1] if where.startswith('before') else [1, 2])
-    monkeypatch.undo()
-    assert threads._in_use.acquire(blocking=False)
-    threads._in_use.release()
+        return future
+    with monkeypatch.context() as patch:
+        patch.setattr(concurrent.futures.ThreadPoolExecutor, 'submit', start)
+        for _ in range(2):
+            ended.clear()
+            with pytest.raises(KeyboardInterrupt):
+                threads.with_barrier(function, 3)
+            assert sorted(ended) == ([1] if where.startswith('before') else [1, 2])
+    check_helpers_are_free()
 
 
 def test_the_helpers_are_free_after_one_cannot_be_started(three_cores, monkeypatch):
-    def fail(helper):
+    def fail(thread):
         raise RuntimeError("can't start new thread")
     with monkeypatch.context() as patch:
-        patch.setattr(threads.Helper, 'start', fail)
+        patch.setattr(threading.Thread, 'start', fail)
         with pytest.raises(RuntimeError):
             threads.with_barrier(_count, 3, np.zeros(3, np.int64), 1)
-    assert threads._in_use.acquire(blocking=False)
-    threads._in_use.release()
+    check_helpers_are_free()
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
@@ -185,5 +176,4 @@ def test_nobody_waits_for_a_thread_that_has_failed(three_cores, failing):
         _wait(barrier, 3)
     with pytest.raises(ArithmeticError):
         threads.with_barrier(function, 3)
-    assert threads._in_use.acquire(blocking=False)
-    threads._in_use.release()
+    check_helpers_are_free()
