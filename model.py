@@ -94,21 +94,27 @@ def smallest_features(stride):
     return 5 + stride
 
 
+def reduction_cells(layers):
+    """The numbers of the reduction cells of a network of so many cells; the auxiliary classifier is behind the last."""
+    return {layers // 3, 2 * layers // 3}
+
+
 class _Network(nn.Layer):
     """What both networks have: cells, auxiliary head, classifier. A subclass makes the stem first.
 
-    C: channels of the first cell; reduction cells, those at layers // 3 and 2 * layers // 3, double them. layers:
-    number of cells. auxiliary: whether there is an auxiliary classifier, which only training uses. genotype: a Genotype
-    of genotypes.py; ValueError for a wrong one, UserError for one with a cell without edges.
+    C: channels of the first cell; reduction cells double them. layers: number of cells. auxiliary: whether there is an
+    auxiliary classifier, which only training uses. genotype: a Genotype of genotypes.py; ValueError for a wrong one,
+    UserError for one with a cell without edges.
     """
 
-    stem_stride = auxiliary_stride = None  # by how much the stem makes height and width smaller; of the AuxiliaryHead
+    stem_stride = None  # by which factor the stem reduces height and width
+    auxiliary_stride = None  # of the AuxiliaryHead
 
     @classmethod
     def smallest_image(cls, layers):
         """Height and width in pixels of the smallest images that the auxiliary classifier takes."""
-        reductions = len({layers // 3, 2 * layers // 3})
-        return (smallest_features(cls.auxiliary_stride) - 1) * cls.stem_stride * 2 ** reductions + 1
+        factor = cls.stem_stride * 2 ** len(reduction_cells(layers))
+        return (smallest_features(cls.auxiliary_stride) - 1) * factor + 1
 
     def _build(self, c, num_classes, layers, auxiliary, genotype, *, states, reduction_prev):
         """states: channels of the two inputs of the first cell. reduction_prev: whether the second one has half the
@@ -116,10 +122,10 @@ class _Network(nn.Layer):
         genotype = from_dict(genotype._asdict())  # genotypes written in code are checked too
         c_prev_prev, c_prev = states
         self.drop_path_prob = 0.0
-        self._auxiliary_at = 2 * layers // 3
+        self._auxiliary_at = max(reduction_cells(layers))
         self.cells = nn.LayerList()
         for i in range(layers):
-            reduction = i in (layers // 3, 2 * layers // 3)
+            reduction = i in reduction_cells(layers)
             if reduction:
                 c *= 2
             cell = Cell(genotype, c_prev_prev, c_prev, c, reduction, reduction_prev)

@@ -77,15 +77,14 @@ SEARCH_FLAGS = [
 COLLAPSE_FLAGS = [
     ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none "
                                        '(with --early_stop=eigenvalue:…: every 2 epochs)'),
-    ('early_stop', stop_rule, None, 'skip:2 stops when the normal cell has two or more skip connections after an epoch '
-                                    'with fewer, eigenvalue:1.3 when the mean of five eigenvalues exceeds 1.3 times '
-                                    'the mean four measurements before; the result is the genotype of an earlier '
-                                    'epoch'),
+    ('early_stop', stop_rule, None,
+     'skip:2 stops when the normal cell has two or more skip connections after an epoch with fewer, eigenvalue:1.3 when '
+     'the mean of five eigenvalues exceeds 1.3 times the mean four measurements before; the result is the genotype of '
+     'an earlier epoch'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'batch size per GPU'),
-    ('learning_rate', positive(), 0.025, 'initial learning rate of the weights; it decreases along a cosine over all '
-                                         'epochs'),
+    ('learning_rate', positive(), 0.025, 'initial learning rate of the weights; a cosine over all epochs'),
     ('learning_rate_min', number(0), None, 'final learning rate of the cosine (default: 1e-3; PC-DARTS and DrNAS 0)'),
     ('momentum', number(0, 1), 0.9, 'momentum of SGD'),
     ('weight_decay', number(0), 3e-4, 'L2 weight decay'),
@@ -126,11 +125,13 @@ def parse_arguments(argv=None):
     if without_recipe.derive is not None:
         argv = [*derivation.flags_of_search(without_recipe.derive), *argv]
         given, without_recipe = given_flags(argv), parser.parse_args(argv)
-    parser.set_defaults(**recipe(without_recipe.method, without_recipe.epochs if 'epochs' in given else None))
-    if without_recipe.resume and 'epochs_no_archopt' not in given:  # also with another --epochs the number stays
-        from runtime.checkpoint import saved_arguments
-        saved = saved_arguments(without_recipe.model_save_dir)
-        parser.set_defaults(**{name: saved[name] for name in ('epochs_no_archopt',) if name in saved})
+    defaults = recipe(without_recipe.method, without_recipe.epochs if 'epochs' in given else None)
+    if without_recipe.resume and 'epochs_no_archopt' in set(defaults) - given:  # stays also with another --epochs
+        from runtime.checkpoint import newest_info
+        saved = (newest_info(without_recipe.model_save_dir) or {'arguments': {}})['arguments'].get('epochs_no_archopt')
+        if type(saved) is int and saved >= 0:
+            defaults['epochs_no_archopt'] = saved
+    parser.set_defaults(**defaults)
     args = parser.parse_data(argv)
     if args.dataset == 'imagenet' and 'class_num' not in given:
         args.class_num = 1000  # for --summary, which reads no data

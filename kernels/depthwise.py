@@ -153,7 +153,7 @@ def _convolve_rows(result, weight, source, offsets, stride, pitch, height, lengt
 @shared
 def add_correlations(result, upstream, planes, t, w):
     """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
-    the outputs."""
+    the outputs and from its end to the next multiple of LANES, where the source is finite."""
     if w.tap_stride:
         _add_correlations_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.tap_stride,
                                   w.pitch, w.out_height, row_length(w, w.out_width))

@@ -204,9 +204,9 @@ class Plan:
         levels = np.searchsorted(levels, np.arange(last + 2))
         tiles = chunks * max([-(-chunk // row['tile_size']) for row in self.step_rows], default=1)
         threads = max(1, min(cpu_threads(), chunks * max(1, int(np.diff(levels).max()))))  # a job is a step and a chunk
-        self.constants = PlanConstants(self.images, len(self.states) - len(nodes), chunk, chunks, threads,
-                                 max(self.shapes[value][0] for value in self.norms['value'][1:]),
-                                 tiles, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
+        channels = max(self.shapes[value][0] for value in self.norms['value'][1:])
+        self.constants = PlanConstants(self.images, len(self.states) - len(nodes), chunk, chunks, threads, channels,
+                                       tiles, weights, pack(windows), levels, nodes, self._sections(windows), divisors)
 
     def _share_images(self):
         """How many images form a chunk. A step computes a tile of them at once, so that rows have about 1,000 pixels,

@@ -72,7 +72,7 @@ def accelerate(network, quiet=False):
 
 
 def _log_compilation(folder):
-    logger.info('acceleration: numba compiles the loops that this job needs, which takes about half a minute on free '
+    logger.info('acceleration: numba compiles the loops that this job needs, which takes 10 to 40 seconds on two free '
                 'cores; later runs find them in %s', folder)
 
 

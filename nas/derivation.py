@@ -44,8 +44,8 @@ def flags_of_search(folder):
 
     Raises UserError.
     """
-    from runtime.checkpoint import Checkpoints
-    _, _, info = Checkpoints(os.path.join(folder, 'checkpoints'), 1).newest()
+    from runtime.checkpoint import newest_info
+    info = newest_info(folder)
     if info is None:
         raise UserError(f'--derive: {folder} holds no checkpoint of a search, which the flags are read from')
     if info['arguments'].get('method') == 'random' or not {'arch_learning_rate', 'layers'} <= info['arguments'].keys():

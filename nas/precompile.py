@@ -46,7 +46,7 @@ def precompile():
 
 @contextlib.contextmanager
 def _without_garbage_collection():
-    """Keep Python from looking for cycles in numba's millions of small objects, a seventh of the time to compile."""
+    """Keep Python from looking for cycles in numba's millions of small objects, an eighth of the time to compile."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

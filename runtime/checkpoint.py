@@ -140,10 +140,11 @@ def read_checkpoint(path):
     return arrays, info
 
 
-def saved_arguments(folder):
-    """{name: value} of the arguments of the run that wrote the newest checkpoint in a run's folder; {} without one."""
+def newest_info(folder):
+    """The info of the newest checkpoint in a run's folder that is whole, None without one. What it holds beyond the
+    types of INFO is not checked."""
     _, _, info = Checkpoints(os.path.join(folder, 'checkpoints'), 1).newest()
-    return {} if info is None else info['arguments']
+    return info
 
 
 def _is_checkpoint(path):
@@ -192,10 +193,10 @@ def load_model(path, flag='--pretrained'):
     return state, description
 
 
-def set_state(model, state, what):
-    """Load arrays into a layer, floating-point numbers of another precision too, such as those of a network that was
-    trained in float16. Raises UserError that lists the names, shapes and types that don't fit; it begins with `what`.
-    """
+def set_state(model, state, what, exact=False):
+    """Load arrays into a layer, unless it must be exact also floating-point numbers of another precision, such as those
+    of a network that was saved in float16. Raises UserError that lists the names, shapes and types that don't fit; it
+    begins with `what`."""
     tensors = model.state_dict()
     wanted = {name: tuple(value.shape) for name, value in tensors.items()}
     given = {name: value.shape for name, value in state.items()}
@@ -205,7 +206,7 @@ def set_state(model, state, what):
              + [f'{name} is {given[name]}, not {wanted[name]}' for name in both if given[name] != wanted[name]]
              + [f'{name} holds {_type_name(state[name])} instead of {_type_name(tensors[name])}' for name in both
                 if _type_name(state[name]) != _type_name(tensors[name])
-                and not all('float' in _type_name(values) for values in (state[name], tensors[name]))])
+                and (exact or not all('float' in _type_name(values) for values in (state[name], tensors[name])))])
     if wrong:
         raise UserError('{} does not fit this network: {}{}'.format(
             what, '; '.join(wrong[:5]), '' if len(wrong) <= 5 else f'; and {len(wrong) - 5} more'))
@@ -220,9 +221,9 @@ def _type_name(values):
 
 def _converted(array, tensor):
     """An array with the type of a tensor."""
-    import paddle  # takes seconds, which `search.py --derive` does not need to refuse a folder
     if _type_name(array) == _type_name(tensor):
         return array
+    import paddle  # takes seconds, which `search.py --derive` does not need to refuse a folder
     if array.dtype == np.uint16:  # a bfloat16 is the first half of a float32
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return paddle.to_tensor(array).astype(tensor.dtype)

@@ -135,7 +135,7 @@ class Run:
                         paddle.__version__)
         if self.prepare is not None:
             self.prepare(info['results'])
-        set_state(self.model, _part(arrays, 'model/'), '--resume: the checkpoint')
+        set_state(self.model, _part(arrays, 'model/'), '--resume: the checkpoint', exact=True)
         for i, value in enumerate(self.statistics):
             value.set_value(arrays[f'rank{rank()}/{i}'])
         self.epoch, self.step = info['epoch'], info['step']

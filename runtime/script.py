@@ -33,7 +33,7 @@ def run_script(main):
         except UserError as error:
             _report(error)
             sys.exit(error.status)
-        except MemoryError:  # of Paddle, on a CPU or a GPU, or of numpy
+        except MemoryError:  # of Paddle, as seen on a CPU, or of numpy
             _report(UserError('out of memory: a smaller --batch_size, --init_channels or --layers needs less'))
             sys.exit(1)
         finally:

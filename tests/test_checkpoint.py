@@ -169,6 +169,8 @@ def test_numbers_of_another_precision_are_converted(kind):
     assert layer.weight.dtype == paddle.float32 and (layer.weight.numpy() == values).all()
     with pytest.raises(UserError, match='it does not fit this network: weight holds int64 instead of float32'):
         set_state(layer, {'weight': values.astype('int64'), 'bias': np.zeros(3, 'float32')}, 'it')
+    with pytest.raises(UserError, match=f'it does not fit this network: weight holds {kind} instead of float32'):
+        set_state(layer, {'weight': given, 'bias': np.zeros(3, 'float32')}, 'it', exact=True)
 
 
 def test_a_longer_search_keeps_the_number_of_epochs_without_architecture_steps(tmp_path):
@@ -179,6 +181,10 @@ def test_a_longer_search_keeps_the_number_of_epochs_without_architecture_steps(t
     assert search.parse_arguments([*words, '--epochs=8', '--resume']).epochs_no_archopt == 1
     assert search.parse_arguments([*words, '--epochs=8']).epochs_no_archopt == 2
     assert search.parse_arguments([*words, '--epochs=8', '--resume', '--epochs_no_archopt=3']).epochs_no_archopt == 3
+    for other in ([1], '1', -1, True):  # of a file that somebody changed
+        Checkpoints(str(tmp_path / 'checkpoints'), 2).save(4, 0, ARRAYS, info(epoch=4,
+                                                                              arguments={'epochs_no_archopt': other}))
+        assert search.parse_arguments([*words, '--epochs=8', '--resume']).epochs_no_archopt == 2
 
 
 def test_the_last_ones_are_kept(tmp_path):

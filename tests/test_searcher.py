@@ -227,7 +227,7 @@ def test_networks_that_cannot_be_are_refused(method, message):
         Network(6, 10, 2, method)
 
 
-def test_a_method_that_is_none_is_refused():
+def test_an_object_that_is_no_method_is_refused():
     class Other:
         primitives = ['skip_connect']
     with pytest.raises(TypeError, match='no object of a subclass of nas.methods.DARTS'):
