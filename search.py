@@ -78,9 +78,9 @@ COLLAPSE_FLAGS = [
     ('eigenvalue_freq', integer(0), 0, "epochs between two measurements of the Hessian's dominant eigenvalue; 0: none "
                                        '(with --early_stop=eigenvalue:…: every 2 epochs)'),
     ('early_stop', stop_rule, None,
-     'skip:2 stops when the normal cell has two or more skip connections after an epoch with fewer, eigenvalue:1.3 when '
-     'the mean of five eigenvalues exceeds 1.3 times the mean four measurements before; the result is the genotype of '
-     'an earlier epoch'),
+     'skip:2 stops when the normal cell has two or more skip connections after an epoch with fewer, eigenvalue:1.3 '
+     'when the mean of five eigenvalues exceeds 1.3 times the mean four measurements before; the result is the '
+     'genotype of an earlier epoch'),
 ]
 WEIGHT_FLAGS = [
     ('batch_size', integer(1), 64, 'batch size per GPU'),
