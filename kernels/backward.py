@@ -19,13 +19,13 @@ from kernels.call import (
     chunk_images,
     gradient_of,
     memory_of,
+    norm_output_gradient,
     place_of,
     row_pitch,
     tile_images,
-    upstream_of,
 )
-from kernels.compiled import floats, jit, pasted, shared
-from kernels.depthwise import add_correlations, convolve, spread_gradient
+from kernels.compiled import floats, jit, not_inlined, pasted
+from kernels.depthwise import add_weight_gradient, convolve, convolve_back
 from kernels.forward import multiply_windows, read_input
 from kernels.images import (
     LOWEST,
@@ -36,12 +36,12 @@ from kernels.images import (
     Place,
     add_norm_sums,
     address,
-    collect,
     fill,
     image_to_line,
+    image_to_planes,
     line_to_image,
     max_pool_back,
-    spread,
+    planes_to_image,
 )
 from kernels.nodes import add_difference, identities_back, sum_gradients, zero_unwritten
 from kernels.products import NO_SHIFT, multiply, multiply_weight, offsets_of
@@ -117,29 +117,29 @@ def find_coefficients(call, gradients, number):
     norm = call.norms[number]
     value = call.values[norm.value]
     channels, count = value.channels, call.plan.images * value.pixels
-    strength, of_strength = np.float64(call.strengths[norm.term]) if norm.term >= 0 else 1.0, 0.0
+    term_weight, term_weight_gradient = np.float64(call.term_weights[norm.term]) if norm.term >= 0 else 1.0, 0.0
     for c in range(channels):
         sum_d = sum_df = c1 = c2 = 0.0  # of d and of d * (f - mean)
         for thread in range(call.plan.threads):
             sum_d += gradients.sums[thread, number, c, 0]
             sum_df += gradients.sums[thread, number, c, 1]
-        scale, inverse = strength * call.scale[number, c], np.float64(call.inverse[number, c])
+        scale, inverse = term_weight * call.scale[number, c], np.float64(call.inverse[number, c])
         if norm.trains:
             c1 = -scale * inverse * inverse * sum_df / count
             c2 = -scale * sum_d / count - c1 * call.mean[number, c]
         gradients.coefficients[number, c, 0] = scale
         gradients.coefficients[number, c, 1], gradients.coefficients[number, c, 2] = c1, c2
-        of_strength += call.scale[number, c] * sum_df
+        term_weight_gradient += call.scale[number, c] * sum_df
         if norm.beta:
-            of_strength += floats(norm.beta, channels)[c] * sum_d
+            term_weight_gradient += floats(norm.beta, channels)[c] * sum_d
         if norm.gamma_gradient:
-            floats(norm.gamma_gradient, channels)[c] = strength * inverse * sum_df
-            floats(norm.beta_gradient, channels)[c] = strength * sum_d
+            floats(norm.gamma_gradient, channels)[c] = term_weight * inverse * sum_df
+            floats(norm.beta_gradient, channels)[c] = term_weight * sum_d
         if norm.bias_gradient:  # the mean of a batch takes away what a bias adds
             bias = bias_of(norm.bias_gradient, norm.second_bias_gradient, norm.second, c)
             bias[0] = 0.0 if norm.trains else scale * sum_d
     if norm.term >= 0:
-        gradients.strengths[norm.term] = of_strength
+        gradients.term_weights[norm.term] = term_weight_gradient
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,9 +147,10 @@ def find_coefficients(call, gradients, number):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@shared
+@not_inlined
 def read_gradient(call, gradients, number, images, memory):
-    """df of a convolution's filters into memory.rows: for a dense one in lines, with zeros between the pixels' rows."""
+    """Write df of a convolution's filters to memory.f_or_df, of a dense one as lines with zeros between the rows of an
+    image."""
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     result, norm = call.values[step.result], call.norms[step.result_norm]
     height, width, start = 1, result.pixels, 0
@@ -158,10 +159,10 @@ def read_gradient(call, gradients, number, images, memory):
         height, width, start, from_row, from_image, from_filter = (w.out_height, w.out_width, w.front, w.pitch, w.image,
                                                                    w.plane)
         if not is_pointwise(w, t, images.count):
-            fill(memory.rows[:step.filters * w.plane], ZERO)
+            fill(memory.f_or_df[:step.filters * w.plane], ZERO)
     for filter_ in range(step.filters):
-        c = step.first + filter_
-        d, of_d = upstream_of(call, step.result_norm, images, c)
+        c = step.first_filter + filter_
+        d, of_d = norm_output_gradient(call, step.result_norm, images, c)
         f, of_f = array_of(call, result), place_of(result, images, c)
         if not norm.trains:  # where f does not count it may be infinite
             f, of_f = d, of_d
@@ -170,8 +171,9 @@ def read_gradient(call, gradients, number, images, memory):
             factor = c0 * call.factors[norm.term, images.first + image] if norm.term >= 0 else c0
             for row in range(height):
                 to = start + filter_ * from_filter + image * from_image + row * from_row
-                combine_rows(address(memory.rows, to), address(d, of_d.start + image * of_d.image_stride + row * width),
-                             address(f, of_f.start + image * of_f.image_stride + row * width), width, factor, c1, c2)
+                at_d, at_f = of_d.start + image * of_d.image_stride, of_f.start + image * of_f.image_stride
+                combine_rows(address(memory.f_or_df, to), address(d, at_d + row * width),
+                             address(f, at_f + row * width), width, factor, c1, c2)
 
 
 @pasted
@@ -183,29 +185,29 @@ def product_back(call, gradients, number, images, thread, memory):
     pitch = row_pitch(size)
     x, floor, scale, shift = array_of(call, source), ZERO if step.relu else NO_FLOOR, ONE, ZERO
     read_gradient(call, gradients, number, images, memory)
-    multiply(memory.upstream, pitch, gradients.backward_weights[step.weight_at:], memory.rows,
+    multiply(memory.inputs_gradient, pitch, gradients.backward_weights[step.weight_at:], memory.f_or_df,
              offsets_of(NO_SHIFT, step.filters, pitch), step.channels, size)
     fill(memory.planes[:w.channel], ZERO)
     fill(memory.line[:w.plane], ZERO)
     depthwise = floats(step.depthwise, step.channels * taps)
     for c in range(step.channels):
         place, in_rows = place_of(source, images, step.from_channel + c), Place(c * pitch, pixels, images.count)
-        planes, gradient = memory.planes, memory.gradient
+        planes, gradient = memory.planes, memory.planes_gradient
         if step.norm:
             scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
-        spread(planes, x, place, w, t.places, scale, shift, floor)
+        image_to_planes(planes, x, place, w, t.row_starts, scale, shift, floor)
         if gradients.weights_wanted:
             convolve(gradient, depthwise[c * taps:], planes, t, w)
-            line_to_image(memory.between, in_rows, gradient, w)
-        image_to_line(memory.line[w.front:], memory.upstream, in_rows, w)
+            line_to_image(memory.inputs, in_rows, gradient, w)
+        image_to_line(memory.line[w.front:], memory.inputs_gradient, in_rows, w)
         if gradients.weights_wanted:
-            add_correlations(gradients.weight_sums[thread, step.depthwise_at + c * taps:], memory.line[w.front:],
+            add_weight_gradient(gradients.weight_sums[thread, step.depthwise_at + c * taps:], memory.line[w.front:],
                              planes, t, w)
         if source.gradient:
-            spread_gradient(gradient, gradients.backward_weights[step.depthwise_at + c * taps:], memory.line, t, w)
+            convolve_back(gradient, gradients.backward_weights[step.depthwise_at + c * taps:], memory.line, t, w)
         add_source_gradient(call, gradients, number, images, thread, (c, gradient, planes))
     if gradients.weights_wanted:
-        multiply_weight(gradients.weight_sums[thread, step.weight_at:], memory.rows, pitch, memory.between,
+        multiply_weight(gradients.weight_sums[thread, step.weight_at:], memory.f_or_df, pitch, memory.inputs,
                         offsets_of(NO_SHIFT, step.channels, pitch), step.filters, size)
 
 
@@ -218,22 +220,23 @@ def dense_back(call, gradients, number, images, thread, memory):
     inputs, filters = step.channels // step.groups, step.filters // step.groups  # of a group of the convolution
     size = inputs * filters * len(t.taps)
     for k in range(step.groups if call.values[step.source].gradient else 0):
-        for plane in range(len(t.starts) - 1):
-            begin, end = t.starts[plane], t.starts[plane + 1]
-            multiply(memory.gradient[k * inputs * w.channel + plane * w.plane:], w.channel,
+        for plane in range(len(t.plane_starts) - 1):
+            begin, end = t.plane_starts[plane], t.plane_starts[plane + 1]
+            multiply(memory.planes_gradient[k * inputs * w.channel + plane * w.plane:], w.channel,
                      gradients.backward_weights[step.weight_at + k * size + inputs * filters * begin:],
-                     memory.rows[k * filters * w.plane:], offsets_of(t.backwards[begin:end], filters, w.plane), inputs,
-                     w.span)
+                     memory.f_or_df[k * filters * w.plane:],
+                     offsets_of(t.backward_offsets[begin:end], filters, w.plane), inputs, w.span)
     for c in range(step.channels):
         add_source_gradient(call, gradients, number, images, thread,
-                       (c, memory.gradient[c * w.channel:], memory.planes[c * w.channel:]))
+                            (c, memory.planes_gradient[c * w.channel:], memory.planes[c * w.channel:]))
     for k in range(step.groups if gradients.weights_wanted else 0):
         multiply_weight(gradients.weight_sums[thread, step.weight_at + k * size:],
-                        memory.rows[k * filters * w.plane + w.front:], w.plane, memory.planes[k * inputs * w.channel:],
-                        offsets_of(t.taps, inputs, w.channel), filters, w.length)
+                        memory.f_or_df[k * filters * w.plane + w.front:], w.plane,
+                        memory.planes[k * inputs * w.channel:], offsets_of(t.taps, inputs, w.channel), filters,
+                        w.length)
 
 
-@shared
+@not_inlined
 def add_source_gradient(call, gradients, number, images, thread, channel):
     """Add the gradient of a channel's planes to that of the source, if it is wanted, and sum this for the batch norm in
     front; channel: its number among those that the step reads, the gradient, the planes."""
@@ -245,7 +248,7 @@ def add_source_gradient(call, gradients, number, images, thread, channel):
     dx = gradient_of(call, source)
     chunk = images.chunk_first // call.plan.chunk
     added = ONE if gradients.written[step.source, chunk, step.from_channel + c] else ZERO
-    collect(dx, place, w, t.places, gradient, planes, step.relu == 1, added)
+    planes_to_image(dx, place, w, t.row_starts, gradient, planes, step.relu == 1, added)
     if call.norms[step.norm].summed:
         whole = Place(place.start, 0, 1)
         add_norm_sums(gradients.sums[thread, step.norm, c], dx, whole, array_of(call, source), whole,
@@ -263,15 +266,16 @@ def pool_back(call, gradients, number, images, thread, memory):
     fill(memory.line[:w.plane], ZERO)
     for c in range(step.channels):
         of_f = place_of(result, images, c)
-        fill(memory.rows[:images.count * pixels], ZERO)
+        fill(memory.f_or_df[:images.count * pixels], ZERO)
         for k in range(len(call.terms)):
             norm = call.terms[k].norm
             if call.norms[norm].value != step.result or not call.terms[k].active:
                 continue
-            d, of_d = upstream_of(call, norm, images, c)
+            d, of_d = norm_output_gradient(call, norm, images, c)
             c0, c1, c2 = gradients.coefficients[norm, c]
             for image in range(images.count):
-                row, given = memory.rows[image * pixels:][:pixels], d[of_d.start + image * of_d.image_stride:][:pixels]
+                row = memory.f_or_df[image * pixels:][:pixels]
+                given = d[of_d.start + image * of_d.image_stride:][:pixels]
                 factor = c0 * call.factors[k, images.first + image]
                 add_difference(row, factor, given, ZERO, ZERO, YES)
                 if call.norms[norm].trains:
@@ -279,14 +283,14 @@ def pool_back(call, gradients, number, images, thread, memory):
                     for p in range(pixels):
                         row[p] += c1 * f_row[p] + c2
         if average:
-            multiply_windows(memory.rows[:images.count * pixels], divisors)
-        image_to_line(memory.line[w.front:], memory.rows, Place(0, pixels, images.count), w)
+            multiply_windows(memory.f_or_df[:images.count * pixels], divisors)
+        image_to_line(memory.line[w.front:], memory.f_or_df, Place(0, pixels, images.count), w)
         if average:
-            spread_gradient(memory.gradient, ones, memory.line, t, w)
+            convolve_back(memory.planes_gradient, ones, memory.line, t, w)
         else:
             place = place_of(source, images, step.from_channel + c)
-            spread(memory.planes, array_of(call, source), place, w, t.places, ONE, ZERO, LOWEST)
-            image_to_line(memory.between, f, of_f, w)
-            max_pool_back(memory.gradient[:w.channel], memory.line[w.front:], memory.between, memory.planes, t.taps,
-                            w.length)
-        add_source_gradient(call, gradients, number, images, thread, (c, memory.gradient, memory.planes))
+            image_to_planes(memory.planes, array_of(call, source), place, w, t.row_starts, ONE, ZERO, LOWEST)
+            image_to_line(memory.inputs, f, of_f, w)
+            max_pool_back(memory.planes_gradient[:w.channel], memory.line[w.front:], memory.inputs, memory.planes,
+                          t.taps, w.length)
+        add_source_gradient(call, gradients, number, images, thread, (c, memory.planes_gradient, memory.planes))

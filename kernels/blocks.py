@@ -24,7 +24,7 @@ from kernels.plans import NOTHING, WHOLE, Plan
 from kernels.threads import with_barrier
 from kernels.units import Pooling
 
-MANY = 16  # parameters, above which those that differ only in their first side are stacked
+STACK_ABOVE = 16  # parameters of a block: those that differ only in their first side are concatenated
 PARAMETERS = 'gamma', 'beta', 'bias', 'second_bias'  # of a norm
 SELECTIONS = 100  # of active terms for which a block remembers what they need
 
@@ -113,7 +113,7 @@ class Block:
                 self.selections.clear()
             members = [number for number, term in enumerate(self.parameter_terms)
                        if wanted and (active is None or active[term])]
-            self.selections[key] = _stacked(self.parameters, members, together=len(self.parameters) > MANY)
+            self.selections[key] = _stacked(self.parameters, members, stack_them=len(self.parameters) > STACK_ABOVE)
         return self.selections[key]
 
 
@@ -129,12 +129,12 @@ def _tensors(operation):
             [tensor for norm in norms for tensor in (norm._mean, norm._variance)])
 
 
-def _stacked(parameters, members, together):
-    """The Selection of the parameters with these numbers; together: whether those that differ only in
-    their first side are stacked."""
+def _stacked(parameters, members, stack_them):
+    """The Selection of the parameters with these numbers; stack_them: whether those that differ only in their first
+    side are concatenated."""
     stacks = {}
     for number in members:
-        key = tuple(parameters[number].shape[1:]) if together else number
+        key = tuple(parameters[number].shape[1:]) if stack_them else number
         stacks.setdefault(key, []).append(number)
     place_of = {}
     for stack, numbers in enumerate(stacks.values()):
@@ -192,15 +192,15 @@ class BlockOperation(Operation):
         norms['trains'] = [norm is not None and norm.training for norm, _ in plan.norm_layers]
         trained = norms['trains'].any()
         values['trains'][norms['value'][norms['trains'] > 0]] = 1
-        strengths = np.ones(len(terms), np.float32)
+        term_weights = np.ones(len(terms), np.float32)
         if self.weighted:
-            strengths = np.append(self.weights.numpy().ravel(), np.float32(1))[plan.positions]
+            term_weights = np.append(self.weights.numpy().ravel(), np.float32(1))[plan.positions]
         statistics = np.zeros((4, len(norms), constants.channels), np.float32)
         statistics[1:3] = 1  # inverse and scale
         moments = np.empty((len(values), constants.tiles if trained else 0, constants.channels, 2))
         memory = np.empty((constants.threads, constants.sections[-1]), np.float32)
         factors = np.ones((len(terms), constants.images), np.float32) if self.factors is None else self.factors
-        return Call(constants, values, norms, steps, terms, strengths, factors, *statistics, moments, memory)
+        return Call(constants, values, norms, steps, terms, term_weights, factors, *statistics, moments, memory)
 
     def _addresses_of(self, stacks):
         """The addresses of the selected parameters in the stacks."""
@@ -222,14 +222,14 @@ class BlockOperation(Operation):
 
     def backward(self, d):
         plan, block, constants, call = self.plan, self.plan.block, self.plan.constants, self.call
-        wanted, strengths_wanted = self.wanted[:block.inputs], self.weighted and self.wanted[block.inputs]
+        wanted, term_weights_wanted = self.wanted[:block.inputs], self.weighted and self.wanted[block.inputs]
         others = self.wanted[block.inputs + self.weighted:]
         weights_wanted = any(others)
         norms, values, steps = call.norms, call.values, call.steps
         norms['summed'] = ((norms['trains'] + norms['gamma'] + norms['bias'] > 0)
-                           | (norms['term'] >= 0) * strengths_wanted)
+                           | (norms['term'] >= 0) * term_weights_wanted)
         d, dxs = d.contiguous(), [new_tensor(x.shape) if wanted[k] else None for k, x in enumerate(self.inputs)]
-        kept = self._find_gradients(d, dxs, self._states_wanted(wanted, weights_wanted, strengths_wanted))
+        kept = self._find_gradients(d, dxs, self._states_wanted(wanted, weights_wanted, term_weights_wanted))
         dstacks = [new_tensor(stack.shape) if weights_wanted else None for stack in self.stacks]
         if weights_wanted:
             of_parameters = np.zeros(len(block.parameters) + 1, np.int64)
@@ -246,15 +246,15 @@ class BlockOperation(Operation):
         memory = np.empty((constants.threads, constants.sections[-1]), np.float32)
         with_barrier(backward_pass, constants.threads, call._replace(memory=memory), gradients)
         del kept
-        dweights = self._weights_gradient(gradients.strengths) if strengths_wanted else None
+        dweights = self._weights_gradient(gradients.term_weights) if term_weights_wanted else None
         return [*dxs, *[dweights] * self.weighted,
                 *[gradient if wanted else None for gradient, wanted in zip(dstacks, others)]]
 
-    def _states_wanted(self, inputs_wanted, weights_wanted, strengths_wanted):
+    def _states_wanted(self, inputs_wanted, weights_wanted, term_weights_wanted):
         """For each state whether gradients that lead to it are needed."""
         wanted = list(inputs_wanted)
         for terms in self.plan.block.nodes:
-            wanted.append(weights_wanted or any(wanted[term.source] or strengths_wanted and term.weight >= 0
+            wanted.append(weights_wanted or any(wanted[term.source] or term_weights_wanted and term.weight >= 0
                                                 for term in terms))
         return np.array(wanted) | weights_wanted
 
@@ -263,18 +263,18 @@ class BlockOperation(Operation):
         of _states_wanted."""
         plan, table = self.plan, self.call.values['gradient']
         table[:] = 0
-        inner = plan.has_gradient & wanted[plan.state_of]
-        gradients = np.empty(plan.gradients if inner.any() else 0, np.float32)
-        table[inner] = gradients.ctypes.data + 4 * plan.gradients_at[inner]
+        needed = plan.has_gradient & wanted[plan.state_of]
+        gradients = np.empty(plan.gradients if needed.any() else 0, np.float32)
+        table[needed] = gradients.ctypes.data + 4 * plan.gradients_at[needed]
         table[:len(dxs)] = [0 if dx is None else dx.data_ptr() for dx in dxs]
         if plan.output_is_read:  # the pass adds to a copy
             d = d.clone()
         self._set_output(table, d.data_ptr())
         return gradients, d
 
-    def _weights_gradient(self, strengths):
+    def _weights_gradient(self, term_weights):
         """The gradient of the tensor of weights."""
         positions = self.plan.positions
         gradient = np.zeros(self.weights.size, np.float32)
-        np.add.at(gradient, positions[positions >= 0], strengths[positions >= 0])
+        np.add.at(gradient, positions[positions >= 0], term_weights[positions >= 0])
         return paddle.to_tensor(gradient.reshape(self.weights.shape), place=CPU)

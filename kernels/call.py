@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compiled import floats, inner
+from kernels.compiled import floats, inlined
 from kernels.images import Place
 from kernels.records import NCHW, PlanConstants
 
@@ -11,9 +11,10 @@ from kernels.records import NCHW, PlanConstants
 class Call(NamedTuple):
     """What a compiled pass works with: the plan, its records with the addresses of this call, and arrays.
 
-    strengths [terms]: the weights; factors [terms, N]: of drop path. mean, inverse (1 / standard deviation), scale,
-    shift [norms, C]: scale * f + shift is what the norm gives. moments [values, tiles, C, 2]: mean and sum of squared
-    deviations of the images of each tile, of the values that need them. memory [threads, elements].
+    term_weights [terms]: the weights of the sums; factors [terms, N]: of drop path. mean, inverse (1 / standard
+    deviation), scale, shift [norms, C]: scale * f + shift is what the norm gives. moments [values, tiles, C, 2]:
+    mean and sum of squared deviations of the images of each tile, of the values that need them. memory [threads,
+    elements].
     """
 
     plan: PlanConstants
@@ -21,7 +22,7 @@ class Call(NamedTuple):
     norms: np.ndarray
     steps: np.ndarray
     terms: np.ndarray
-    strengths: np.ndarray
+    term_weights: np.ndarray
     factors: np.ndarray
     mean: np.ndarray
     inverse: np.ndarray
@@ -36,7 +37,7 @@ class Gradients(NamedTuple):
 
     written [values, chunks, C]: whether a channel of a value's gradient has been written, so that more is added to it.
     sums [threads, norms, C, 2]: of the gradient d of what a norm gives and of d * (f - mean). coefficients [norms, C,
-    3]: c0, c1, c2, with the strength of a term as a factor. strengths [terms]: the gradients of the weights of the
+    3]: c0, c1, c2, with the weight of a term as a factor. term_weights [terms]: the gradients of the weights of the
     sums. weight_sums [threads, weights]: the gradients of the convolutions' weights, summed up by each thread;
     backward_weights [weights]: the weights as the backward pass reads them. weights_wanted: whether gradients of
     weights are.
@@ -45,7 +46,7 @@ class Gradients(NamedTuple):
     written: np.ndarray
     sums: np.ndarray
     coefficients: np.ndarray
-    strengths: np.ndarray
+    term_weights: np.ndarray
     weight_sums: np.ndarray
     backward_weights: np.ndarray
     weights_wanted: bool
@@ -63,48 +64,48 @@ class Images(NamedTuple):
 class Memory(NamedTuple):
     """Arrays that a thread uses for a tile of images in one step.
 
-    rows [filters]: the product, in the backward pass df; upstream [channels]: the gradient of between; between
-    [channels]: the inputs of the product. All three are rows of images * pixels, or lines of windows.py. planes: the
-    padded pixels of the source, of all channels of a dense convolution, else of one; gradient: that of planes; line: of
-    one channel. A pooling has the gradient of its f in rows and a line of f in between.
+    f_or_df [filters]: f, the outputs of the product, in the backward pass their gradient df; inputs [channels]: of the
+    product; inputs_gradient. All three are rows of images * pixels, or lines of windows.py. planes: the padded pixels
+    of the source, of all channels of a dense convolution, else of one; planes_gradient; line: of one channel. A pooling
+    has df in f_or_df and f, as a line, in inputs.
     """
 
-    rows: np.ndarray
-    upstream: np.ndarray
-    between: np.ndarray
+    f_or_df: np.ndarray
+    inputs_gradient: np.ndarray
+    inputs: np.ndarray
     planes: np.ndarray
-    gradient: np.ndarray
+    planes_gradient: np.ndarray
     line: np.ndarray
 
 
-@inner
+@inlined
 def row_pitch(size):
-    """From one row of Memory's rows, upstream and between to the next, for rows of so many elements: steps of 4,096
-    bytes would let all rows compete for the same few lines of the cache."""
+    """From one row of Memory's f_or_df, inputs_gradient and inputs to the next, for rows of so many elements: steps of
+    4,096 bytes would let all rows compete for the same few lines of the cache."""
     return (size + 15) // 16 * 16 + 16
 
 
-@inner
+@inlined
 def memory_of(call, thread):
     memory, at = call.memory[thread], call.plan.sections
     return Memory(memory[at[0]:at[1]], memory[at[1]:at[2]], memory[at[2]:at[3]], memory[at[3]:at[4]],
                   memory[at[4]:at[5]], memory[at[5]:at[6]])
 
 
-@inner
+@inlined
 def chunk_images(call, chunk):
     first = chunk * call.plan.chunk
     count = min(call.plan.chunk, call.plan.images - first)
     return Images(first, count, first, count)
 
 
-@inner
+@inlined
 def tile_images(chunk, start, tile_size):
     """The images of a chunk from its image `start` on, at most so many."""
     return Images(chunk.first + start, min(tile_size, chunk.count - start), chunk.first, chunk.count)
 
 
-@inner
+@inlined
 def place_of(value, images, channel):
     """The Place of a channel of images, which belong to one chunk."""
     if value.order == NCHW:
@@ -114,45 +115,45 @@ def place_of(value, images, channel):
     return Place(start * value.pixels, value.pixels, images.count)
 
 
-@inner
+@inlined
 def array_of(call, value):
     return floats(value.data, call.plan.images * value.tensor_channels * value.pixels)
 
 
-@inner
+@inlined
 def gradient_of(call, value):
     return floats(value.gradient, call.plan.images * value.tensor_channels * value.pixels)
 
 
-@inner
+@inlined
 def bias_of(first, second, begin, c):
     """An array that begins with the bias of channel c: those of two convolutions begin at two addresses, the second
     ones for the channels from `begin` on."""
     return floats(first + 4 * c, 1) if c < begin else floats(second + 4 * (c - begin), 1)
 
 
-@inner
+@inlined
 def channel_of(term, channel):
     """The channel of the node to which a channel of the term is added. With partial channels a node is the mixed
     channels, then the kept ones, shuffled: the first ones of `partial` equal parts become the first channels."""
-    channel += term.first
+    channel += term.first_channel
     return channel % term.mixed * term.partial + channel // term.mixed
 
 
-@inner
+@inlined
 def channel_in(term, channel):
     """The channel of a term that is added to a channel of the node; not one of its channels if there is none."""
-    return channel % term.partial * term.mixed + channel // term.partial - term.first
+    return channel % term.partial * term.mixed + channel // term.partial - term.first_channel
 
 
-@inner
+@inlined
 def tiles_of(call, value):
     """How many tiles a chunk makes."""
     return (call.plan.chunk + value.tile_size - 1) // value.tile_size
 
 
-@inner
-def upstream_of(call, number, images, c):
+@inlined
+def norm_output_gradient(call, number, images, c):
     """(the gradient of what a norm gives as an array, the Place of its channel c)."""
     norm, channel = call.norms[number], c
     value = norm.value

@@ -80,14 +80,14 @@ def jit(function, fastmath=REORDER, **options):
         numba.config.CACHE_DIR = folder
 
 
-def inner(function):
+def inlined(function):
     """As jit, for a short function that only compiled ones call, in which it is inlined. What Python needs to call it
     is left out, which takes longer to compile than a short loop."""
     return jit(function, no_cpython_wrapper=True, forceinline=True)
 
 
-def shared(function):
-    """As inner, but not inlined: for functions that would take long to compile in each that calls them.
+def not_inlined(function):
+    """As jit, for a long function that only compiled ones call: compiled once, not in each of them.
 
     Its own sums keep the order in which they are written: a process that compiles runs the machine code of the
     function itself, and one that finds its caller in the cache a copy that was optimised with the caller. Long sums are

@@ -8,7 +8,7 @@ fetched serve all of them.
 
     pixels of row q   ->   output row q with the taps of the kernel's row 0, output row q - 1 with those of row 1, ...
 """
-from kernels.compiled import inner, numba, shared
+from kernels.compiled import inlined, not_inlined, numba
 from kernels.images import address
 from kernels.products import multiply_row, multiply_weight
 from kernels.vectors import LANES, REGISTERS
@@ -23,7 +23,7 @@ if numba is not None:
         INTEGERS,
         ZEROS,
         add_total,
-        filled,
+        broadcast,
         first_lanes,
         instructions,
         load,
@@ -46,7 +46,7 @@ if numba is not None:
 
             def body(column, sums):
                 start, sums = builder.load(builder.gep(offsets, [column])), list(sums)
-                factors = [filled(builder, builder.load(builder.gep(weight, [builder.add(
+                factors = [broadcast(builder, builder.load(builder.gep(weight, [builder.add(
                     column, INTEGER(i * kernel))]))) for i in range(kernel)]
                 for q in range(rows + kernel - 1):
                     pixels = load(builder, source, at_row(start, q))
@@ -95,13 +95,13 @@ if numba is not None:
     _column_of_5x5 = _block_of_gradient(5, 1)
 
 
-@inner
+@inlined
 def row_length(w, width):
     """From the first pixel of the first image in a row to the last one of the last image, for images of that width."""
     return w.length - (w.out_height - 1) * w.pitch - w.out_width + width
 
 
-@shared
+@not_inlined
 def convolve(line, weight, planes, t, w):
     """line = the convolution of the planes with a channel's weight."""
     if w.tap_stride:
@@ -111,21 +111,21 @@ def convolve(line, weight, planes, t, w):
         multiply_row(line, weight, planes, t.taps, w.length)
 
 
-@shared
-def spread_gradient(gradient, weight, line, t, w):
+@not_inlined
+def convolve_back(gradient, weight, line, t, w):
     """The gradient of the pixels in the planes: the backward pass of `convolve`; weight: of a channel, in the order of
-    t.order."""
+    t.tap_order."""
     if w.tap_stride:
-        first = t.places[0]
-        _convolve_rows(address(gradient, first), address(weight, 0), address(line, first), t.backwards, w.tap_stride,
-                       w.pitch, w.height, row_length(w, w.width))
+        first = t.row_starts[0]
+        _convolve_rows(address(gradient, first), address(weight, 0), address(line, first), t.backward_offsets,
+                       w.tap_stride, w.pitch, w.height, row_length(w, w.width))
         return
-    for plane in range(len(t.starts) - 1):
-        begin, end = t.starts[plane], t.starts[plane + 1]
-        multiply_row(gradient[plane * w.plane:], weight[begin:], line, t.backwards[begin:end], w.span)
+    for plane in range(len(t.plane_starts) - 1):
+        begin, end = t.plane_starts[plane], t.plane_starts[plane + 1]
+        multiply_row(gradient[plane * w.plane:], weight[begin:], line, t.backward_offsets[begin:end], w.span)
 
 
-@shared
+@not_inlined
 def _convolve_rows(result, weight, source, offsets, stride, pitch, height, length):
     """Rows 0, 1, ..., height - 1 of the result, of `length` pixels each, and up to 3 rows more at the distance of the
     taps' rows, `stride`; offsets: where each tap reads the source. All but these are addresses and numbers of elements.
@@ -150,19 +150,19 @@ def _convolve_rows(result, weight, source, offsets, stride, pitch, height, lengt
                     _four_of_5x5(result + at, weight, source + at, taps, stride)
 
 
-@shared
-def add_correlations(result, upstream, planes, t, w):
+@not_inlined
+def add_weight_gradient(result, upstream, planes, t, w):
     """Add the gradient of a channel's weight to result [taps]; upstream: a line behind its front, with zeros between
     the outputs and from its end to the next multiple of LANES, where the source is finite."""
     if w.tap_stride:
-        _add_correlations_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.tap_stride,
+        _add_weight_gradient_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.tap_stride,
                                   w.pitch, w.out_height, row_length(w, w.out_width))
         return
     multiply_weight(result, upstream, 0, planes, t.taps, 1, (w.length + LANES - 1) // LANES * LANES)
 
 
-@shared
-def _add_correlations_of_rows(result, upstream, source, offsets, stride, pitch, height, length):
+@not_inlined
+def _add_weight_gradient_of_rows(result, upstream, source, offsets, stride, pitch, height, length):
     """The arguments are those of _convolve_rows. Up to 3 rows more are read: zeros upstream, finite in the source."""
     distance, taps = stride // pitch, offsets.ctypes.data
     for first in range(min(distance, height)):

@@ -13,7 +13,7 @@ each level all threads wait for each other, compute them, wait again, sum up the
 import numpy as np
 
 from kernels.call import array_of, bias_of, chunk_images, memory_of, place_of, row_pitch, tile_images, tiles_of
-from kernels.compiled import floats, inner, jit, pasted, shared
+from kernels.compiled import floats, inlined, jit, not_inlined, pasted
 from kernels.depthwise import convolve
 from kernels.images import (
     LOWEST,
@@ -22,9 +22,9 @@ from kernels.images import (
     ZERO,
     Place,
     fill,
+    image_to_planes,
     line_to_image,
     max_pool,
-    spread,
     take_moments,
 )
 from kernels.nodes import add_terms
@@ -87,26 +87,26 @@ def convolve_images(call, number, images, tile, memory):
     f, pitch, of_chunk = array_of(call, result), row_pitch(size), images.chunk_count * result.pixels
     read_input(call, number, images, memory)
     inputs, filters = step.channels // step.groups, step.filters // step.groups  # of a group of the convolution
-    source, of_group, offsets = memory.between, 0, offsets_of(NO_SHIFT, inputs, pitch)
+    source, of_group, offsets = memory.inputs, 0, offsets_of(NO_SHIFT, inputs, pitch)
     if step.kind == DENSE:
         source, of_group, offsets = memory.planes, inputs * w.channel, offsets_of(t.taps, inputs, w.channel)
     weight = floats(step.weight, step.filters * len(offsets))
     for k in range(step.groups):
-        first, of_filters = step.first + k * filters, weight[k * filters * len(offsets):]
+        first, of_filters = step.first_filter + k * filters, weight[k * filters * len(offsets):]
         if step.kind == DENSE and (w.out_height > 1 or w.length > size):
-            multiply(memory.rows, w.plane, of_filters, source[k * of_group:], offsets, filters, w.length)
+            multiply(memory.f_or_df, w.plane, of_filters, source[k * of_group:], offsets, filters, w.length)
             for row in range(filters):
-                line_to_image(f, place_of(result, images, first + row), memory.rows[row * w.plane:], w)
+                line_to_image(f, place_of(result, images, first + row), memory.f_or_df[row * w.plane:], w)
         else:
             multiply(f[place_of(result, images, first).start:], of_chunk, of_filters, source[k * of_group:], offsets,
                      filters, size)
-    for c in range(step.first, step.first + step.filters if result.trains else step.first):
+    for c in range(step.first_filter, step.first_filter + step.filters if result.trains else step.first_filter):
         take_moments(call.moments[step.result, tile, c], f, place_of(result, images, c).start, size)
 
 
-@shared
+@not_inlined
 def read_input(call, number, images, memory):
-    """The input of a step's product for images: into memory.planes of a dense convolution, else into memory.between.
+    """The input of a step's product for images: into memory.planes of a dense convolution, else into memory.inputs.
     """
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     source, pixels, dense = call.values[step.source], call.values[step.result].pixels, step.kind == DENSE
@@ -118,11 +118,12 @@ def read_input(call, number, images, memory):
         target = memory.planes[c * w.channel:] if dense else memory.planes
         if step.norm:
             scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
-        spread(target, x, place_of(source, images, step.from_channel + c), w, t.places, scale, shift, floor)
+        place = place_of(source, images, step.from_channel + c)
+        image_to_planes(target, x, place, w, t.row_starts, scale, shift, floor)
         if not dense:
             convolve(memory.line, depthwise[c * len(t.taps):], memory.planes, t, w)
             in_rows = Place(c * row_pitch(images.count * pixels), pixels, images.count)
-            line_to_image(memory.between, in_rows, memory.line, w)
+            line_to_image(memory.inputs, in_rows, memory.line, w)
 
 
 @pasted
@@ -135,7 +136,7 @@ def pool_images(call, number, images, tile, memory):
     average = step.kind == AVERAGE
     fill(memory.planes[:w.channel], ZERO if average else LOWEST)
     for c in range(step.channels):
-        spread(memory.planes, x, place_of(source, images, step.from_channel + c), w, t.places, ONE, ZERO,
+        image_to_planes(memory.planes, x, place_of(source, images, step.from_channel + c), w, t.row_starts, ONE, ZERO,
                NO_FLOOR if average else LOWEST)
         if average:
             convolve(memory.line, ones, memory.planes, t, w)
@@ -149,7 +150,7 @@ def pool_images(call, number, images, tile, memory):
             take_moments(call.moments[step.result, tile, c], f, place.start, size)
 
 
-@inner
+@inlined
 def multiply_windows(row, divisors):
     for image in range(len(row) // len(divisors)):
         pixels = row[image * len(divisors):][:len(divisors)]
@@ -157,7 +158,7 @@ def multiply_windows(row, divisors):
             pixels[p] *= divisors[p]
 
 
-@shared
+@not_inlined
 def take_statistics(call, number):
     """A batch norm's mean, 1 / standard deviation, scale and shift: of the batch, from the moments of the tiles (Chan,
     Golub, LeVeque 1979 for putting them together), which the running statistics follow as Paddle's do; or the running

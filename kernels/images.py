@@ -1,13 +1,13 @@
 """Loops between images [N, C, H, W] and the planes and lines that windows.py describes, for one channel of a tile of
 images; sums over a channel; loops of max pooling.
 
-place: a Place, w: a Window, places: those of its WindowTables. Arrays are flattened.
+place: a Place, w: a Window, row_starts: of its WindowTables. Arrays are flattened.
 """
 from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compiled import inner, shared
+from kernels.compiled import inlined, not_inlined
 from kernels.vectors import (
     add_moments,
     add_products,
@@ -32,41 +32,41 @@ class Place(NamedTuple):
     images: int
 
 
-@inner
+@inlined
 def fill(row, value):
     """row[:] = value, which takes numba longer to compile each time."""
     for p in range(len(row)):
         row[p] = value
 
 
-@inner
+@inlined
 def address(array, position):
     """The address of array[position]; a slice would take numba longer than a short row."""
     return np.int64(array.ctypes.data) + 4 * position
 
 
-@shared
-def spread(planes, x, place, w, places, scale, shift, floor):
+@not_inlined
+def image_to_planes(planes, x, place, w, row_starts, scale, shift, floor):
     """planes = max(floor, scale * x + shift)."""
     if w.column_stride > 1:
-        _spread_columns(planes, x, place, w, places, (scale, shift, floor))
+        _image_to_strided_planes(planes, x, place, w, row_starts, (scale, shift, floor))
         return
     for image in range(place.images):
         for row in range(w.height):
-            at, first = places[row], place.start + image * place.image_stride + row * w.width
+            at, first = row_starts[row], place.start + image * place.image_stride + row * w.width
             if at >= 0:
                 scale_row(address(planes, at + image * w.image), address(x, first), w.width, scale, shift, floor)
 
 
-@shared
-def _spread_columns(planes, x, place, w, places, numbers):
-    """spread into one plane for each column modulo the stride."""
+@not_inlined
+def _image_to_strided_planes(planes, x, place, w, row_starts, numbers):
+    """image_to_planes into one plane for each column modulo the stride."""
     stride, (scale, shift, floor) = w.column_stride, numbers
     for image in range(place.images):
         for row in range(w.height):
             first, to = place.start + image * place.image_stride + row * w.width, image * w.image
             if stride == 2 and w.width % 2 == 0:
-                at_even, at_odd = places[2 * row], places[2 * row + 1]
+                at_even, at_odd = row_starts[2 * row], row_starts[2 * row + 1]
                 even, odd, pixels = address(planes, to + at_even), address(planes, to + at_odd), address(x, first)
                 if at_even >= 0 and at_odd >= 0:
                     scale_pairs(even, odd, pixels, w.width // 2, scale, shift, floor)
@@ -76,43 +76,44 @@ def _spread_columns(planes, x, place, w, places, numbers):
                     scale_odd(even, odd, pixels, w.width // 2, scale, shift, floor)
                 continue
             for column in range(stride):
-                at = places[row * stride + column]
+                at = row_starts[row * stride + column]
                 for k in range((w.width - column + stride - 1) // stride if at >= 0 else 0):
                     value = scale * x[first + column + k * stride] + shift
                     planes[to + at + k] = floor if value < floor else value
 
 
-@shared
-def collect(dx, place, w, places, gradient, values, masked, add):
+@not_inlined
+def planes_to_image(dx, place, w, row_starts, gradient, values, masked, add):
     """dx = the gradient of the planes, where their values are above 0 if it is masked, plus what was there before if
-    add is 1; the backward pass of spread. Pixels that no plane has get zeros."""
+    add is 1; the backward pass of image_to_planes.
+    Pixels that no plane has get zeros."""
     lowest = ZERO if masked else NO_FLOOR
     if w.column_stride > 1:
-        _collect_columns(dx, place, w, places, (gradient, values), lowest, add)
+        _strided_planes_to_image(dx, place, w, row_starts, (gradient, values), lowest, add)
         return
     for image in range(place.images):
         for row in range(w.height):
-            at, first = image * w.image + places[row], place.start + image * place.image_stride + row * w.width
+            at, first = image * w.image + row_starts[row], place.start + image * place.image_stride + row * w.width
             given, value = address(gradient, max(0, at)), address(values, max(0, at))
-            masked_row(address(dx, first), given, value, w.width, lowest if places[row] >= 0 else HIGHEST, add)
+            masked_row(address(dx, first), given, value, w.width, lowest if row_starts[row] >= 0 else HIGHEST, add)
 
 
-@shared
-def _collect_columns(dx, place, w, places, planes, lowest, add):
-    """The backward pass of _spread_columns; planes: of the gradients and of the values."""
+@not_inlined
+def _strided_planes_to_image(dx, place, w, row_starts, planes, lowest, add):
+    """The backward pass of _image_to_strided_planes; planes: of the gradients and of the values."""
     stride, (gradient, values) = w.column_stride, planes
     for image in range(place.images):
         for row in range(w.height):
             first, of_image = place.start + image * place.image_stride + row * w.width, image * w.image
             if stride == 2 and w.width % 2 == 0:
-                at_even, at_odd = places[2 * row], places[2 * row + 1]
+                at_even, at_odd = row_starts[2 * row], row_starts[2 * row + 1]
                 even, odd, to = of_image + max(0, at_even), of_image + max(0, at_odd), address(dx, first)
                 lowest_even, lowest_odd = lowest if at_even >= 0 else HIGHEST, lowest if at_odd >= 0 else HIGHEST
                 masked_pairs(to, address(gradient, even), address(gradient, odd), address(values, even),
                              address(values, odd), w.width // 2, lowest_even, lowest_odd, add)
                 continue
             for column in range(stride):
-                at = places[row * stride + column]
+                at = row_starts[row * stride + column]
                 for k in range((w.width - column + stride - 1) // stride):
                     given = ZERO
                     if at >= 0 and values[of_image + at + k] > lowest:
@@ -121,7 +122,7 @@ def _collect_columns(dx, place, w, places, planes, lowest, add):
                     dx[to] = dx[to] + given if add > 0 else given
 
 
-@shared
+@not_inlined
 def line_to_image(out, place, line, w):
     """out = line."""
     for image in range(place.images):
@@ -130,7 +131,7 @@ def line_to_image(out, place, line, w):
             scale_row(address(out, to), address(line, at), w.out_width, ONE, ZERO, NO_FLOOR)
 
 
-@shared
+@not_inlined
 def image_to_line(line, x, place, w):
     """line = x, with what lies between the rows as it was."""
     for image in range(place.images):
@@ -139,7 +140,7 @@ def image_to_line(line, x, place, w):
             scale_row(address(line, at), address(x, first), w.out_width, ONE, ZERO, NO_FLOOR)
 
 
-@inner
+@inlined
 def take_moments(result, x, start, size):
     """result = mean and sum of squared deviations of the `size` elements from x[start] on."""
     result[:] = 0
@@ -150,7 +151,7 @@ def take_moments(result, x, start, size):
     result[0] = mean + result[0] / size  # what rounding has left
 
 
-@inner
+@inlined
 def add_norm_sums(result, d, place_of_d, f, place_of_f, pixels, mean):
     """Add the sums of d and of d * (f - mean) of a channel to result."""
     for image in range(place_of_d.images):
@@ -158,7 +159,7 @@ def add_norm_sums(result, d, place_of_d, f, place_of_f, pixels, mean):
                      address(f, place_of_f.start + image * place_of_f.image_stride), pixels, mean)
 
 
-@shared
+@not_inlined
 def max_pool(line, planes, taps, length):
     """line = the largest pixel of each window."""
     to, last = line[:length], len(taps) - 1
@@ -175,7 +176,7 @@ def max_pool(line, planes, taps, length):
             to[p] = value if value > other else other
 
 
-@shared
+@not_inlined
 def max_pool_back(gradient, left, line, planes, taps, length):
     """Give what is left of each output's gradient to the first pixel of its window that is as large."""
     fill(gradient, ZERO)

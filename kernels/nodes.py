@@ -1,6 +1,6 @@
 """Nodes of a plan, the sums of their terms, and what their gradients give to the terms, for a chunk of images."""
-from kernels.call import array_of, channel_in, chunk_images, gradient_of, place_of, upstream_of
-from kernels.compiled import floats, inner, pasted, shared
+from kernels.call import array_of, channel_in, chunk_images, gradient_of, norm_output_gradient, place_of
+from kernels.compiled import floats, inlined, not_inlined, pasted
 from kernels.images import NO, YES, ZERO, Place, add_norm_sums, fill
 
 
@@ -19,7 +19,7 @@ def add_terms(call, number, chunk):
                 continue
             source, scale, mean = call.values[norm.value], call.scale[term.norm, c], call.mean[term.norm, c]
             f, place = array_of(call, source), place_of(source, images, term.from_channel + c)
-            beta, weight = floats(norm.beta, term.channels)[c] if norm.beta else ZERO, call.strengths[k]
+            beta, weight = floats(norm.beta, term.channels)[c] if norm.beta else ZERO, call.term_weights[k]
             for image in range(images.count):
                 factor = weight * call.factors[k, images.first + image]
                 add_difference(out[to.start + image * to.image_stride:][:pixels], factor * scale,
@@ -29,7 +29,7 @@ def add_terms(call, number, chunk):
             fill(out[to.start + image * to.image_stride:][:pixels], ZERO)
 
 
-@inner
+@inlined
 def add_difference(row, scale, values, mean, shift, add):
     """row (+)= scale * (values - mean) + shift."""
     if add:
@@ -40,7 +40,7 @@ def add_difference(row, scale, values, mean, shift, add):
             row[p] = scale * (values[p] - mean) + shift
 
 
-@shared
+@not_inlined
 def zero_unwritten(call, gradients, number, chunk):
     """Set the channels of a value's gradient to zero to which nothing was given."""
     value, images = call.values[number], chunk_images(call, chunk)
@@ -63,7 +63,7 @@ def sum_gradients(call, gradients, number, chunk, thread):
         value, sums = call.values[norm.value], gradients.sums[thread, term.norm]
         f = array_of(call, value)
         for c in range(term.channels if term.active and norm.summed else 0):
-            d, of_d = upstream_of(call, term.norm, images, c)
+            d, of_d = norm_output_gradient(call, term.norm, images, c)
             of_f, mean = place_of(value, images, term.from_channel + c), call.mean[term.norm, c]
             for image in range(images.count):
                 factor, sum_d, sum_df = call.factors[k, images.first + image], sums[c, 0], sums[c, 1]
@@ -86,7 +86,7 @@ def identities_back(call, gradients, number, chunk):
         row = gradient_of(call, value)
         for c in range(term.channels):
             weight = gradients.coefficients[term.norm, c, 0]
-            d, of_d = upstream_of(call, term.norm, images, c)
+            d, of_d = norm_output_gradient(call, term.norm, images, c)
             place = place_of(value, images, term.from_channel + c)
             added = gradients.written[state, chunk, term.from_channel + c] == 1
             for image in range(images.count):

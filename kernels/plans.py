@@ -93,7 +93,7 @@ class Plan:
             self.norm_rows[row['norm']]['gradient_level'] = level
             row['partial'] = 1 if row['part'] == WHOLE else self.block.partial
             row['mixed'] = self.shapes[value][0] // row['partial']
-            row['first'] = row['mixed'] if row['part'] == KEPT else 0
+            row['first_channel'] = row['mixed'] if row['part'] == KEPT else 0
         self.node_rows.append(dict(value=value, begin=begin, end=len(self.term_rows), level=level))
         self.states.append(value)
         return True
@@ -143,7 +143,8 @@ class Plan:
                 return None, None
             value, first = self._add_value(shape, self.level_of[source.value] + 1, state), 0
             for convolution in unit.convolutions:
-                self._add_step(convolution, source, value, norm=norm, relu=unit.relu, first=first)
+                self._add_step(convolution, source, value, norm=norm, relu=unit.relu,
+                               first_filter=first)
                 self.pairs.append((self.step_rows[-1], term))
                 first += convolution.filters
             layers = unit.norm, unit.convolutions
@@ -238,11 +239,11 @@ class Plan:
         inside = np.ones(len(rows), bool)
         inside[outside] = False
         sizes = self.images * self.values['channels'] * self.values['pixels'] * inside
-        inner = np.zeros(len(rows), bool)
-        inner[[row['source'] for row in self.step_rows] + self.states] = True
-        self.has_data, self.has_gradient = inside, inner & inside
+        read = np.zeros(len(rows), bool)  # by a step or, the states, by a term
+        read[[row['source'] for row in self.step_rows] + self.states] = True
+        self.has_data, self.has_gradient = inside, read & inside
         self.data, self.data_at = _in_a_row(sizes)
-        self.gradients, self.gradients_at = _in_a_row(sizes * inner)
+        self.gradients, self.gradients_at = _in_a_row(sizes * read)
         self.state_of = np.array(self.state_of)
 
     def _build_norms(self):

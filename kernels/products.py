@@ -16,7 +16,7 @@ used later. Addresses are therefore taken of arguments only.
 """
 import numpy as np
 
-from kernels.compiled import inner, numba, shared
+from kernels.compiled import inlined, not_inlined, numba
 from kernels.vectors import LANES, REGISTERS
 
 VECTORS = 4 if REGISTERS == 32 else 3  # registers along the pixels of a block of 4 rows
@@ -30,7 +30,7 @@ if numba is not None:
         INTEGERS,
         ZEROS,
         add_total,
-        filled,
+        broadcast,
         instructions,
         load,
         loop,
@@ -55,7 +55,7 @@ if numba is not None:
                 results = []
                 for r in range(rows):
                     place = builder.add(k, builder.mul(INTEGER(r), weight_stride))
-                    factor = filled(builder, builder.load(builder.gep(weight, [place])))
+                    factor = broadcast(builder, builder.load(builder.gep(weight, [place])))
                     results += [multiply_add(builder, factor, pixels[v], sums[r * vectors + v])
                                 for v in range(vectors)]
                 return results
@@ -98,7 +98,7 @@ NO_SHIFT = np.zeros(1, np.int64)  # for offsets_of: rows of pixels as they are
 SLACK = LANES * WIDE  # elements beyond the end of a row that multiply_row may read and write
 
 
-@shared
+@not_inlined
 def multiply(result, result_stride, weight, source, offsets, rows, size):
     """result[r * result_stride + p] = sum_k weight[r, k] * source[offsets[k] + p] for r < rows, p < size: the product
     of two matrices if offsets are the starts of rows, a dense convolution if they are those of shifted rows.
@@ -123,7 +123,7 @@ def multiply(result, result_stride, weight, source, offsets, rows, size):
                 row[p] += factor * row_of_source[p]
 
 
-@shared
+@not_inlined
 def multiply_weight(result, gradient, gradient_stride, source, offsets, rows, size):
     """result[r, k] += sum_p gradient[r * gradient_stride + p] * source[offsets[k] + p]; result [rows, len(offsets)],
     flattened: the gradient of the weight of multiply."""
@@ -151,7 +151,7 @@ def multiply_weight(result, gradient, gradient_stride, source, offsets, rows, si
                     result[r * columns + k] += gradient[r * stride + p] * source[offsets[k] + p]
 
 
-@inner
+@inlined
 def multiply_row(result, weight, source, offsets, length):
     """multiply of a single row, and up to SLACK elements more: a depthwise convolution of a channel."""
     a, b, c, d = result.ctypes.data, weight.ctypes.data, source.ctypes.data, offsets.ctypes.data
@@ -159,7 +159,7 @@ def multiply_row(result, weight, source, offsets, length):
         _one_row(a + 4 * p, b, c + 4 * p, d, 0, 0, len(offsets))
 
 
-@inner
+@inlined
 def offsets_of(taps, channels, step):
     """Where a product reads tap by tap of each channel; step: from one channel to the next."""
     result = np.empty(channels * len(taps), np.int64)

@@ -27,22 +27,22 @@ NORM = _record('value', 'level', 'gradient_level',  # the level that computes th
                'gamma_gradient', 'beta_gradient', 'bias_gradient', 'second_bias_gradient',
                'running_mean', 'running_variance', momentum=np.float64, epsilon=np.float64)
 STEP = _record('kind', 'active', 'tile_size', 'source', 'from_channel', 'channels', 'norm', 'relu',  # what it reads
-               'result', 'result_norm', 'first', 'filters', 'groups',  # first: of its filters, in the result
+               'result', 'result_norm', 'first_filter', 'filters', 'groups',  # first_filter: in the result
                'depthwise_at', 'weight_at',  # where the weights begin among all weights' gradients
                'divisors_at', 'depthwise', 'weight', 'depthwise_gradient', 'weight_gradient')
 NODE = _record('value', 'begin', 'end', 'level')  # its terms are those from begin to end
 TERM = _record('node', 'norm', 'active', 'from_channel',  # the first channel that it reads
-               'first', 'channels', 'mixed', 'partial')  # see call.channel_of
+               'first_channel', 'channels', 'mixed', 'partial')  # see call.channel_of
 
 
 class PlanConstants(NamedTuple):
     """What is the same in all calls.
 
-    inputs: how many values are inputs, the first ones. chunk: images
-    of a chunk. threads: among which the work is divided; a thread that runs alone does the work of all. channels: most
-    of a value behind a norm. tiles: of all chunks, at most. weights: elements of all weights. geometry: a packed
-    (Window, WindowTables) for each step. levels: where the steps of each begin, and the end. nodes: of NODE. sections:
-    where the sections of a thread's memory begin, see call.Memory. divisors: 1 / pixels of all windows of poolings.
+    images: of the batch. inputs: how many values are inputs, the first ones. chunk: images of a chunk. threads: among
+    which the work is divided; a thread that runs alone does the work of all. channels: most of a value behind a norm.
+    tiles: of all chunks, at most. weights: elements of all weights. geometry: a packed (Window, WindowTables) for each
+    step. levels: where the steps of each begin, and the end. nodes: records of NODE. sections: where the sections of a
+    thread's memory begin, see call.Memory. divisors: 1 / pixels of all windows of poolings.
     """
 
     images: int

@@ -13,10 +13,10 @@ import threading
 
 import numpy as np
 
-from kernels.compiled import inner, jit, numba
+from kernels.compiled import inlined, jit, numba
 from runtime.parallel import cpu_threads
 
-LOOKS = 5000  # before a thread that waits lets others run: 0.1 to 0.2 ms on x86
+SPINS = 5000  # before a thread that waits lets others run: 0.1 to 0.2 ms on x86
 ENDED = 2**62  # of a barrier: nobody waits any more
 
 if numba is not None:
@@ -54,11 +54,11 @@ def _wait_for(address, count):
     looks = 0
     while _load(address) < count:
         looks += 1
-        if looks > LOOKS:  # there are more threads than cores
+        if looks > SPINS:  # there are more threads than cores
             let_others_run()
 
 
-@inner
+@inlined
 def wait_at(barrier, threads, number):
     """Wait, in a function that with_barrier runs, until all of its threads have come here. number: of the waits at this
     barrier, counted from 1."""

@@ -40,19 +40,19 @@ if numba is not None:
             return types.void(*[types.float32 if kind is FLOAT else types.int64 for kind in kinds]), generate
         return numba.extending.intrinsic(typed)
 
-    def _kind(lanes):
+    def _vector_type(lanes):
         return ir.VectorType(FLOAT, lanes) if lanes > 1 else FLOAT
 
     def load(builder, pointer, position, lanes=LANES):
         """A vector of the numbers from pointer[position] on, or the number there."""
-        place = builder.bitcast(builder.gep(pointer, [position]), _kind(lanes).as_pointer())
+        place = builder.bitcast(builder.gep(pointer, [position]), _vector_type(lanes).as_pointer())
         return builder.load(place, align=4)
 
     def store(builder, value, pointer, position):
         """Write a vector, or a number, to pointer[position]."""
         builder.store(value, builder.bitcast(builder.gep(pointer, [position]), value.type.as_pointer()), align=4)
 
-    def filled(builder, number, lanes=LANES):
+    def broadcast(builder, number, lanes=LANES):
         """A vector of equal numbers, or the number."""
         if lanes == 1:
             return number
@@ -78,10 +78,10 @@ if numba is not None:
         """A vector whose lanes from number `count` on are zeros."""
         kind = ir.IntType(32)
         numbers = ir.Constant(ir.VectorType(kind, LANES), list(range(LANES)))
-        limit = filled(builder, builder.trunc(count, kind))
+        limit = broadcast(builder, builder.trunc(count, kind))
         return builder.select(builder.icmp_signed('<', numbers, limit), vector, ZEROS)
 
-    def _as_it_is(builder, branch):
+    def _keep_as_loop(builder, branch):
         """Keep LLVM from unrolling or vectorising the loop that a branch closes, which takes long and gains nothing."""
         module = builder.module
         hints = [module.add_metadata([ir.MetaDataString(module, 'llvm.loop.unroll.disable')]),
@@ -103,14 +103,14 @@ if numba is not None:
         builder.position_at_end(start)
         results = body(p, present)
         following = builder.add(p, INTEGER(step))
-        _as_it_is(builder, builder.branch(test))
+        _keep_as_loop(builder, builder.branch(test))
         for phi, initial, value in zip([p, *present], [position, *sums], [following, *results]):
             phi.add_incoming(initial, before)
             phi.add_incoming(value, builder.block)
         builder.position_at_end(after)
         return p, present
 
-    def along(builder, size, body):
+    def for_each_vector(builder, size, body):
         """body(p, lanes) for p in range(size), in vectors of numbers first and in single ones at the end."""
         position = INTEGER(0)
         for lanes in (LANES, 4, 1):
@@ -121,7 +121,7 @@ if numba is not None:
         """target[k] += sum_p compute(values of the sources at p, mean)[k] for k < 2, p < size. Four vectors at a time
         have sums of their own: none waits for another."""
         def sums_of(lanes, vectors):
-            means = filled(builder, mean, lanes)
+            means = broadcast(builder, mean, lanes)
 
             def body(p, sums):
                 results = []
@@ -161,8 +161,8 @@ if numba is not None:
         row, numbers."""
         def body(p, lanes):
             values = [load(builder, source, p, lanes) for source in sources]
-            store(builder, compute(*values, *[filled(builder, scalar, lanes) for scalar in scalars]), target, p)
-        along(builder, size, body)
+            store(builder, compute(*values, *[broadcast(builder, scalar, lanes) for scalar in scalars]), target, p)
+        for_each_vector(builder, size, body)
 
     def _scaled(builder, value, scale, shift, floor):
         """max(floor, scale * value + shift), or no number."""
@@ -211,9 +211,9 @@ if numba is not None:
                 values = [load(builder, source, builder.add(first, INTEGER(k)), lanes) for k in (0, lanes)]
                 for k in kept:
                     chosen = _choose(builder, *values, list(range(k, 2 * lanes, 2)))
-                    numbers = [filled(builder, scalar, lanes) for scalar in (scale, shift, floor)]
+                    numbers = [broadcast(builder, scalar, lanes) for scalar in (scale, shift, floor)]
                     store(builder, _scaled(builder, chosen, *numbers), (even, odd)[k], p)
-            along(builder, size, body)
+            for_each_vector(builder, size, body)
         return scale_pairs
 
     scale_pairs, scale_even, scale_odd = _scale_pairs((0, 1)), _scale_pairs((0,)), _scale_pairs((1,))
@@ -224,13 +224,13 @@ if numba is not None:
         """target[2 * p] = even[p] where even_values[p] > lowest_even, else 0, and target[2 * p + 1] likewise, plus what
         was there before if add > 0."""
         def body(p, lanes):
-            given = [_where(builder, load(builder, values, p, lanes), filled(builder, lowest, lanes),
+            given = [_where(builder, load(builder, values, p, lanes), broadcast(builder, lowest, lanes),
                             load(builder, source, p, lanes))
                      for source, values, lowest in ((even, even_values, lowest_even), (odd, odd_values, lowest_odd))]
             for k in (0, lanes):
                 position = builder.add(builder.mul(p, INTEGER(2)), INTEGER(k))
                 chosen = _choose(builder, *given, [(k + i) // 2 + (k + i) % 2 * lanes for i in range(lanes)])
-                before = _where(builder, filled(builder, add, lanes), filled(builder, FLOAT(0.0), lanes),
+                before = _where(builder, broadcast(builder, add, lanes), broadcast(builder, FLOAT(0.0), lanes),
                                 load(builder, target, position, lanes))
                 store(builder, builder.fadd(before, chosen), target, position)
-        along(builder, size, body)
+        for_each_vector(builder, size, body)

@@ -1,5 +1,5 @@
 """The weights of a plan's convolutions as the backward pass reads them, and the sums that become their gradients."""
-from kernels.compiled import floats, inner, pasted
+from kernels.compiled import floats, inlined, pasted
 from kernels.products import NO_SHIFT
 from kernels.units import AVERAGE, DENSE
 from kernels.windows import unpack
@@ -18,17 +18,17 @@ def arrange_weights(call, gradients, number):
         size = filters * inputs  # of a tap of a group
         weight = floats(step.weight, step.groups * size * taps)
         for k in range(step.groups):
-            for plane in range(len(t.starts) - 1):
-                begin, end = t.starts[plane], t.starts[plane + 1]
+            for plane in range(len(t.plane_starts) - 1):
+                begin, end = t.plane_starts[plane], t.plane_starts[plane + 1]
                 arrange(to[size * (k * taps + begin):], weight[k * size * taps:], filters, inputs, taps,
-                        t.order[begin:end])
+                        t.tap_order[begin:end])
     else:
         arrange(gradients.backward_weights[step.depthwise_at:], floats(step.depthwise, step.channels * taps), 1,
-                step.channels, taps, t.order)
+                step.channels, taps, t.tap_order)
         arrange(to, floats(step.weight, step.filters * step.channels), step.filters, step.channels, 1, NO_SHIFT)
 
 
-@inner
+@inlined
 def arrange(result, weight, filters, channels, taps, order):
     """result [channels, filters, len(order)] = a weight [filters, channels, taps] at the taps of that order."""
     to = 0
@@ -52,7 +52,7 @@ def sum_over_threads(call, gradients, number, thread):
     sum_weights(floats(step.weight_gradient, size), gradients.weight_sums, step.weight_at, size, thread)
 
 
-@inner
+@inlined
 def sum_weights(out, weight_sums, at, size, thread):
     begin, end = size * thread // len(weight_sums), size * (thread + 1) // len(weight_sums)
     to = out[begin:end]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compiled import inner
+from kernels.compiled import inlined
 from kernels.products import SLACK
 
 
@@ -37,18 +37,19 @@ class Window(NamedTuple):
 
 
 class WindowTables(NamedTuple):
-    """places: where the pixels column, column + column_stride, ... of a row of the first image begin in the planes,
+    """row_starts: where the pixels column, column + column_stride, ... of a row of the first image begin in the planes,
     [row * column_stride + column], -1 where no tap reads them. taps: where each tap reads in a channel's planes.
 
     Backwards a plane is the product of the lines with the taps that read it: those of plane i are
-    order[starts[i]:starts[i + 1]], and they read a line, behind its front, at backwards[starts[i]:starts[i + 1]].
+    tap_order[begin:end] with begin, end = plane_starts[i:i + 2], and they read a line, behind its front, at
+    backward_offsets[begin:end].
     """
 
-    places: np.ndarray
+    row_starts: np.ndarray
     taps: np.ndarray
-    starts: np.ndarray
-    order: np.ndarray
-    backwards: np.ndarray
+    plane_starts: np.ndarray
+    tap_order: np.ndarray
+    backward_offsets: np.ndarray
 
 
 @functools.lru_cache(1024)
@@ -99,7 +100,7 @@ FIELDS = len(Window._fields)
 def pack(arrangements):
     """A matrix [steps, ...] with a (Window, WindowTables) in each row, for `unpack`: a tuple of them would be another
     type, and compiled anew, for each number of steps."""
-    rows = [np.concatenate([window, [len(tables.places), len(tables.taps), len(tables.starts)], *tables])
+    rows = [np.concatenate([window, [len(tables.row_starts), len(tables.taps), len(tables.plane_starts)], *tables])
             for window, tables in arrangements]
     packed = np.zeros((len(rows), max(map(len, rows), default=FIELDS + 3)), np.int64)
     for line, row in zip(packed, rows):
@@ -107,14 +108,14 @@ def pack(arrangements):
     return packed
 
 
-@inner
+@inlined
 def is_pointwise(w, t, images):
     """Whether the one tap reads every pixel of so many images: planes and lines are rows of pixels, without zeros."""
     return (len(t.taps) == 1 and w.height == w.out_height == 1 and w.width == w.out_width
             and w.length == images * w.width)
 
 
-@inner
+@inlined
 def unpack(row):
     """The (Window, WindowTables) of a row of pack."""
     taps, of_taps = row[FIELDS + 1], FIELDS + 3 + row[FIELDS]

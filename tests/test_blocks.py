@@ -330,7 +330,7 @@ def test_no_tap_reads_a_pixel_of_another_row_or_image():
         for image in range(2):
             for row in range(height):
                 for column in range(width):
-                    at = tables.places[row * w.column_stride + column % stride[1]]
+                    at = tables.row_starts[row * w.column_stride + column % stride[1]]
                     value = 1 + (image * height + row) * width + column
                     padded[image, row + padding[0], column + padding[1]] = value
                     if at >= 0:
