@@ -69,65 +69,66 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    writes_files = not (args.eval_only or args.predict or args.export or args.summary)
-    start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
+    trains = not (args.eval_only or args.predict or args.export or args.summary)
+    start_script(args.model_save_dir if trains else None, arguments=vars(args), use_gpu=args.use_gpu,
                  use_data_parallel=args.use_data_parallel, seed=args.seed, batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
-    from model import NetworkCIFAR
     from nas import accelerate
-    from reader import class_count, class_count_without_data, image_shape, train_valid
-    from training import evaluation, prediction
+    from reader import image_shape
+    from training import evaluation
     from training.export import export
-    from training.summary import summary
-
-    def described(class_num):
-        return evaluation.describe(NetworkCIFAR, genotype_of(args.arch), init_channels=args.init_channels,
-                                   layers=args.layers, class_num=class_num, auxiliary=args.auxiliary)
 
     model = description = None
     if args.pretrained:
-        must_match = given if not writes_files else given - {'class_num'}  # training may change the number of classes
-        model, description = evaluation.load(args.pretrained, NetworkCIFAR, described(args.class_num), must_match)
-        seed, args = args.seed, with_data_of(description, args, given)
-        if args.seed != seed:
-            set_seed(args.seed)
+        model, description, args = load_pretrained(args, given, trains)
     images = image_shape(args)
     if description is not None and 'image_size' not in given:
         images = evaluation.image_shape_of(description, default=images)
     if args.summary:
-        model = model or evaluation.build(NetworkCIFAR, described(class_count_without_data(args, given)))
-        print(summary(model, images, args.batch_size))
+        print_summary(model, images, args, given)
         return
     if args.export:
         export(model, args.export, images, args.format)
-        if not args.eval_only:
-            return
     if args.predict:
         predict(accelerate(model), description, images, args)
-        return
-    if not args.eval_only:
-        evaluation.check_image_size(NetworkCIFAR, description or described(args.class_num), images)
-    test_loader = train_valid(args.batch_size, False, False, args)
-    images = test_loader.source.image_shape
     if args.eval_only:
-        test_loader.source.check_labels(description['class_num'])
-        evaluation.log_size(model, images)
-        evaluation.score(accelerate(model), test_loader, precision_options(args))
-        return
-    train_loader = train_valid(args.batch_size, True, True, args)
-    class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
-    test_loader.source.check_labels(class_num)
-    if description is None:
-        description = described(class_num)
-        model = evaluation.build(NetworkCIFAR, description)
-    else:
-        model, description = evaluation.with_classes(NetworkCIFAR, model, description, class_num)
-    # The data of this training, also where --pretrained was trained on other data.
-    description = prediction.with_images(description, train_loader.source,
-                                         data={name: getattr(args, name) for name in DATA_OF_NETWORK})
-    evaluation.log_size(model, images)
-    train(accelerate(model), description, train_loader, test_loader, args)
+        score(model, description, args)
+    if trains:
+        model, description, *loaders = prepare_training(model, description, images, args, given)
+        train(accelerate(model), description, *loaders, args)
+
+
+def described(args, class_num):
+    """The description, as in best_model.json, of the network that the flags stand for."""
+    from model import NetworkCIFAR
+    from training import evaluation
+    return evaluation.describe(NetworkCIFAR, genotype_of(args.arch), init_channels=args.init_channels,
+                               layers=args.layers, class_num=class_num, auxiliary=args.auxiliary)
+
+
+def load_pretrained(args, given, trains):
+    """(network, its description, the arguments with the data that it was trained on) of --pretrained."""
+    from model import NetworkCIFAR
+    from training import evaluation
+
+    must_match = given - {'class_num'} if trains else given  # training may change the number of classes
+    model, description = evaluation.load(args.pretrained, NetworkCIFAR, described(args, args.class_num), must_match)
+    seed, args = args.seed, with_data_of(description, args, given)
+    if args.seed != seed:
+        set_seed(args.seed)
+    return model, description, args
+
+
+def print_summary(model, images, args, given):
+    """Print what --summary asks for. model: of --pretrained or None. images: their shape [3, H, W]."""
+    from model import NetworkCIFAR
+    from reader import class_count_without_data
+    from training import evaluation
+    from training.summary import summary
+
+    model = model or evaluation.build(NetworkCIFAR, described(args, class_count_without_data(args, given)))
+    print(summary(model, images, args.batch_size))
 
 
 def predict(model, description, shape, args):
@@ -140,8 +141,47 @@ def predict(model, description, shape, args):
                        as_json=args.json)
 
 
+def score(model, description, args):
+    """Print the accuracy on the test images."""
+    from nas import accelerate
+    from reader import train_valid
+    from training import evaluation
+
+    test_loader = train_valid(args.batch_size, False, False, args)
+    test_loader.source.check_labels(description['class_num'])
+    evaluation.log_size(model, test_loader.source.image_shape)
+    evaluation.score(accelerate(model), test_loader, precision_options(args))
+
+
 def precision_options(args):
-    return dict(level=args.amp_level, dtype=args.amp_dtype)
+    from training.options import PrecisionOptions
+    return PrecisionOptions(level=args.amp_level, dtype=args.amp_dtype)
+
+
+def prepare_training(model, description, images, args, given):
+    """Read the data, and build a network for its classes or adapt that of --pretrained, if there is one.
+
+    Returns (network, description, training batches, test batches).
+    """
+    from model import NetworkCIFAR
+    from reader import class_count, train_valid
+    from training import evaluation, prediction
+
+    evaluation.check_image_size(NetworkCIFAR, description or described(args, args.class_num), images)
+    test_loader = train_valid(args.batch_size, False, False, args)
+    train_loader = train_valid(args.batch_size, True, True, args)
+    class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
+    test_loader.source.check_labels(class_num)
+    if description is None:
+        description = described(args, class_num)
+        model = evaluation.build(NetworkCIFAR, description)
+    else:
+        model, description = evaluation.with_classes(NetworkCIFAR, model, description, class_num)
+    # The data of this training, also where --pretrained was trained on other data.
+    description = prediction.with_images(description, train_loader.source,
+                                         data={name: getattr(args, name) for name in DATA_OF_NETWORK})
+    evaluation.log_size(model, test_loader.source.image_shape)
+    return model, description, train_loader, test_loader
 
 
 def train(model, description, train_loader, test_loader, args):
@@ -151,6 +191,7 @@ def train(model, description, train_loader, test_loader, args):
     from pictures.vdl import visual_log
     from training import evaluation
     from training.additions import with_warmup
+    from training.options import AdditionOptions, LossOptions, OptimizerOptions, RunOptions
 
     evaluation.train(
         model, description, train_loader, test_loader,
@@ -158,17 +199,19 @@ def train(model, description, train_loader, test_loader, args):
                                                                       args.epochs - args.warmup_epochs),
                              args.warmup_epochs),
         epochs=args.epochs,
-        optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
-        loss_options=dict(auxiliary_weight=args.auxiliary_weight),
-        run_options=dict(resume=args.resume, seed=args.seed, save_freq=args.save_freq, keep=args.keep,
-                         arguments=dict(vars(args), class_num=description['class_num'],
-                                        genotype=description['genotype']),
-                         on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
-        drop_path_prob=args.drop_path_prob,
-        addition_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
-        precision_options=precision_options(args),
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,
+        drop_path_prob=args.drop_path_prob,
+        optimizer_options=OptimizerOptions(momentum=args.momentum, weight_decay=args.weight_decay,
+                                           grad_clip=args.grad_clip),
+        loss_options=LossOptions(auxiliary_weight=args.auxiliary_weight),
+        precision_options=precision_options(args),
+        addition_options=AdditionOptions(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix,
+                                         accumulate=args.accumulate),
+        run_options=RunOptions(arguments=dict(vars(args), class_num=description['class_num'],
+                                              genotype=description['genotype']),
+                               seed=args.seed, resume=args.resume, save_freq=args.save_freq, keep=args.keep,
+                               on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         log_epoch=log_epoch)
 
 

@@ -66,90 +66,126 @@ def parse_arguments(argv=None):
 def main():
     args = parse_arguments()
     given = given_flags(sys.argv[1:])
-    writes_files = not (args.eval_only or args.predict or args.export or args.summary)
-    start_script(args.model_save_dir if writes_files else None, arguments=vars(args), use_gpu=args.use_gpu,
+    trains = not (args.eval_only or args.predict or args.export or args.summary)
+    start_script(args.model_save_dir if trains else None, arguments=vars(args), use_gpu=args.use_gpu,
                  use_data_parallel=args.use_data_parallel, seed=args.seed, batch_size=args.batch_size,
                  default_learning_rate=None if 'learning_rate' in given else args.learning_rate)
     # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
     from model import NetworkImageNet
     from nas import accelerate
-    from pipeline.loader import ORDER, TRAIN, VALID, BatchLoader, generator
-    from reader import first_images, predict_loader
-    from training import evaluation, prediction
+    from training import evaluation
     from training.export import export
     from training.summary import summary
 
-    def described(class_num):
-        return evaluation.describe(NetworkImageNet, genotype_of(args.arch), init_channels=args.init_channels,
-                                   layers=args.layers, class_num=class_num, auxiliary=args.auxiliary)
-
     model = description = None
-    class_num = args.class_num if 'class_num' in given else None
     if args.pretrained:
-        must_match = given if not writes_files else given - {'class_num'}  # training may change the number of classes
-        model, description = evaluation.load(args.pretrained, NetworkImageNet, described(args.class_num), must_match,
-                                             dropout=args.dropout)
-        if not writes_files:
-            class_num = description['class_num']
+        must_match = given - {'class_num'} if trains else given  # training may change the number of classes
+        model, description = evaluation.load(args.pretrained, NetworkImageNet, described(args, args.class_num),
+                                             must_match, dropout=args.dropout)
     images = [3, args.image_size, args.image_size]
     if description is not None and 'image_size' not in given:
         images = evaluation.image_shape_of(description, default=images)
         args.image_size = images[1]  # which the checkpoints keep
     if args.summary:
-        model = model or evaluation.build(NetworkImageNet, described(args.class_num), dropout=args.dropout)
+        model = model or evaluation.build(NetworkImageNet, described(args, args.class_num), dropout=args.dropout)
         print(summary(model, images, args.batch_size))
         return
     if args.export:
         export(model, args.export, images, args.format)
-        if not args.eval_only:
-            return
-    precision_options = dict(level=args.amp_level, dtype=args.amp_dtype)
     if args.predict:
-        loader = predict_loader(args.batch_size, 'imagenet', prediction.square_side(description, images), args)
-        prediction.predict(accelerate(model), loader, prediction.class_names(description),
-                           precision_options=precision_options, as_json=args.json)
-        return
-    if not args.eval_only:
-        evaluation.check_image_size(NetworkImageNet, description or described(args.class_num), images)
-    loader_options = dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0,
-                          max_bad_images=args.max_bad_images)
-    train_images, valid_images, class_num = read_images(args, images[1], class_num)
-    valid_loader = BatchLoader(valid_images, args.batch_size, shuffle=False, stream=VALID, train=False,
-                               **loader_options)
+        predict(accelerate(model), description, images, args)
+    if args.eval_only:
+        score(model, description, images, args)
+    if trains:
+        model, description, *loaders = prepare_training(model, description, images, args, given)
+        train(accelerate(model), description, *loaders, args)
+
+
+def described(args, class_num):
+    """The description, as in best_model.json, of the network that the flags stand for."""
+    from model import NetworkImageNet
+    from training import evaluation
+    return evaluation.describe(NetworkImageNet, genotype_of(args.arch), init_channels=args.init_channels,
+                               layers=args.layers, class_num=class_num, auxiliary=args.auxiliary)
+
+
+def predict(model, description, shape, args):
+    """Print the classes of the images of --predict. shape: [3, H, W] of the images that the network takes."""
+    from reader import predict_loader
+    from training import prediction
+
+    loader = predict_loader(args.batch_size, 'imagenet', prediction.square_side(description, shape), args)
+    prediction.predict(model, loader, prediction.class_names(description), precision_options=precision_options(args),
+                       as_json=args.json)
+
+
+def score(model, description, shape, args):
+    """Print the accuracy on the validation images, of shape [3, H, W]."""
+    from nas import accelerate
+    from reader import imagenet_reader
+    from training import evaluation
+
+    valid_images = imagenet_reader(args.data_dir, 'val', shape[1])
+    valid_images.check_labels(description['class_num'])
+    evaluation.log_size(model, shape)
+    evaluation.score(accelerate(model), valid_batches(valid_images, args), precision_options(args))
+
+
+def precision_options(args):
+    from training.options import PrecisionOptions
+    return PrecisionOptions(level=args.amp_level, dtype=args.amp_dtype)
+
+
+def prepare_training(model, description, shape, args, given):
+    """Read the data, of shape [3, H, W], and build a network for its classes or adapt that of --pretrained, if there is
+    one.
+
+    Returns (network, description, training batches, validation batches). Raises UserError for labels beyond
+    --class_num.
+    """
+    from model import NetworkImageNet
+    from reader import class_count, imagenet_reader
+    from training import evaluation, prediction
+
+    evaluation.check_image_size(NetworkImageNet, description or described(args, args.class_num), shape)
+    valid_images = imagenet_reader(args.data_dir, 'val', shape[1])
+    train_images = imagenet_reader(args.data_dir, 'train', shape[1], args.augment)
+    class_num = args.class_num if 'class_num' in given else None
+    if class_num is not None:
+        train_images.check_labels(class_num)  # names the line of the list
+    class_num = class_count(train_images, class_num)
+    valid_images.check_labels(class_num)
     if description is None:
-        description = described(class_num)
+        description = described(args, class_num)
         model = evaluation.build(NetworkImageNet, description, dropout=args.dropout)
-    elif not args.eval_only:
+    else:
         model, description = evaluation.with_classes(NetworkImageNet, model, description, class_num,
                                                      dropout=args.dropout)
-    if not args.eval_only:
-        description = prediction.with_images(description, train_images)
-    evaluation.log_size(model, images)
-    if args.eval_only:
-        evaluation.score(accelerate(model), valid_loader, precision_options)
-        return
-    chosen = first_images(generator(args.seed, ORDER).permutation(len(train_images)), args.trainset_num)
-    train_loader = BatchLoader(train_images.subset(chosen), args.batch_size, shuffle=True, stream=TRAIN,
-                               **loader_options)
-    logger.info('%d training images, %d validation images', len(chosen), len(valid_images))
-    train(accelerate(model), description, train_loader, valid_loader, args)
+    description = prediction.with_images(description, train_images)
+    evaluation.log_size(model, shape)
+    train_loader = train_batches(train_images, args)
+    logger.info('%d training images, %d validation images', len(train_loader.source), len(valid_images))
+    return model, description, train_loader, valid_batches(valid_images, args)
 
 
-def read_images(args, size, class_num):
-    """(training images or, with --eval_only, None; validation images; number of classes), of `size` pixels a side.
+def train_batches(images, args):
+    """Batches of at most --trainset_num of the training images, in another order each epoch."""
+    from pipeline.loader import ORDER, TRAIN, BatchLoader, generator
+    from reader import first_images
 
-    class_num: None for the number that the training images have. Raises UserError for labels beyond it.
-    """
-    from reader import class_count, imagenet_reader
+    chosen = first_images(generator(args.seed, ORDER).permutation(len(images)), args.trainset_num)
+    return BatchLoader(images.subset(chosen), args.batch_size, shuffle=True, stream=TRAIN, **loader_options(args))
 
-    train_images, valid_images = None, imagenet_reader(args.data_dir, 'val', size)
-    if not args.eval_only:
-        train_images = imagenet_reader(args.data_dir, 'train', size, args.augment)
-        if class_num is not None:
-            train_images.check_labels(class_num)  # names the line of the list
-        class_num = class_count(train_images, class_num)
-    valid_images.check_labels(class_num)
-    return train_images, valid_images, class_num
+
+def valid_batches(images, args):
+    """Batches of all validation images."""
+    from pipeline.loader import VALID, BatchLoader
+    return BatchLoader(images, args.batch_size, shuffle=False, stream=VALID, train=False, **loader_options(args))
+
+
+def loader_options(args):
+    return dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0,
+                max_bad_images=args.max_bad_images)
 
 
 def train(model, description, train_loader, valid_loader, args):
@@ -159,23 +195,26 @@ def train(model, description, train_loader, valid_loader, args):
     from pictures.vdl import visual_log
     from training import evaluation
     from training.additions import with_warmup
+    from training.options import AdditionOptions, LossOptions, OptimizerOptions, RunOptions
 
     evaluation.train(
         model, description, train_loader, valid_loader,
         schedule=with_warmup(paddle.optimizer.lr.ExponentialDecay(args.learning_rate, args.decay_rate),
                              args.warmup_epochs),
         epochs=args.epochs,
-        optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip),
-        loss_options=dict(auxiliary_weight=args.auxiliary_weight, label_smooth=args.label_smooth),
-        run_options=dict(resume=args.resume, seed=args.seed, save_freq=args.save_freq, keep=args.keep,
-                         arguments=dict(vars(args), class_num=description['class_num'],
-                                        genotype=description['genotype']),
-                         on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
-        drop_path_prob=args.drop_path_prob,
-        addition_options=dict(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix, accumulate=args.accumulate),
-        precision_options=dict(level=args.amp_level, dtype=args.amp_dtype),
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,
+        drop_path_prob=args.drop_path_prob,
+        optimizer_options=OptimizerOptions(momentum=args.momentum, weight_decay=args.weight_decay,
+                                           grad_clip=args.grad_clip),
+        loss_options=LossOptions(auxiliary_weight=args.auxiliary_weight, label_smooth=args.label_smooth),
+        precision_options=precision_options(args),
+        addition_options=AdditionOptions(ema=args.ema, mixup=args.mixup, cutmix=args.cutmix,
+                                         accumulate=args.accumulate),
+        run_options=RunOptions(arguments=dict(vars(args), class_num=description['class_num'],
+                                              genotype=description['genotype']),
+                               seed=args.seed, resume=args.resume, save_freq=args.save_freq, keep=args.keep,
+                               on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         log_epoch=log_epoch)
 
 

@@ -31,6 +31,7 @@ from runtime.parallel import rank  # noqa: E402
 from runtime.script import run_script, start_script  # noqa: E402
 from train import TRAIN_FLAGS, log_epoch  # noqa: E402
 from training import evaluation  # noqa: E402
+from training.options import OptimizerOptions, RunOptions  # noqa: E402
 from training.summary import summary  # noqa: E402
 
 DEFAULTS = dict(epochs=200, batch_size=256, learning_rate=0.1, weight_decay=5e-4)
@@ -127,16 +128,13 @@ def main():
         accelerate(model), description, train_loader, test_loader,
         schedule=paddle.optimizer.lr.CosineAnnealingDecay(args.learning_rate, args.epochs),
         epochs=args.epochs,
-        optimizer_options=dict(momentum=args.momentum, weight_decay=args.weight_decay, grad_clip=args.grad_clip,
-                               nesterov=True),
-        loss_options={},
-        run_options=dict(resume=args.resume, seed=args.seed, save_freq=args.save_freq, keep=args.keep,
-                         arguments=dict(vars(args), class_num=class_num, genotype=cell),
-                         on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
-        drop_path_prob=0.0,
-        precision_options={},
         save_dir=args.model_save_dir,
         log_freq=args.log_freq,
+        optimizer_options=OptimizerOptions(momentum=args.momentum, weight_decay=args.weight_decay,
+                                           grad_clip=args.grad_clip, nesterov=True),
+        run_options=RunOptions(arguments=dict(vars(args), class_num=class_num, genotype=cell), seed=args.seed,
+                               resume=args.resume, save_freq=args.save_freq, keep=args.keep,
+                               on_epoch=visual_log(args.model_save_dir) if args.use_vdl else None),
         log_epoch=log_epoch)
     if rank() == 0:
         print(f'best_valid_acc {best:.6f}')

@@ -17,6 +17,7 @@ from runtime.checkpoint import Checkpoints, load_model
 from runtime.errors import UserError
 from training.additions import Additions, Mixing, with_warmup
 from training.engine import Precision, fit
+from training.options import LossOptions
 
 
 def some_batches(sizes, seed=0):
@@ -24,7 +25,8 @@ def some_batches(sizes, seed=0):
     return Batches([(rng.normal(size=(n, 3, 2, 2)), rng.integers(0, 3, n)) for n in sizes])
 
 
-def fitted(folder, batches, valid=None, epochs=1, report=lambda metrics: metrics, loss_options=None, **additions):
+def fitted(folder, batches, valid=None, epochs=1, report=lambda metrics: metrics, loss_options=LossOptions(),
+           **additions):
     """Train a Probe in double precision with SGD of momentum -> (network, its Additions, the Run)."""
     paddle.seed(0)
     model = Probe()
@@ -36,7 +38,7 @@ def fitted(folder, batches, valid=None, epochs=1, report=lambda metrics: metrics
     progress.tensors = additions.tensors
     progress.statistics = progress._values_of_rank()
     fit(model, batches, valid or batches[:1], optimizer=optimizer, schedule=schedule, epochs=epochs, report=report,
-        precision=Precision(), run=progress, loss_options=loss_options or {}, additions=additions)
+        precision=Precision(), run=progress, loss_options=loss_options, additions=additions)
     return model, additions, progress
 
 
@@ -242,7 +244,7 @@ def test_the_loss_of_mixed_images_is_that_of_soft_targets(float64, tmp_path):
     image, label = some_batches([6])[0]
     for options in (dict(mixup=1.0), dict(cutmix=1.0)):
         fitted(tmp_path / str(len(seen)), Batches([(image, label)]), report=lambda metrics: seen.append(metrics) or {},
-               loss_options=dict(auxiliary_weight=0.7, label_smooth=0.2), **options)
+               loss_options=LossOptions(auxiliary_weight=0.7, label_smooth=0.2), **options)
         paddle.seed(0)
         start = weights(Probe())
         result, targets = Mixing(**options)(paddle.to_tensor(image), paddle.to_tensor(label.reshape(6, 1)),

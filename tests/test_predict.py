@@ -20,6 +20,7 @@ from runtime.checkpoint import save_model
 from runtime.errors import UserError
 from training import evaluation, prediction
 from training.engine import logits_of
+from training.options import PrecisionOptions
 
 CIFAR_NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 DIGITS = {'image_shape': [3, 8, 8], 'data': {'dataset': 'digits', 'seed': 0}}
@@ -229,7 +230,7 @@ def test_a_network_that_gives_no_numbers(tmp_path):
     path = save_pngs(tmp_path / 'images', reader.digits_reader(False)[:1])
     loader = reader.predict_loader(1, 'digits', 8, arguments(predict=path))
     with pytest.raises(UserError, match='gives values that are not finite'):
-        prediction.predict(network, loader, list('0123456789'), precision_options={}, as_json=True)
+        prediction.predict(network, loader, list('0123456789'), precision_options=PrecisionOptions(), as_json=True)
 
 
 @pytest.mark.parametrize('name', ['train.py', 'train_imagenet.py'])

@@ -19,6 +19,7 @@ from runtime.errors import UserError
 from runtime.run import Run
 from runtime.states import random_states
 from training.engine import Precision, fit
+from training.options import LossOptions
 
 SMALL = ['--dataset=digits', '--auxiliary=False', '--init_channels=4', '--layers=2', '--trainset_num=256',
          '--log_freq=2']
@@ -397,9 +398,9 @@ def test_the_loss_is_smoothed_and_has_the_auxiliary_heads_part(tmp_path):
     optimizer = paddle.optimizer.SGD(schedule, parameters=model.parameters())
     lines = []
     fit(model, [(image, label)], [(image, label)], optimizer=optimizer, schedule=schedule, epochs=1,
-        report=lambda metrics: lines.append(metrics) or metrics, precision=Precision('O0', 'float16', model),
+        report=lambda metrics: lines.append(metrics) or metrics, precision=Precision(model=model),
         run=a_run(tmp_path, model, optimizer, schedule, [(image, label)]),
-        loss_options=dict(auxiliary_weight=0.7, label_smooth=0.2))
+        loss_options=LossOptions(auxiliary_weight=0.7, label_smooth=0.2))
     metrics = lines[0]
     assert metrics['train_loss'] == pytest.approx(
         cross_entropy(logits, label, 0.2) + 0.7 * cross_entropy(logits_aux, label, 0.2), rel=1e-5)
@@ -419,8 +420,8 @@ def test_drop_path_rises_linearly_and_the_validation_loss_is_not_smoothed(tmp_pa
         return metrics
 
     fit(model, batches, batches[:1], optimizer=optimizer, schedule=schedule, epochs=4, report=report,
-        precision=Precision('O0', 'float16', model), run=a_run(tmp_path, model, optimizer, schedule, batches),
-        loss_options=dict(label_smooth=0.3), drop_path_prob=0.2)
+        precision=Precision(model=model), run=a_run(tmp_path, model, optimizer, schedule, batches),
+        loss_options=LossOptions(label_smooth=0.3), drop_path_prob=0.2)
     assert [(prob, epoch) for prob, epoch, _ in seen] == [(0.0, 0), (0.05, 1), (0.1, 2), (0.15000000000000002, 3)]
     assert [m['lr'] for _, _, m in seen] == [1e-9 * 0.5**epoch for epoch in range(4)]
     image, label = batches[0]

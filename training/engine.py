@@ -14,6 +14,7 @@ from runtime.errors import UserError
 from runtime.log import AverageMeter, Progress, logger, peak_memory_mb
 from runtime.parallel import average_over_ranks, check_agreement, sum_over_ranks
 from training.additions import Additions, Groups
+from training.options import LossOptions, PrecisionOptions
 
 
 def run_epoch(loader, train_step, *, run, epoch, log_freq, optimizer):
@@ -54,14 +55,11 @@ def _length(loader):
 
 
 class Precision:
-    """Automatic mixed precision on a GPU. On a CPU it logs a line and computes in float32.
+    """Automatic mixed precision on a GPU. On a CPU it logs a line and computes in float32. options: PrecisionOptions;
+    model, optimizer: needed for the level O2."""
 
-    level: 'O0' float32, 'O1' 16 bits where Paddle considers it safe, 'O2' nearly everywhere, with float32 master
-    weights.
-    dtype: 'float16', which needs a gradient scaler, or 'bfloat16', which does not.
-    """
-
-    def __init__(self, level='O0', dtype='float16', model=None, optimizer=None):
+    def __init__(self, options=PrecisionOptions(), model=None, optimizer=None):
+        level, dtype = options.level, options.dtype
         if level != 'O0' and not paddle.get_device().startswith('gpu'):
             logger.info('--amp_level=%s: ignored, the CPU computes in float32', level)
             level = 'O0'
@@ -91,13 +89,13 @@ class Precision:
         optimizer.clear_grad()
 
 
-def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, report, precision, run, loss_options,
-        drop_path_prob=0.0, log_freq=50, additions=None):
+def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, report, precision, run,
+        loss_options=LossOptions(), drop_path_prob=0.0, log_freq=50, additions=None):
     """Train a network for a number of epochs and evaluate it after each.
 
     schedule: the learning rate scheduler of the optimizer, stepped once an epoch. report: called after each epoch with
-    its figures, a dict; it returns the line for metrics.jsonl. loss_options: keywords of `classification_loss`.
-    drop_path_prob: epoch e of E uses drop_path_prob * e / E (DARTS, section 3.2, after NASNet).
+    its figures, a dict; it returns the line for metrics.jsonl. drop_path_prob: epoch e of E uses
+    drop_path_prob * e / E (DARTS, section 3.2, after NASNet).
     additions: an additions.Additions (default: nothing added).
     """
     parameters = [p for p in model.parameters() if p.trainable]
@@ -111,7 +109,7 @@ def fit(model, train_loader, valid_loader, *, optimizer, schedule, epochs, repor
             image, targets = additions.mix(image, label, [run.seed, MIX, run.stream, run.epoch, run.step, number])
             with precision.autocast():
                 logits, logits_aux = model(image)
-                part = weighted_sum((classification_loss(logits, logits_aux, target, **loss_options), share)
+                part = weighted_sum((classification_loss(logits, logits_aux, target, loss_options), share)
                                     for target, share in targets)
             part = weighted_sum([(part, image.shape[0] / count)])
             loss += float(part)
@@ -159,14 +157,12 @@ def joined(tensors):
     return tensors[0] if len(tensors) == 1 else paddle.concat(tensors)
 
 
-def classification_loss(logits, logits_aux, label, *, auxiliary_weight=0.4, label_smooth=0.0):
-    """The cross-entropy, plus auxiliary_weight times that of the auxiliary head if there is one; label [N, 1].
-
-    label_smooth: epsilon of label smoothing, in both terms (Szegedy et al. 2016, section 7).
-    """
-    loss = F.cross_entropy(logits, label.flatten(), label_smoothing=label_smooth)
+def classification_loss(logits, logits_aux, label, options=LossOptions()):
+    """The cross-entropy, plus that of the auxiliary classifier times its weight if there is one; label [N, 1]."""
+    loss = F.cross_entropy(logits, label.flatten(), label_smoothing=options.label_smooth)
     if logits_aux is not None:
-        loss += auxiliary_weight * F.cross_entropy(logits_aux, label.flatten(), label_smoothing=label_smooth)
+        loss += options.auxiliary_weight * F.cross_entropy(logits_aux, label.flatten(),
+                                                           label_smoothing=options.label_smooth)
     return loss
 
 

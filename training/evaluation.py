@@ -5,6 +5,7 @@ evaluated, trained further or exported without repeating any argument. Its keys:
 genotype, init_channels, layers, class_num, auxiliary; image_shape, class_names, normalised and data (dataset,
 image_size, seed) of the images it was trained on (prediction.py); figures of its epoch.
 """
+import dataclasses
 import os
 import re
 
@@ -19,6 +20,7 @@ from runtime.parallel import broadcast, rank
 from runtime.run import Run
 from training.additions import Additions
 from training.engine import Precision, evaluate, fit
+from training.options import AdditionOptions, LossOptions, OptimizerOptions, PrecisionOptions
 from training.summary import count_macs, count_parameters
 
 # The values that decide the shape of a network, as flags and best_model.json name them.
@@ -142,31 +144,30 @@ def log_size(model, image_shape):
                 parameters / 1e6, parameters, count_macs(model, image_shape), 'x'.join(map(str, image_shape[1:])))
 
 
-def train(model, description, train_loader, valid_loader, *, schedule, epochs, optimizer_options, loss_options,
-          run_options, drop_path_prob, precision_options, save_dir, log_freq, log_epoch, addition_options=None):
+def train(model, description, train_loader, valid_loader, *, schedule, epochs, save_dir, log_epoch, run_options,
+          log_freq=50, drop_path_prob=0.0, optimizer_options=OptimizerOptions(), loss_options=LossOptions(),
+          precision_options=PrecisionOptions(), addition_options=AdditionOptions()):
     """Train a network and keep the best one in save_dir as best_model.pdparams. Returns the best top-1 accuracy.
 
-    schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. optimizer_options: momentum, weight_decay,
-    grad_clip, nesterov (default: False). loss_options: of engine.classification_loss. precision_options: level and
-    dtype of engine.Precision. run_options: resume, and keywords of runtime.run.Run. log_epoch: called with the figures
-    of each epoch and the best top-1 so far, to log them. addition_options: of additions.Additions.
+    schedule: a paddle.optimizer.lr scheduler, stepped once an epoch. log_epoch: called with the figures of each epoch
+    and the best top-1 so far, to log them. drop_path_prob: of the last epoch, see engine.fit. The options: of
+    training/options.py.
     """
     broadcast(model.parameters())
-    additions = Additions(model, **(addition_options or {}))
+    additions = Additions(model, **dataclasses.asdict(addition_options))
     parameters = [p for p in model.parameters() if p.trainable]
-    optimizer = paddle.optimizer.Momentum(schedule, optimizer_options['momentum'], parameters=parameters,
-                                          weight_decay=optimizer_options['weight_decay'],
-                                          use_nesterov=optimizer_options.get('nesterov', False),
-                                          grad_clip=paddle.nn.ClipGradByGlobalNorm(optimizer_options['grad_clip']))
-    precision = Precision(model=model, optimizer=optimizer, **precision_options)
-    run_keywords = {name: value for name, value in run_options.items() if name != 'resume'}
+    optimizer = paddle.optimizer.Momentum(schedule, optimizer_options.momentum, parameters=parameters,
+                                          weight_decay=optimizer_options.weight_decay,
+                                          use_nesterov=optimizer_options.nesterov,
+                                          grad_clip=paddle.nn.ClipGradByGlobalNorm(optimizer_options.grad_clip))
+    precision = Precision(precision_options, model, optimizer)
     run = Run(save_dir, model=model, optimizers=[(optimizer, parameters)], schedule=schedule, loaders=[train_loader],
-              scaler=precision.scaler, tensors=additions.tensors,
-              same_on_all_ranks=False,  # each rank drops paths of its own images
-              **run_keywords)
+              arguments=run_options.arguments, seed=run_options.seed, save_freq=run_options.save_freq,
+              keep=run_options.keep, on_epoch=run_options.on_epoch, scaler=precision.scaler, tensors=additions.tensors,
+              same_on_all_ranks=False)  # each rank drops paths of its own images
     if rank() == 0:
         refuse_to_overwrite(save_dir, ['best_model.json', 'best_model.pdparams'])
-    run.start(run_options['resume'])
+    run.start(run_options.resume)
 
     def report(metrics):
         best = run.results.get('best', -1.0)
@@ -175,7 +176,7 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
         if metrics['valid_acc'] > best and rank() == 0:
             save_model(os.path.join(save_dir, 'best_model.pdparams'), model.state_dict(), dict(
                 description, epoch=metrics['epoch'], valid_acc=metrics['valid_acc'], valid_acc5=metrics['valid_acc5'],
-                arguments=run_options['arguments']))
+                arguments=run_options.arguments))
         return dict(metrics, genotype=description['genotype'])
 
     fit(model, train_loader, valid_loader, optimizer=optimizer, schedule=schedule, epochs=epochs, report=report,
@@ -184,8 +185,8 @@ def train(model, description, train_loader, valid_loader, *, schedule, epochs, o
     return run.results['best']
 
 
-def score(model, loader, precision_options):
+def score(model, loader, precision_options=PrecisionOptions()):
     """Evaluate a network on every image of a loader that can be read, and print the result on standard output."""
-    loss, top1, top5, images = evaluate(model, loader, precision=Precision(model=model, **precision_options))
+    loss, top1, top5, images = evaluate(model, loader, precision=Precision(precision_options, model))
     if rank() == 0:
         print(f'valid_acc {top1:.6f}, valid_acc5 {top5:.6f}, valid_loss {loss:.6f}, {images} images')

@@ -62,7 +62,7 @@ def predict(model, loader, names, *, precision_options, as_json):
     as_json: print a JSON object for each image, {"path": ..., "predictions": [{"class", "label", "probability"}]}.
     Raises UserError (status 1) for logits that are not finite.
     """
-    precision = Precision(model=model, **precision_options)
+    precision = Precision(precision_options, model)
     model.eval()
     for batch in loader:
         image, number = to_batch(batch)
