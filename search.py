@@ -19,8 +19,8 @@ import sys
 
 from nas import budget_flags, derivation
 from nas.recipes import (
-    FIRST_ORDER_ONLY,
     METHOD_NAMES,
+    check_method_flags,
     final_learning_rate,
     recipe,
     recipe_line,
@@ -103,8 +103,6 @@ SEARCH_DATA_FLAGS = [
     ('validate', boolean, True, 'evaluate on the validation half after every epoch'),
     ('cutout', boolean, False, 'mask a random square of every training image'),
 ]
-NOT_FOR_RANDOM = {'unrolled', 'epochs_no_archopt', 'partial_channels', 'eigenvalue_freq', 'early_stop', 'resume',
-                  'use_vdl'}
 SAVE_FLAGS = [
     ('save_params', boolean, True, "save each epoch's parameters, <epoch>/params.pdparams"),
 ]
@@ -154,20 +152,6 @@ def check_search_flags(parser, args, given):
     if shortest_stage(args.method, args.epochs) <= args.epochs_no_archopt and args.method != 'random':
         parser.error(f'argument --epochs: {args.epochs} is not allowed: the architecture is updated only after the '
                      f'first {args.epochs_no_archopt} epochs (--epochs_no_archopt)')
-
-
-def check_method_flags(parser, args, given):
-    """Refuse flags that have no meaning with the method."""
-    if args.summary and args.method == 'random':
-        parser.error('argument --summary: --method=random has no supernet to summarise; give another --method')
-    for name in sorted(given.intersection(NOT_FOR_RANDOM if args.method == 'random' else ['samples'])):
-        parser.error(f'argument --{name}: ' + ('has no meaning with --method=random, which trains nothing'
-                                               if args.method == 'random' else 'goes with --method=random'))
-    if args.unrolled and args.method in FIRST_ORDER_ONLY:
-        parser.error(f'argument --unrolled: {args.method} has no second-order gradient; give --unrolled=False')
-    for name, method in (('auxiliary_decay', 'DARTS-'), ('reg_type', 'DrNAS')):
-        if getattr(args, name) is not None and args.method != method:
-            parser.error(f'argument --{name}: goes with --method={method}, not with {args.method}')
 
 
 def method_options(args):
@@ -259,26 +243,39 @@ def supernet(args, class_num, method):
                    stem='imagenet' if args.dataset == 'imagenet' else 'cifar')
 
 
-def evaluation_class(args):
-    """The class of model.py of the network that is trained after the search."""
+def evaluation_of(args):
+    """The network that is trained after the search, a budget_flags.Evaluation."""
+    return budget_flags.evaluation_of(args.dataset, args.budget_channels, args.budget_layers)
+
+
+def evaluation_class(evaluation):
+    """The class of that network."""
     import model
-    return getattr(model, budget_flags.evaluation_of(args.dataset)['network'])
+    return getattr(model, evaluation.network)
 
 
-def evaluation_network(args, class_num):
-    """A function that builds the network of a genotype as it is trained after the search, without auxiliary
-    classifier."""
-    network, size = evaluation_class(args), budget_flags.evaluation_size(args)
-    return lambda genotype: network(size['init_channels'], class_num, size['layers'], False, genotype)
+def network_maker(evaluation, class_num):
+    """A function that builds that network for a genotype, without auxiliary classifier."""
+    network = evaluation_class(evaluation)
+    return lambda genotype: network(evaluation.init_channels, class_num, evaluation.layers, False, genotype)
+
+
+def limits_of(args):
+    return budget_flags.limits_of(args.max_macs, args.max_params, args.max_latency_ms)
+
+
+def latency_options(args):
+    """The keywords of nas.latency.latency_costs that flags decide."""
+    return dict(path=args.latency_table, batch_size=args.latency_batch_size, size=str(evaluation_of(args)))
 
 
 def budget_of(args, method, class_num, image_shape):
     """The Budget of --max_macs and the other limits, None without one. image_shape: [3, H, W] of the searched images.
     """
     from nas.budget import make_budget
-    return make_budget(method, evaluation_network(args, class_num), limits=budget_flags.limits_of(args),
-                       image_shape=budget_flags.trained_shape(args.dataset, image_shape), nodes=NODES,
-                       latency_options=budget_flags.latency_options(args))
+    evaluation = evaluation_of(args)
+    return make_budget(method, network_maker(evaluation, class_num), limits=limits_of(args), nodes=NODES,
+                       image_shape=evaluation.image_shape(image_shape), latency_options=latency_options(args))
 
 
 def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None, budget=None):
@@ -332,17 +329,20 @@ def report(genotype, args, given, image_shape, class_num, budget=None):
     """Log how large the network of the result is, on images of image_shape [3, H, W], and print the result and the
     command that trains it on standard output."""
     from nas.budget import has_network, size_line
-    logger.info('%s', size_line(genotype, evaluation_network(args, class_num), budget=budget,
-                                image_shape=budget_flags.trained_shape(args.dataset, image_shape),
-                                size=budget_flags.evaluation_size(args),
-                                latency_options=budget_flags.latency_options(args)))
+    evaluation = evaluation_of(args)
+    logger.info('%s', size_line(genotype, network_maker(evaluation, class_num), budget=budget, size=evaluation.size(),
+                                image_shape=evaluation.image_shape(image_shape),
+                                latency_options=latency_options(args)))
     genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
     if args.derive is None or args.by != 'strength':
         logger.info('written: %s', genotype_path)
     print(f'genotype = {genotype}')
     if has_network(genotype):
-        smallest = evaluation_class(args).smallest_image(budget_flags.evaluation_size(args)['layers'])
-        command = train_command(genotype_path, args, given, auxiliary=min(image_shape[1:]) >= smallest)
+        smallest = evaluation_class(evaluation).smallest_image(evaluation.layers)
+        names = {*given, 'data_dir'} if args.dataset == 'imagenet' else given
+        command = train_command(genotype_path, {name: getattr(args, name) for name in names}, dataset=args.dataset,
+                                auxiliary=min(image_shape[1:]) >= smallest,
+                                size=evaluation.size() if args.dataset == 'digits' or limits_of(args) else None)
         print(f'To train it: {command}')
 
 

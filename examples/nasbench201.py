@@ -254,9 +254,9 @@ def main():
                 logger.info('%s: test accuracy %.2f %%, rank %d of %d%s', name, accuracy, table[cell].rank[name],
                             len(table), f'; other strings of this cell: {min(same):.2f} to {max(same):.2f} %'
                             if same else '')
+        given = {name: getattr(args, name) for name in {*given_flags(sys.argv[1:]), 'dataset'}}
         words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train_nasbench201.py'),
-                 '--arch=' + os.path.join(args.model_save_dir, 'genotype.json'),
-                 *data_words(args, DATA_NAMES, {*given_flags(sys.argv[1:]), 'dataset'})]
+                 '--arch=' + os.path.join(args.model_save_dir, 'genotype.json'), *data_words(DATA_NAMES, given)]
         logger.info('To train it: %s', ' '.join(map(shell_word, words)))
         print(cell)
 

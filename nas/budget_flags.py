@@ -1,16 +1,35 @@
 """The flags of a search within limits, and their checks. Does not import Paddle, which --help does not need."""
 import collections
 import math
+from typing import NamedTuple, Optional
 
 from runtime.flags import amount, integer, path, positive
 
-# The network that a cell is trained in after a search on a data set: the defaults of train.py, for digits those of the
-# command that search.py prints. image_size: in pixels; None: that of the searched images.
-EVALUATION = {
-    'digits': dict(network='NetworkCIFAR', init_channels=16, layers=5, image_size=None),
-    'imagenet': dict(network='NetworkImageNet', init_channels=48, layers=14, image_size=224),
-}
-CIFAR_EVALUATION = dict(network='NetworkCIFAR', init_channels=36, layers=20, image_size=None)
+
+class Evaluation(NamedTuple):
+    """The network that a cell is trained in after a search: its class in model.py and its size. image_size: in pixels;
+    None: that of the searched images."""
+
+    network: str
+    init_channels: int
+    layers: int
+    image_size: Optional[int] = None
+
+    def __str__(self):
+        return f'{self.network}, {self.init_channels} channels, {self.layers} cells'
+
+    def size(self):
+        """The size as keywords, and as flags of the training scripts."""
+        return {'init_channels': self.init_channels, 'layers': self.layers}
+
+    def image_shape(self, searched_shape):
+        """The shape [3, H, W] of the images that it is trained on, after a search on images of another shape."""
+        return list(searched_shape) if self.image_size is None else [3, self.image_size, self.image_size]
+
+
+# The defaults of train.py and train_imagenet.py, for digits those of the command that search.py prints.
+EVALUATION = {'digits': Evaluation('NetworkCIFAR', 16, 5), 'imagenet': Evaluation('NetworkImageNet', 48, 14, 224)}
+CIFAR_EVALUATION = Evaluation('NetworkCIFAR', 36, 20)
 
 # flag: of the limit; unit: in messages; factor: how many of the cost's unit are one of the flag's
 Limit = collections.namedtuple('Limit', 'flag unit factor')
@@ -29,23 +48,19 @@ BUDGET_FLAGS = [
     ('budget_layers', integer(1, 1000), None, 'number of cells of that network (default: 20, as train.py; digits 5, '
                                               'imagenet 14)'),
 ]
-SIZE_FLAGS = {'budget_channels': 'init_channels', 'budget_layers': 'layers'}
+SIZE_FLAGS = 'budget_channels', 'budget_layers'
 
 
-def evaluation_of(dataset):
-    """The row of EVALUATION for a data set."""
-    return EVALUATION.get(dataset, CIFAR_EVALUATION)
+def evaluation_of(dataset, budget_channels=None, budget_layers=None):
+    """The Evaluation after a search on a data set; None: the default size."""
+    default = EVALUATION.get(dataset, CIFAR_EVALUATION)
+    return default._replace(init_channels=budget_channels or default.init_channels,
+                            layers=budget_layers or default.layers)
 
 
-def trained_shape(dataset, image_shape):
-    """The shape [3, H, W] of the images that a cell is trained on. image_shape: that of the searched images."""
-    size = evaluation_of(dataset)['image_size']
-    return list(image_shape) if size is None else [3, size, size]
-
-
-def limits_of(args):
+def limits_of(max_macs=None, max_params=None, max_latency_ms=None):
     """{name of a cost: limit} of those that are limited."""
-    values = {name: getattr(args, limit.flag) for name, limit in LIMITS.items()}
+    values = {'macs': max_macs, 'params': max_params, 'latency_ns': max_latency_ms}
     return {name: math.floor(value * LIMITS[name].factor) for name, value in values.items() if value is not None}
 
 
@@ -57,23 +72,9 @@ def shown(name, cost, rounding=round):
     return f'{rounding(cost * 1000 / factor) / 1000:,}' if cost * 1000 >= factor else f'{cost / factor:g}'
 
 
-def evaluation_size(args):
-    """{'init_channels': number, 'layers': number} of the network that a cell is trained in after the search."""
-    row = evaluation_of(args.dataset)
-    return {size: getattr(args, flag) or row[size] for flag, size in SIZE_FLAGS.items()}
-
-
-def latency_options(args):
-    """The keywords of nas.latency.latency_costs that flags decide."""
-    size = evaluation_size(args)
-    return dict(path=args.latency_table, batch_size=args.latency_batch_size,
-                size=f'{evaluation_of(args.dataset)["network"]}, {size["init_channels"]} channels, {size["layers"]} '
-                     'cells')
-
-
 def check_budget_flags(parser, args, names):
     """Refuse flags that do not go together. names: of the flags that were given."""
-    given = [LIMITS[name].flag for name in limits_of(args)]
+    given = [limit.flag for limit in LIMITS.values() if getattr(args, limit.flag) is not None]
     sizes = [name for name in SIZE_FLAGS if getattr(args, name) is not None]
     if given and args.method == 'random':
         parser.error(f'argument --{given[0]}: --method=random draws any cell; give another --method')

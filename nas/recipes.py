@@ -1,5 +1,5 @@
-"""The names of the search methods and the flags of their authors' recipes. No Paddle import: `--help` answers at
-once."""
+"""The names of the search methods, the flags of their authors' recipes and those that belong to one method. No Paddle
+import: `--help` answers at once."""
 
 METHOD_NAMES = ['DARTS', 'PC-DARTS', 'GDAS', 'DrNAS', 'FairDARTS', 'DARTS-']  # the keys of nas.methods.METHODS
 
@@ -18,6 +18,9 @@ EPOCHS = 50  # of the recipes without a number of their own
 ENDS_AT_ZERO = ('PC-DARTS', 'DrNAS')
 FIRST_ORDER_ONLY = ('GDAS',)
 TWO_STAGES = ('DrNAS',)
+# Flags without a meaning for --method=random, which trains nothing.
+NOT_FOR_RANDOM = {'unrolled', 'epochs_no_archopt', 'partial_channels', 'eigenvalue_freq', 'early_stop', 'resume',
+                  'use_vdl'}
 
 
 def recipe(method, epochs=None):
@@ -51,3 +54,17 @@ def recipe_line(method, given, arguments):
         return ', '.join(f'{name} {arguments[name]:g}' for name in names) or 'nothing'
     return (f'--method={method}: {listed(own)} from its recipe'
             + (f'; given instead: {listed(instead)}' if instead else ''))
+
+
+def check_method_flags(parser, args, given):
+    """Refuse flags that have no meaning with the method."""
+    if args.summary and args.method == 'random':
+        parser.error('argument --summary: --method=random has no supernet to summarise; give another --method')
+    for name in sorted(given.intersection(NOT_FOR_RANDOM if args.method == 'random' else ['samples'])):
+        parser.error(f'argument --{name}: ' + ('has no meaning with --method=random, which trains nothing'
+                                               if args.method == 'random' else 'goes with --method=random'))
+    if args.unrolled and args.method in FIRST_ORDER_ONLY:
+        parser.error(f'argument --unrolled: {args.method} has no second-order gradient; give --unrolled=False')
+    for name, method in (('auxiliary_decay', 'DARTS-'), ('reg_type', 'DrNAS')):
+        if getattr(args, name) is not None and args.method != method:
+            parser.error(f'argument --{name}: goes with --method={method}, not with {args.method}')

@@ -3,8 +3,6 @@ import os
 import shlex
 import sys
 
-from nas import budget_flags
-
 # Sizes that suit 1,437 images of 8x8 pixels: minutes on a CPU.
 DIGITS_TRAINING = ['--epochs=12', '--batch_size=32', '--learning_rate=0.05', '--cutout=False', '--drop_path_prob=0',
                    '--model_save_dir=eval_digits']
@@ -13,29 +11,26 @@ DATA_NAMES = ('dataset', 'data', 'image_size', 'class_num', 'trainset_num', 'max
 IMAGENET_NAMES = ('data_dir', 'image_size', 'class_num', 'max_bad_images', 'seed')
 
 
-def train_command(genotype_path, args, given, *, auxiliary):
+def train_command(genotype_path, given, *, dataset, auxiliary, size=None):
     """The command that trains the genotype on the data that it was searched on, ready for a shell.
 
-    given: the names of the flags that were given. auxiliary: whether the images are large enough for an auxiliary
-    classifier.
+    given: {name: value} of the flags that were given. auxiliary: whether the images are large enough for an auxiliary
+    classifier. size: {'init_channels': number, 'layers': number} of the network; None: the script's.
     """
-    program, names = 'train.py', DATA_NAMES
-    if args.dataset == 'imagenet':
-        program, names, given = 'train_imagenet.py', IMAGENET_NAMES, {*given, 'data_dir'}
+    program, names = ('train_imagenet.py', IMAGENET_NAMES) if dataset == 'imagenet' else ('train.py', DATA_NAMES)
     words = ['python', os.path.join(os.path.dirname(sys.argv[0]), program), '--arch=' + genotype_path]
-    words += data_words(args, names, given)
+    words += data_words(names, given)
     if not auxiliary:
         words.append('--auxiliary=False')
-    if args.dataset == 'digits' or budget_flags.limits_of(args):
-        words += [f'--{name}={value}' for name, value in budget_flags.evaluation_size(args).items()]
-    if args.dataset == 'digits':
+    words += [f'--{name}={value}' for name, value in (size or {}).items()]
+    if dataset == 'digits':
         words += DIGITS_TRAINING
     return ' '.join(map(shell_word, words))
 
 
-def data_words(args, names, given):
-    """The flags with these names that were given, as words of a command."""
-    return [f'--{name}={getattr(args, name)}' for name in names if name in given and getattr(args, name) is not None]
+def data_words(names, given):
+    """The flags with these names among those that were given, {name: value}, as words of a command."""
+    return [f'--{name}={given[name]}' for name in names if given.get(name) is not None]
 
 
 def shell_word(word):

@@ -65,9 +65,9 @@ def test_costs_of_the_papers_network():
 
 def test_the_sizes_that_limits_are_for_are_the_defaults_of_the_training_scripts():
     for module, dataset in ((train, 'cifar10'), (train, 'cifar100'), (train, 'folder'), (train_imagenet, 'imagenet')):
-        defaults, row = module.parse_arguments([]), evaluation_of(dataset)
-        assert (row['init_channels'], row['layers']) == (defaults.init_channels, defaults.layers)
-    assert evaluation_of('imagenet')['image_size'] == train_imagenet.parse_arguments([]).image_size
+        defaults, evaluation = module.parse_arguments([]), evaluation_of(dataset)
+        assert (evaluation.init_channels, evaluation.layers) == (defaults.init_channels, defaults.layers)
+    assert evaluation_of('imagenet').image_size == train_imagenet.parse_arguments([]).image_size
 
 
 @pytest.mark.parametrize('text, value', [('600M', 600 * 10**6), ('3.5m', 3500000), ('2G', 2 * 10**9), ('17', 17),

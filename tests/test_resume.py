@@ -296,7 +296,7 @@ def test_checkpoints_of_strangers_run_no_code(tmp_path):
 
 
 def test_two_ranks_stop_together_and_go_on(tmp_path):
-    command = ['search.py', *FLAGS, '--use_data_parallel', '1', '--method=PC-DARTS', '--epochs=2']
+    command = ['search.py', *FLAGS, '--use_data_parallel', '1', '--method=PC-DARTS', '--epochs=6']
     assert run_ranks(tmp_path, *command, '--model_save_dir=whole')[0] == 0
     launcher = ('--nproc_per_node', '2', '--log_dir', 'stopped')
     process = start_ranks(tmp_path, *command, '--model_save_dir=run', launcher=launcher)
