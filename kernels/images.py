@@ -107,6 +107,8 @@ def _strided_planes_to_image(dx, place, w, row_starts, planes, lowest, add):
             first, of_image = place.start + image * place.image_stride + row * w.width, image * w.image
             if stride == 2 and w.width % 2 == 0:
                 at_even, at_odd = row_starts[2 * row], row_starts[2 * row + 1]
+                if add > 0 and at_even < 0 and at_odd < 0:  # no tap reads this row
+                    continue
                 even, odd, to = of_image + max(0, at_even), of_image + max(0, at_odd), address(dx, first)
                 lowest_even, lowest_odd = lowest if at_even >= 0 else HIGHEST, lowest if at_odd >= 0 else HIGHEST
                 masked_pairs(to, address(gradient, even), address(gradient, odd), address(values, even),
