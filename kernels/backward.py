@@ -265,26 +265,25 @@ def pool_back(call, gradients, number, images, thread, memory):
     fill(memory.planes[:w.channel], LOWEST)  # of an average nothing is masked
     fill(memory.line[:w.plane], ZERO)
     for c in range(step.channels):
-        of_f = place_of(result, images, c)
-        fill(memory.f_or_df[:images.count * pixels], ZERO)
+        of_f, slope, shift = place_of(result, images, c), ZERO, ZERO  # df = the sum of c0 * d, + slope * f + shift
+        df = memory.f_or_df[:images.count * pixels]
+        fill(df, ZERO)
         for k in range(len(call.terms)):
             norm = call.terms[k].norm
             if call.norms[norm].value != step.result or not call.terms[k].active:
                 continue
             d, of_d = norm_output_gradient(call, norm, images, c)
             c0, c1, c2 = gradients.coefficients[norm, c]
+            slope, shift = slope + c1, shift + c2
             for image in range(images.count):
-                row = memory.f_or_df[image * pixels:][:pixels]
-                given = d[of_d.start + image * of_d.image_stride:][:pixels]
                 factor = c0 * call.factors[k, images.first + image]
-                add_difference(row, factor, given, ZERO, ZERO, YES)
-                if call.norms[norm].trains:
-                    f_row = f[of_f.start + image * of_f.image_stride:][:pixels]
-                    for p in range(pixels):
-                        row[p] += c1 * f_row[p] + c2
+                add_difference(df[image * pixels:][:pixels], factor,
+                               d[of_d.start + image * of_d.image_stride:][:pixels], ZERO, ZERO, YES)
+        if result.trains:  # else f may be infinite
+            add_difference(df, slope, f[of_f.start:][:len(df)], ZERO, shift, YES)
         if average:
-            multiply_windows(memory.f_or_df[:images.count * pixels], divisors)
-        image_to_line(memory.line[w.front:], memory.f_or_df, Place(0, pixels, images.count), w)
+            multiply_windows(df, divisors)
+        image_to_line(memory.line[w.front:], df, Place(0, pixels, images.count), w)
         if average:
             convolve_back(memory.planes_gradient, ones, memory.line, t, w)
         else:
