@@ -82,20 +82,20 @@ def main():
     model = description = None
     if args.pretrained:
         model, description, args = load_pretrained(args, given, trains)
-    images = image_shape(args)
+    shape = image_shape(args)
     if description is not None and 'image_size' not in given:
-        images = evaluation.image_shape_of(description, default=images)
+        shape = evaluation.image_shape_of(description, default=shape)
     if args.summary:
-        print_summary(model, images, args, given)
+        print_summary(model, shape, args, given)
         return
     if args.export:
-        export(model, args.export, images, args.format)
+        export(model, args.export, shape, args.format)
     if args.predict:
-        predict(accelerate(model), description, images, args)
+        predict(accelerate(model), description, shape, args)
     if args.eval_only:
         score(model, description, args)
     if trains:
-        model, description, *loaders = prepare_training(model, description, images, args, given)
+        model, description, *loaders = prepare_training(model, description, shape, args, given)
         train(accelerate(model), description, *loaders, args)
 
 
@@ -120,15 +120,15 @@ def load_pretrained(args, given, trains):
     return model, description, args
 
 
-def print_summary(model, images, args, given):
-    """Print what --summary asks for. model: of --pretrained or None. images: their shape [3, H, W]."""
+def print_summary(model, shape, args, given):
+    """Print what --summary asks for. model: of --pretrained or None. shape: [3, H, W] of the images."""
     from model import NetworkCIFAR
     from reader import class_count_without_data
     from training import evaluation
     from training.summary import summary
 
     model = model or evaluation.build(NetworkCIFAR, described(args, class_count_without_data(args, given)))
-    print(summary(model, images, args.batch_size))
+    print(summary(model, shape, args.batch_size))
 
 
 def predict(model, description, shape, args):
@@ -158,16 +158,16 @@ def precision_options(args):
     return PrecisionOptions(level=args.amp_level, dtype=args.amp_dtype)
 
 
-def prepare_training(model, description, images, args, given):
+def prepare_training(model, description, shape, args, given):
     """Read the data, and build a network for its classes or adapt that of --pretrained, if there is one.
 
-    Returns (network, description, training batches, test batches).
+    shape: [3, H, W] of the images. Returns (network, description, training batches, test batches).
     """
     from model import NetworkCIFAR
     from reader import class_count, train_valid
     from training import evaluation, prediction
 
-    evaluation.check_image_size(NetworkCIFAR, description or described(args, args.class_num), images)
+    evaluation.check_image_size(NetworkCIFAR, description or described(args, args.class_num), shape)
     test_loader = train_valid(args.batch_size, False, False, args)
     train_loader = train_valid(args.batch_size, True, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)

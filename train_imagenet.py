@@ -82,22 +82,22 @@ def main():
         must_match = given - {'class_num'} if trains else given  # training may change the number of classes
         model, description = evaluation.load(args.pretrained, NetworkImageNet, described(args, args.class_num),
                                              must_match, dropout=args.dropout)
-    images = [3, args.image_size, args.image_size]
+    shape = [3, args.image_size, args.image_size]
     if description is not None and 'image_size' not in given:
-        images = evaluation.image_shape_of(description, default=images)
-        args.image_size = images[1]  # which the checkpoints keep
+        shape = evaluation.image_shape_of(description, default=shape)
+        args.image_size = shape[1]  # which the checkpoints keep
     if args.summary:
         model = model or evaluation.build(NetworkImageNet, described(args, args.class_num), dropout=args.dropout)
-        print(summary(model, images, args.batch_size))
+        print(summary(model, shape, args.batch_size))
         return
     if args.export:
-        export(model, args.export, images, args.format)
+        export(model, args.export, shape, args.format)
     if args.predict:
-        predict(accelerate(model), description, images, args)
+        predict(accelerate(model), description, shape, args)
     if args.eval_only:
-        score(model, description, images, args)
+        score(model, description, shape, args)
     if trains:
-        model, description, *loaders = prepare_training(model, description, images, args, given)
+        model, description, *loaders = prepare_training(model, description, shape, args, given)
         train(accelerate(model), description, *loaders, args)
 
 
