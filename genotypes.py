@@ -175,7 +175,8 @@ def from_dict(data, operations=OPERATIONS):
                          'examples/train_nasbench201.py trains those of NAS-Bench-201')
     missing = [key for key in Genotype._fields if key not in data]
     if missing:
-        raise ValueError('the key {} is missing'.format(' and '.join(missing)))
+        raise ValueError(f'the key {missing[0]} is missing' if len(missing) == 1
+                         else f'the keys {", ".join(missing)} are missing')
     normal = _check_edges('normal', data['normal'], operations)
     reduce = _check_edges('reduce', data['reduce'], operations)
     return Genotype(

@@ -17,9 +17,8 @@ import paddle.nn.functional as F
 from paddle.nn.initializer import Constant, Normal, Uniform
 
 from genotypes import Genotype, edge_number
-from nas.methods import DARTS, METHODS
+from nas.methods import DARTS, make_method
 from operations import OPS, FactorizedReduce, ReLUConvBN, WeightedSum, batch_norm, conv2d, linear
-from runtime.errors import UserError
 
 
 class MixedOp(nn.Layer):
@@ -173,9 +172,7 @@ class Network(nn.Layer):
     def __init__(self, c_in, num_classes, layers, method='DARTS', steps=4, multiplier=4, stem_multiplier=3,
                  stem='cifar'):
         super().__init__()
-        if isinstance(method, str) and method not in METHODS:
-            raise UserError(f"--method: '{method}' is not allowed: give one of {', '.join(METHODS)}")
-        self.method = METHODS[method]() if isinstance(method, str) else method
+        self.method = make_method(method) if isinstance(method, str) else method
         if not isinstance(self.method, DARTS):
             raise TypeError(f'method: {method!r} is no object of a subclass of nas.methods.DARTS')
         self.method.check_channels(c_in, '--init_channels')

@@ -10,7 +10,17 @@ import paddle
 import paddle.nn as nn
 from paddle.nn.initializer import KaimingUniform, Uniform
 
-OPS = {
+from runtime.errors import UserError
+
+
+class Operations(dict):
+    """{name: function of (channels, stride, affine) that makes a layer}."""
+
+    def __missing__(self, name):
+        raise UserError(f'{name} is a candidate operation, but OPS of operations.py does not have it: add it there')
+
+
+OPS = Operations({
     'none': lambda c, stride, affine: Zero(stride),
     'avg_pool_3x3': lambda c, stride, affine: nn.AvgPool2D(3, stride, padding=1, exclusive=True),
     'max_pool_3x3': lambda c, stride, affine: nn.MaxPool2D(3, stride, padding=1),
@@ -22,7 +32,7 @@ OPS = {
     'dil_conv_5x5': lambda c, stride, affine: DilConv(c, c, 5, stride, 4, 2, affine),
     'conv_7x1_1x7': lambda c, stride, affine: Conv7x1(c, stride, affine),
     'conv_3x1_1x3': lambda c, stride, affine: Conv7x1(c, stride, affine, size=3),
-}
+})
 
 
 def conv2d(c_in, c_out, kernel_size, stride=1, padding=0, dilation=1, groups=1):

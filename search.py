@@ -177,12 +177,13 @@ def main():
         draw(args, given)
         return
     # Imported here: Paddle takes seconds to import, which --help and errors in arguments do not need.
-    from nas.methods import METHODS
+    from nas.methods import make_method
     from reader import class_count, class_count_without_data, image_shape, train_search, usual_class_count
     from training.summary import summary
 
     logger.info('%s', recipe_line(args.method, given, vars(args)))
-    method = METHODS[args.method](**method_options(args))
+    method = make_method(args.method, **method_options(args))
+    method.check_channels(args.init_channels, '--init_channels')
     if args.summary:
         network = supernet(args, class_count_without_data(args, given), method)
         print(summary(network, image_shape(args), args.batch_size))
@@ -214,10 +215,10 @@ def derive(args):
     args.model_save_dir = os.path.join(args.derive, 'perturbation') if by_perturbation else args.derive
     place = start_script(args.model_save_dir if by_perturbation else None, arguments=vars(args), use_gpu=args.use_gpu,
                          use_data_parallel=args.use_data_parallel, seed=args.seed)
-    from nas.methods import METHODS
+    from nas.methods import make_method
     from reader import image_shape, train_search
 
-    method = METHODS[args.method](**method_options(args))
+    method = make_method(args.method, **method_options(args))
     derivation.begin_stage_of(method, result.get('stage', 1))
     network = supernet(args, args.class_num, method)
     derivation.load_supernet(network, args.derive, result['epoch'])
@@ -245,7 +246,7 @@ def supernet(args, class_num, method):
 
 def evaluation_of(args):
     """The network that is trained after the search, a budget_flags.Evaluation."""
-    return budget_flags.evaluation_of(args.dataset, args.budget_channels, args.budget_layers)
+    return budget_flags.evaluation_of(args.dataset, args.budget_channels, args.budget_layers, args.image_size)
 
 
 def evaluation_class(evaluation):

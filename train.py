@@ -117,6 +117,9 @@ def load_pretrained(args, given, trains):
     seed, args = args.seed, with_data_of(description, args, given)
     if args.seed != seed:
         set_seed(args.seed)
+    if args.dataset == 'folder' and 'data' not in given and (trains or args.eval_only):
+        raise UserError('--data: the network was trained with --dataset=folder: give the folder with a subfolder of '
+                        'images for each class')
     return model, description, args
 
 

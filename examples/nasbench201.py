@@ -17,8 +17,10 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from runtime.log import quiet_warnings  # noqa: E402
+from runtime.script import end_on_signals, run_script, start_script  # noqa: E402
 
 if __name__ == '__main__':
+    end_on_signals()
     quiet_warnings()  # of importing Paddle
 
 from kernels import compiled  # noqa: E402, F401, I001  numba must be imported before Paddle 2
@@ -30,6 +32,7 @@ from paddle.nn.initializer import Constant, Normal  # noqa: E402
 import search  # noqa: E402
 from examples.nasbench201_table import EDGES, PRIMITIVES, Table, cell_string, parse_cell  # noqa: E402
 from model_search import GraphCell, MixedOp, edge_counts, keep_strongest, masked  # noqa: E402
+from nas import methods  # noqa: E402
 from nas.recipes import METHOD_NAMES  # noqa: E402
 from nas.training_command import DATA_NAMES, data_words, shell_word  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d, linear  # noqa: E402
@@ -46,7 +49,6 @@ from runtime.flags import (  # noqa: E402
 )
 from runtime.log import logger  # noqa: E402
 from runtime.parallel import rank  # noqa: E402
-from runtime.script import run_script, start_script  # noqa: E402
 
 # name: function of channels and affine, whether the batch norm has a trainable part
 OPS = {
@@ -199,8 +201,7 @@ def make_method(name, **options):
 
     DrNAS: 1/4 of the channels, then 1/2 and three operations on each edge (DrNAS, section 4.3).
     """
-    from nas.methods import METHODS
-    method = METHODS[name](**options)
+    method = methods.make_method(name, **options)
     method.primitives = PRIMITIVES
     if method.later_stages:
         partial = options.get('partial')
@@ -211,8 +212,8 @@ def make_method(name, **options):
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     sizes = ('method', 'samples', 'init_channels', 'layers')
-    methods = [('method', METHOD_NAMES, None, 'the search method, a class of nas/methods.py')]
-    flags = methods + [row for row in search.SEARCH_FLAGS if row[0] not in sizes] + SPACE_FLAGS
+    method_flag = ('method', METHOD_NAMES, None, 'the search method, a class of nas/methods.py')
+    flags = [method_flag] + [row for row in search.SEARCH_FLAGS if row[0] not in sizes] + SPACE_FLAGS
     for title, table in (('search', flags), ('weight step', search.WEIGHT_FLAGS),
                          ('architecture step', search.ARCH_FLAGS), ('collapse', search.COLLAPSE_FLAGS),
                          ('data', DATA_FLAGS + search.SEARCH_DATA_FLAGS + reader_flags(num_workers=0)),
@@ -257,8 +258,8 @@ def main():
         given = {name: getattr(args, name) for name in {*given_flags(sys.argv[1:]), 'dataset'}}
         words = ['python', os.path.join(os.path.dirname(sys.argv[0]), 'train_nasbench201.py'),
                  '--arch=' + os.path.join(args.model_save_dir, 'genotype.json'), *data_words(DATA_NAMES, given)]
-        logger.info('To train it: %s', ' '.join(map(shell_word, words)))
         print(cell)
+        print('To train it:', ' '.join(map(shell_word, words)))
 
 
 if __name__ == '__main__':

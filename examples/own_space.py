@@ -13,8 +13,10 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from runtime.log import quiet_warnings  # noqa: E402
+from runtime.script import end_on_signals, run_script, start_script  # noqa: E402
 
 if __name__ == '__main__':
+    end_on_signals()
     quiet_warnings()  # of importing Paddle
 
 from kernels import compiled  # noqa: E402, F401, I001  numba must be imported before Paddle 2
@@ -30,7 +32,6 @@ from nas.methods import METHODS  # noqa: E402
 from operations import Identity, ReLUConvBN, Zero, batch_norm, conv2d  # noqa: E402
 from reader import digits_reader  # noqa: E402
 from runtime.flags import ArgumentParser, integer, path  # noqa: E402
-from runtime.script import run_script, start_script  # noqa: E402
 
 # name: function of the channels -> a layer. Only operations that are made of known layers are fast
 # (docs/en/acceleration.md); `squeeze` is one.

@@ -14,8 +14,10 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from runtime.log import quiet_warnings  # noqa: E402
+from runtime.script import end_on_signals, run_script, start_script  # noqa: E402
 
 if __name__ == '__main__':
+    end_on_signals()
     quiet_warnings()  # of importing Paddle
 
 from examples.nasbench201 import EDGES, NODES, OPS, Skeleton, nn, paddle  # noqa: E402, I001  in its order of imports
@@ -28,7 +30,6 @@ from runtime.files import read_json  # noqa: E402
 from runtime.flags import (  # noqa: E402
     DATA_FLAGS, DEVICE_FLAGS, ArgumentParser, boolean, given_flags, integer, path, reader_flags, run_flags)
 from runtime.parallel import rank  # noqa: E402
-from runtime.script import run_script, start_script  # noqa: E402
 from train import TRAIN_FLAGS, log_epoch  # noqa: E402
 from training import evaluation  # noqa: E402
 from training.options import OptimizerOptions, RunOptions  # noqa: E402

@@ -154,24 +154,24 @@ def read_gradient(call, gradients, number, images, memory):
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     result, norm = call.values[step.result], call.norms[step.result_norm]
     height, width, start = 1, result.pixels, 0
-    from_row, from_image, from_filter = 0, result.pixels, row_pitch(images.count * result.pixels)
+    row_stride, image_stride, filter_stride = 0, result.pixels, row_pitch(images.count * result.pixels)
     if step.kind == DENSE:
-        height, width, start, from_row, from_image, from_filter = (w.out_height, w.out_width, w.front, w.pitch, w.image,
-                                                                   w.plane)
+        height, width, start = w.out_height, w.out_width, w.front
+        row_stride, image_stride, filter_stride = w.pitch, w.image, w.plane
         if not is_pointwise(w, t, images.count):
             fill(memory.f_or_df[:step.filters * w.plane], ZERO)
     for filter_ in range(step.filters):
         c = step.first_filter + filter_
-        d, of_d = norm_output_gradient(call, step.result_norm, images, c)
-        f, of_f = array_of(call, result), place_of(result, images, c)
+        d, place_d = norm_output_gradient(call, step.result_norm, images, c)
+        f, place_f = array_of(call, result), place_of(result, images, c)
         if not norm.trains:  # where f does not count it may be infinite
-            f, of_f = d, of_d
+            f, place_f = d, place_d
         c0, c1, c2 = gradients.coefficients[step.result_norm, c]
         for image in range(images.count):
             factor = c0 * call.factors[norm.term, images.first + image] if norm.term >= 0 else c0
             for row in range(height):
-                to = start + filter_ * from_filter + image * from_image + row * from_row
-                at_d, at_f = of_d.start + image * of_d.image_stride, of_f.start + image * of_f.image_stride
+                to = start + filter_ * filter_stride + image * image_stride + row * row_stride
+                at_d, at_f = place_d.start + image * place_d.image_stride, place_f.start + image * place_f.image_stride
                 combine_rows(address(memory.f_or_df, to), address(d, at_d + row * width),
                              address(f, at_f + row * width), width, factor, c1, c2)
 
@@ -197,12 +197,12 @@ def product_back(call, gradients, number, images, thread, memory):
             scale, shift = call.scale[step.norm, c], call.shift[step.norm, c]
         image_to_planes(planes, x, place, w, t.row_starts, scale, shift, floor)
         if gradients.weights_wanted:
-            convolve(gradient, depthwise[c * taps:], planes, t, w)
+            convolve(gradient, depthwise[c * taps:], planes, t, w)  # until convolve_back this array is free
             line_to_image(memory.inputs, in_rows, gradient, w)
         image_to_line(memory.line[w.front:], memory.inputs_gradient, in_rows, w)
         if gradients.weights_wanted:
             add_weight_gradient(gradients.weight_sums[thread, step.depthwise_at + c * taps:], memory.line[w.front:],
-                             planes, t, w)
+                                planes, t, w)
         if source.gradient:
             convolve_back(gradient, gradients.backward_weights[step.depthwise_at + c * taps:], memory.line, t, w)
         add_source_gradient(call, gradients, number, images, thread, (c, gradient, planes))
@@ -252,7 +252,7 @@ def add_source_gradient(call, gradients, number, images, thread, channel):
     if call.norms[step.norm].summed:
         whole = Place(place.start, 0, 1)
         add_norm_sums(gradients.sums[thread, step.norm, c], dx, whole, array_of(call, source), whole,
-                 images.count * source.pixels, call.mean[step.norm, c])
+                      images.count * source.pixels, call.mean[step.norm, c])
 
 
 @pasted
@@ -265,22 +265,22 @@ def pool_back(call, gradients, number, images, thread, memory):
     fill(memory.planes[:w.channel], LOWEST)  # of an average nothing is masked
     fill(memory.line[:w.plane], ZERO)
     for c in range(step.channels):
-        of_f, slope, shift = place_of(result, images, c), ZERO, ZERO  # df = the sum of c0 * d, + slope * f + shift
+        place_f, slope, shift = place_of(result, images, c), ZERO, ZERO  # df = the sum of c0 * d, + slope * f + shift
         df = memory.f_or_df[:images.count * pixels]
         fill(df, ZERO)
         for k in range(len(call.terms)):
             norm = call.terms[k].norm
             if call.norms[norm].value != step.result or not call.terms[k].active:
                 continue
-            d, of_d = norm_output_gradient(call, norm, images, c)
+            d, place_d = norm_output_gradient(call, norm, images, c)
             c0, c1, c2 = gradients.coefficients[norm, c]
             slope, shift = slope + c1, shift + c2
             for image in range(images.count):
                 factor = c0 * call.factors[k, images.first + image]
                 add_difference(df[image * pixels:][:pixels], factor,
-                               d[of_d.start + image * of_d.image_stride:][:pixels], ZERO, ZERO, YES)
+                               d[place_d.start + image * place_d.image_stride:][:pixels], ZERO, ZERO, YES)
         if result.trains:  # else f may be infinite
-            add_difference(df, slope, f[of_f.start:][:len(df)], ZERO, shift, YES)
+            add_difference(df, slope, f[place_f.start:][:len(df)], ZERO, shift, YES)
         if average:
             multiply_windows(df, divisors)
         image_to_line(memory.line[w.front:], df, Place(0, pixels, images.count), w)
@@ -289,7 +289,7 @@ def pool_back(call, gradients, number, images, thread, memory):
         else:
             place = place_of(source, images, step.from_channel + c)
             image_to_planes(memory.planes, array_of(call, source), place, w, t.row_starts, ONE, ZERO, LOWEST)
-            image_to_line(memory.inputs, f, of_f, w)
+            image_to_line(memory.inputs, f, place_f, w)
             max_pool_back(memory.planes_gradient[:w.channel], memory.line[w.front:], memory.inputs, memory.planes,
                           t.taps, w.length)
         add_source_gradient(call, gradients, number, images, thread, (c, memory.planes_gradient, memory.planes))

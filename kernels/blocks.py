@@ -64,10 +64,10 @@ class Block:
         self.nodes, self.inputs, self.partial, self.smallest = nodes, inputs, partial, smallest
         self.output = range(inputs, inputs + len(nodes)) if output is None else output
         terms = [term for terms in nodes for term in terms if term.operation != NOTHING]
-        of_terms = [_tensors(term.operation) for term in terms]
-        self.parameters = [tensor for parameters, _ in of_terms for tensor in parameters]
-        self.statistics = [tensor for _, statistics in of_terms for tensor in statistics]
-        self.parameter_terms = np.repeat(np.arange(len(terms)), [len(parameters) for parameters, _ in of_terms])
+        term_tensors = [_tensors(term.operation) for term in terms]
+        self.parameters = [tensor for parameters, _ in term_tensors for tensor in parameters]
+        self.statistics = [tensor for _, statistics in term_tensors for tensor in statistics]
+        self.parameter_terms = np.repeat(np.arange(len(terms)), [len(parameters) for parameters, _ in term_tensors])
         self.last_weight = max((term.weight for terms in nodes for term in terms), default=-1)
         self.tensors = self.parameters + self.statistics
         # Gradients of a tensor that two steps use would overwrite each other.
@@ -204,8 +204,8 @@ class BlockOperation(Operation):
 
     def _addresses_of(self, stacks):
         """The addresses of the selected parameters in the stacks."""
-        of_stack, begin = self.selection.places.T
-        return addresses(stacks)[of_stack] + 4 * begin
+        stack_numbers, begin = self.selection.places.T
+        return addresses(stacks)[stack_numbers] + 4 * begin
 
     def _set_output(self, table, address):
         """Fill in where the nodes lie that are in the output, or their gradients in that of the output."""
@@ -216,9 +216,9 @@ class BlockOperation(Operation):
         """Mark what only terms need that are not active."""
         terms['active'] = self.active
         norms['active'] = np.append(self.active, True)[self.plan.norm_terms]
-        of_steps, of_terms = self.plan.pairs.T
+        step_numbers, term_numbers = self.plan.pairs.T
         steps['active'] = 0
-        steps['active'][of_steps[self.active[of_terms]]] = 1
+        steps['active'][step_numbers[self.active[term_numbers]]] = 1
 
     def backward(self, d):
         plan, block, constants, call = self.plan, self.plan.block, self.plan.constants, self.call
@@ -232,10 +232,10 @@ class BlockOperation(Operation):
         kept = self._find_gradients(d, dxs, self._states_wanted(wanted, weights_wanted, term_weights_wanted))
         dstacks = [new_tensor(stack.shape) if weights_wanted else None for stack in self.stacks]
         if weights_wanted:
-            of_parameters = np.zeros(len(block.parameters) + 1, np.int64)
-            of_parameters[self.selection.members] = self._addresses_of(dstacks)
-            steps['depthwise_gradient'], steps['weight_gradient'] = of_parameters[plan.step_parameters].T
-            for name, column in zip(PARAMETERS, of_parameters[plan.norm_parameters].T):
+            gradient_addresses = np.zeros(len(block.parameters) + 1, np.int64)
+            gradient_addresses[self.selection.members] = self._addresses_of(dstacks)
+            steps['depthwise_gradient'], steps['weight_gradient'] = gradient_addresses[plan.step_parameters].T
+            for name, column in zip(PARAMETERS, gradient_addresses[plan.norm_parameters].T):
                 norms[name + '_gradient'] = column
         written = np.zeros((len(values), constants.chunks, max(shape[0] for shape in plan.shapes)), np.uint8)
         written[[value for value, _ in plan.output_nodes]] = 1

@@ -159,5 +159,5 @@ def norm_output_gradient(call, number, images, c):
     value = norm.value
     if norm.term >= 0:
         value, channel = call.plan.nodes[call.terms[norm.term].node].value, channel_of(call.terms[norm.term], c)
-    of_norm = call.values[value]
-    return gradient_of(call, of_norm), place_of(of_norm, images, channel)
+    output = call.values[value]
+    return gradient_of(call, output), place_of(output, images, channel)

@@ -156,7 +156,7 @@ def add_weight_gradient(result, upstream, planes, t, w):
     the outputs and from its end to the next multiple of LANES, where the source is finite."""
     if w.tap_stride:
         _add_weight_gradient_of_rows(address(result, 0), address(upstream, 0), address(planes, 0), t.taps, w.tap_stride,
-                                  w.pitch, w.out_height, row_length(w, w.out_width))
+                                     w.pitch, w.out_height, row_length(w, w.out_width))
         return
     multiply_weight(result, upstream, 0, planes, t.taps, 1, (w.length + LANES - 1) // LANES * LANES)
 

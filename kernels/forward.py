@@ -84,22 +84,22 @@ def convolve_images(call, number, images, tile, memory):
     """f of a convolution."""
     step, (w, t) = call.steps[number], unpack(call.plan.geometry[number])
     result, size = call.values[step.result], images.count * call.values[step.result].pixels
-    f, pitch, of_chunk = array_of(call, result), row_pitch(size), images.chunk_count * result.pixels
+    f, pitch, chunk_stride = array_of(call, result), row_pitch(size), images.chunk_count * result.pixels
     read_input(call, number, images, memory)
     inputs, filters = step.channels // step.groups, step.filters // step.groups  # of a group of the convolution
-    source, of_group, offsets = memory.inputs, 0, offsets_of(NO_SHIFT, inputs, pitch)
+    source, group_stride, offsets = memory.inputs, 0, offsets_of(NO_SHIFT, inputs, pitch)
     if step.kind == DENSE:
-        source, of_group, offsets = memory.planes, inputs * w.channel, offsets_of(t.taps, inputs, w.channel)
+        source, group_stride, offsets = memory.planes, inputs * w.channel, offsets_of(t.taps, inputs, w.channel)
     weight = floats(step.weight, step.filters * len(offsets))
     for k in range(step.groups):
-        first, of_filters = step.first_filter + k * filters, weight[k * filters * len(offsets):]
+        first, group_weight = step.first_filter + k * filters, weight[k * filters * len(offsets):]
         if step.kind == DENSE and (w.out_height > 1 or w.length > size):
-            multiply(memory.f_or_df, w.plane, of_filters, source[k * of_group:], offsets, filters, w.length)
+            multiply(memory.f_or_df, w.plane, group_weight, source[k * group_stride:], offsets, filters, w.length)
             for row in range(filters):
                 line_to_image(f, place_of(result, images, first + row), memory.f_or_df[row * w.plane:], w)
         else:
-            multiply(f[place_of(result, images, first).start:], of_chunk, of_filters, source[k * of_group:], offsets,
-                     filters, size)
+            multiply(f[place_of(result, images, first).start:], chunk_stride, group_weight, source[k * group_stride:],
+                     offsets, filters, size)
     for c in range(step.first_filter, step.first_filter + step.filters if result.trains else step.first_filter):
         take_moments(call.moments[step.result, tile, c], f, place_of(result, images, c).start, size)
 
@@ -137,7 +137,7 @@ def pool_images(call, number, images, tile, memory):
     fill(memory.planes[:w.channel], ZERO if average else LOWEST)
     for c in range(step.channels):
         image_to_planes(memory.planes, x, place_of(source, images, step.from_channel + c), w, t.row_starts, ONE, ZERO,
-               NO_FLOOR if average else LOWEST)
+                        NO_FLOOR if average else LOWEST)
         if average:
             convolve(memory.line, ones, memory.planes, t, w)
         else:

@@ -19,8 +19,9 @@ from kernels.vectors import (
     scale_row,
 )
 
-ZERO, ONE, LOWEST, HIGHEST = np.float32(0), np.float32(1), np.float32(-3.4e38), np.float32(np.inf)
-NO_FLOOR = np.float32(-np.inf)
+ZERO, ONE = np.float32(0), np.float32(1)
+LOWEST = np.float32(-3.4e38)  # of a max pooling: the padding, and what is lower
+NO_FLOOR, HIGHEST = np.float32(-np.inf), np.float32(np.inf)  # limits that every value, or none, is above
 YES, NO = np.bool_(True), np.bool_(False)  # in place of literals, for each of which numba would compile a function anew
 
 
@@ -104,12 +105,12 @@ def _strided_planes_to_image(dx, place, w, row_starts, planes, lowest, add):
     stride, (gradient, values) = w.column_stride, planes
     for image in range(place.images):
         for row in range(w.height):
-            first, of_image = place.start + image * place.image_stride + row * w.width, image * w.image
+            first, image_start = place.start + image * place.image_stride + row * w.width, image * w.image
             if stride == 2 and w.width % 2 == 0:
                 at_even, at_odd = row_starts[2 * row], row_starts[2 * row + 1]
                 if add > 0 and at_even < 0 and at_odd < 0:  # no tap reads this row
                     continue
-                even, odd, to = of_image + max(0, at_even), of_image + max(0, at_odd), address(dx, first)
+                even, odd, to = image_start + max(0, at_even), image_start + max(0, at_odd), address(dx, first)
                 lowest_even, lowest_odd = lowest if at_even >= 0 else HIGHEST, lowest if at_odd >= 0 else HIGHEST
                 masked_pairs(to, address(gradient, even), address(gradient, odd), address(values, even),
                              address(values, odd), w.width // 2, lowest_even, lowest_odd, add)
@@ -118,8 +119,8 @@ def _strided_planes_to_image(dx, place, w, row_starts, planes, lowest, add):
                 at = row_starts[row * stride + column]
                 for k in range((w.width - column + stride - 1) // stride):
                     given = ZERO
-                    if at >= 0 and values[of_image + at + k] > lowest:
-                        given = gradient[of_image + at + k]
+                    if at >= 0 and values[image_start + at + k] > lowest:
+                        given = gradient[image_start + at + k]
                     to = first + column + k * stride
                     dx[to] = dx[to] + given if add > 0 else given
 

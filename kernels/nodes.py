@@ -63,12 +63,12 @@ def sum_gradients(call, gradients, number, chunk, thread):
         value, sums = call.values[norm.value], gradients.sums[thread, term.norm]
         f = array_of(call, value)
         for c in range(term.channels if term.active and norm.summed else 0):
-            d, of_d = norm_output_gradient(call, term.norm, images, c)
-            of_f, mean = place_of(value, images, term.from_channel + c), call.mean[term.norm, c]
+            d, place_d = norm_output_gradient(call, term.norm, images, c)
+            place_f, mean = place_of(value, images, term.from_channel + c), call.mean[term.norm, c]
             for image in range(images.count):
                 factor, sum_d, sum_df = call.factors[k, images.first + image], sums[c, 0], sums[c, 1]
-                add_norm_sums(sums[c], d, Place(of_d.start + image * of_d.image_stride, 0, 1), f,
-                              Place(of_f.start + image * of_f.image_stride, 0, 1), value.pixels, mean)
+                add_norm_sums(sums[c], d, Place(place_d.start + image * place_d.image_stride, 0, 1), f,
+                              Place(place_f.start + image * place_f.image_stride, 0, 1), value.pixels, mean)
                 sums[c, 0] = sum_d + factor * (sums[c, 0] - sum_d)
                 sums[c, 1] = sum_df + factor * (sums[c, 1] - sum_df)
 
@@ -86,11 +86,11 @@ def identities_back(call, gradients, number, chunk):
         row = gradient_of(call, value)
         for c in range(term.channels):
             weight = gradients.coefficients[term.norm, c, 0]
-            d, of_d = norm_output_gradient(call, term.norm, images, c)
+            d, place_d = norm_output_gradient(call, term.norm, images, c)
             place = place_of(value, images, term.from_channel + c)
             added = gradients.written[state, chunk, term.from_channel + c] == 1
             for image in range(images.count):
                 factor = weight * call.factors[k, images.first + image]
                 add_difference(row[place.start + image * place.image_stride:][:value.pixels], factor,
-                               d[of_d.start + image * of_d.image_stride:][:value.pixels], ZERO, ZERO, added)
+                               d[place_d.start + image * place_d.image_stride:][:value.pixels], ZERO, ZERO, added)
             gradients.written[state, chunk, term.from_channel + c] = 1

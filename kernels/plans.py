@@ -214,9 +214,9 @@ class Plan:
         or fewer where its channels would not fit in a core's own cache: 2**15 numbers, 128 KB, of the result, 2**16 of
         the source."""
         for row in self.step_rows:
-            (channels, *sides), (of_source, *source_sides) = self.shapes[row['result']], row['shape']
+            (channels, *sides), (source_channels, *source_sides) = self.shapes[row['result']], row['shape']
             most = min(min(ROW, 2 ** 15 // max(channels, 1)) // np.prod(sides),
-                       2 ** 16 // (of_source * np.prod(source_sides)))
+                       2 ** 16 // (source_channels * np.prod(source_sides)))
             row['tile_size'] = max(1, int(most))
         default = max(1, ROW // int(np.prod(self.shapes[0][1:])))
         chunk = chunk_size(self.images, max([row['tile_size'] for row in self.step_rows], default=default))
@@ -289,12 +289,12 @@ class Plan:
             layer, channels = row['layer'], row['channels']
             size = row['tile_size'] * int(np.prod(self.shapes[row['result']][1:])) + 32  # as call.row_pitch
             if layer.kind == DENSE:
-                of_step = layer.filters * w.plane, 0, 0, channels * w.channel, channels * w.channel, 0
+                step_sizes = layer.filters * w.plane, 0, 0, channels * w.channel, channels * w.channel, 0
             elif layer.kind in (AVERAGE, LARGEST):
-                of_step = size, 0, w.plane, w.channel, w.channel, w.plane
+                step_sizes = size, 0, w.plane, w.channel, w.channel, w.plane
             else:
-                of_step = layer.filters * size, channels * size, channels * size, w.channel, w.channel, w.plane
-            sizes = np.maximum(sizes, of_step)
+                step_sizes = layer.filters * size, channels * size, channels * size, w.channel, w.channel, w.plane
+            sizes = np.maximum(sizes, step_sizes)
         return np.cumsum([0, *(sizes + 2 * SLACK)])
 
 

@@ -17,6 +17,7 @@ VALUE = _record('channels', 'pixels', 'order',
                 'tile_size',  # images of a tile of the step that computes it
                 'trains',  # whether a batch norm behind it needs its moments
                 'data', 'gradient')
+# Norm 0 stands for none: no value, scale 1 and shift 0. A step that reads a value as it is has norm 0.
 NORM = _record('value', 'level', 'gradient_level',  # the level that computes the value, and that at which the backward
                # pass knows all of the gradient of what the norm gives
                'term', 'active',  # its term or -1

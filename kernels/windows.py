@@ -118,10 +118,10 @@ def is_pointwise(w, t, images):
 @inlined
 def unpack(row):
     """The (Window, WindowTables) of a row of pack."""
-    taps, of_taps = row[FIELDS + 1], FIELDS + 3 + row[FIELDS]
-    of_order = of_taps + taps + row[FIELDS + 2]
-    tables = WindowTables(row[FIELDS + 3:of_taps], row[of_taps:of_taps + taps], row[of_taps + taps:of_order],
-                          row[of_order:of_order + taps], row[of_order + taps:of_order + 2 * taps])
+    taps, taps_at = row[FIELDS + 1], FIELDS + 3 + row[FIELDS]
+    order_at = taps_at + taps + row[FIELDS + 2]
+    tables = WindowTables(row[FIELDS + 3:taps_at], row[taps_at:taps_at + taps], row[taps_at + taps:order_at],
+                          row[order_at:order_at + taps], row[order_at + taps:order_at + 2 * taps])
     # numba builds no tuple from an array whose length it does not know
     return Window(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11],
                   row[12]), tables

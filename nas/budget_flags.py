@@ -51,11 +51,11 @@ BUDGET_FLAGS = [
 SIZE_FLAGS = 'budget_channels', 'budget_layers'
 
 
-def evaluation_of(dataset, budget_channels=None, budget_layers=None):
-    """The Evaluation after a search on a data set; None: the default size."""
+def evaluation_of(dataset, budget_channels=None, budget_layers=None, image_size=None):
+    """The Evaluation after a search on a data set; None: the default."""
     default = EVALUATION.get(dataset, CIFAR_EVALUATION)
     return default._replace(init_channels=budget_channels or default.init_channels,
-                            layers=budget_layers or default.layers)
+                            layers=budget_layers or default.layers, image_size=image_size or default.image_size)
 
 
 def limits_of(max_macs=None, max_params=None, max_latency_ms=None):

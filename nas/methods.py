@@ -96,10 +96,11 @@ class DARTS:
     def check_channels(self, channels, name, partials=None):
         """Raise UserError for a number of channels of which no 1/partial can be taken. name: of the number, for the
         message. partials: default: those of all stages."""
-        for partial in partials or [self.partial, *(partial for partial, _ in self.later_stages)]:
-            if channels % partial:
-                raise UserError(f'{name}: {channels} is not allowed: {self.name} passes 1/{partial} of the channels '
-                                f'through an edge, give a multiple of {partial}')
+        partials = partials or [self.partial, *(partial for partial, _ in self.later_stages)]
+        if channels % math.lcm(*partials):
+            shares = ' and '.join(f'1/{partial}' for partial in partials)
+            raise UserError(f'{name}: {channels} is not allowed: {self.name} passes {shares} of the channels through '
+                            f'an edge, give a multiple of {math.lcm(*partials)}')
 
 
 class PCDARTS(DARTS):
@@ -318,3 +319,11 @@ def genotype_of_attributes(model):
 
 
 METHODS = {method.name: method for method in (DARTS, PCDARTS, GDAS, DrNAS, FairDARTS, DARTSMinus)}
+
+
+def make_method(name, **options):
+    """An object of the method with this name; options: of its class. Raises UserError for a name that METHODS lacks."""
+    if name not in METHODS:
+        raise UserError(f"--method: '{name}' is not allowed: give one of {', '.join(METHODS)}, which METHODS of "
+                        'nas/methods.py has')
+    return METHODS[name](**options)

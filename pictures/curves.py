@@ -205,7 +205,7 @@ def _draw_summary(page, search, top):
         axes.set_xlabel('epoch', color=FAINT)
         _style(axes, numbers)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend(fontsize=8, facecolor='white', edgecolor='none', framealpha=0.85)  # it may lie on a curve
 
 
 def _plot_skip_connections(axes, search, numbers, style):

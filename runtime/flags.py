@@ -162,6 +162,9 @@ class ArgumentParser(argparse.ArgumentParser):
         for name in ('eval_only', 'export', 'summary', 'resume', 'use_data_parallel'):
             if args.predict and getattr(args, name):
                 self.error(f'argument --predict: does not go together with --{name}')
+        for name in ('eval_only', 'export'):
+            if args.summary and getattr(args, name):
+                self.error(f'argument --summary: does not go together with --{name}')
         if args.predict and not os.path.exists(args.predict):
             self.error(f'argument --predict: {args.predict} does not exist; give an image file or a folder')
         if args.json and not args.predict:
@@ -193,8 +196,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message):
         if message.startswith('unrecognized arguments: --'):
             word = message.split()[2].split('=')[0]
-            near = difflib.get_close_matches(word, self._option_string_actions, 1)
-            message = f'there is no flag {word}' + (f'; did you mean {near[0]}?' if near else ', see --help')
+            names = [option.lstrip('-') for option in self._option_string_actions]
+            near = difflib.get_close_matches(word.lstrip('-'), names, 1)
+            message = f'there is no flag {word}' + (f'; did you mean --{near[0]}?' if near else ', see --help')
         self.exit(2, printable(f'{self.prog}: error: {message}'.replace('\n', ' ')) + '\n')
 
 

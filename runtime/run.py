@@ -121,6 +121,10 @@ class Run:
         return running_statistics(self.model) + self.tensors
 
     def _check_arguments(self, saved):
+        if ('arch_learning_rate' in saved) != ('arch_learning_rate' in self.arguments):
+            other = 'search' if 'arch_learning_rate' in saved else 'training'
+            raise UserError(f'--resume: {self.folder} is the output directory of a {other}: give another '
+                            '--model_save_dir')
         other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME
                  and saved[name] != self.arguments.get(name, saved[name])]
         if other:

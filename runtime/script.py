@@ -23,7 +23,7 @@ def run_script(main):
     """
     with standard_streams():
         try:
-            _end_on_signals()
+            end_on_signals()
             try:
                 main()
             except SystemExit as end:
@@ -40,7 +40,10 @@ def run_script(main):
             release_all()
 
 
-def _end_on_signals():
+def end_on_signals():
+    """Let SIGTERM and SIGINT end the program at once with one line, also before run_script: while Paddle is imported.
+    """
+
     def stop(number, frame):  # an exception could be caught by whatever code is running, such as an import
         with contextlib.suppress(OSError, ValueError):
             print(f'{_program()}: error: stopped by {signal.Signals(number).name}', file=sys.stderr, flush=True)
@@ -84,7 +87,7 @@ def start_script(save_dir, *, arguments, use_gpu, use_data_parallel, seed, batch
     with contextlib.suppress(ImportError):
         import numba  # noqa: F401  must be imported before Paddle 2, see kernels/compiled.py
     place = select_device(use_gpu, use_data_parallel)
-    _end_on_signals()  # Paddle's import put its own handler there, which prints a traceback
+    end_on_signals()  # Paddle's import put its own handler there, which prints a traceback
     if world_size() > 1 and default_learning_rate is not None:
         logger.info('%d processes read %d images per step: consider --learning_rate=%g, %d times the default, which is '
                     'for one GPU', world_size(), world_size() * batch_size, default_learning_rate * world_size(),

@@ -53,6 +53,7 @@ WRONG_ARGUMENTS = {
     '--budget_layers=6': 'argument --budget_layers: goes with a limit, such as --max_macs=600M',
     '--epoch=3': 'there is no flag --epoch; did you mean --epochs?',
     '--qqq': 'there is no flag --qqq, see --help',
+    '--nosuch': 'there is no flag --nosuch, see --help',
 }
 
 
@@ -78,7 +79,7 @@ WRONG_ARGUMENTS_OF_TRAINING = {
     ('train_imagenet.py', '--amp_dtype=int8'): 'give one of float16, bfloat16',
     ('train_imagenet.py', '--num_workers=1000'): 'from 0 to 64',
     ('train_imagenet.py', '--max_bad_images=some'): 'at least 0',
-    ('train_imagenet.py', '--dataset=digits'): 'there is no flag --dataset; did you mean --data',
+    ('train_imagenet.py', '--dataset=digits'): 'there is no flag --dataset, see --help',
     ('train_imagenet.py', '--export=model'): 'argument --export: give the network with --pretrained',
     ('train.py', '--export=model --pretrained=x --use_data_parallel=1'): 'argument --export: does not go together with '
                                                                          '--use_data_parallel',
@@ -230,9 +231,15 @@ def wrong_files(tmp_path_factory):
     return folder
 
 
+def test_channels_are_checked_before_data_is_read(tmp_path):
+    result = run_here(tmp_path, 'search.py', '--method=PC-DARTS', '--init_channels=6', '--data=absent')
+    check_refusal(result, '--init_channels: 6 is not allowed: PC-DARTS passes 1/4 of the channels')
+
+
 TINY = ['--init_channels=4', '--layers=1', '--auxiliary=False', '--epochs=1']
 EVAL = ['train.py', '--dataset=digits', '--eval_only']
 WRONG_INPUTS = [
+    (EVAL + ['--summary', '--pretrained=w.pdparams'], '--summary: does not go together with --eval_only', 2),
     (['search.py', '--data=a folder'], 'a folder holds no data_batch file', 2),
     (['search.py', '--data=evil.tar.gz'], 'mkdir, which no file of this kind needs: refused', 2),
     (['search.py', '--data=shape.tar.gz'], 'it must hold data [N, 3072] of uint8 and N labels', 2),
@@ -258,7 +265,7 @@ WRONG_INPUTS = [
     (['train.py', '--arch=deep.json'], 'deep.json: not a genotype', 2),
     (['train.py', '--arch=op.json'], "unknown operation 'rm -rf'", 2),
     (['train.py', '--arch=state.json'], 'node 0 can take its input from states 0 to 1, not from 9', 2),
-    (['train.py', '--arch=key.json'], 'the key normal_concat and reduce and reduce_concat is missing', 2),
+    (['train.py', '--arch=key.json'], 'the keys normal_concat, reduce, reduce_concat are missing', 2),
     (['train.py', '--arch=bytes.json'], 'bytes.json: not a genotype', 2),
     (EVAL + ['--pretrained=evil.pdparams'], 'mkdir, which no file of this kind needs: refused', 2),
     (EVAL + ['--pretrained=list.pdparams'], 'it must hold a dictionary of arrays', 2),

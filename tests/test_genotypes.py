@@ -59,7 +59,7 @@ EDGES = to_dict(DARTS_V2)['normal']
 
 REFUSED = [
     ([], 'an object with the keys'),
-    ({'normal': EDGES}, 'normal_concat and reduce and reduce_concat is missing'),
+    ({'normal': EDGES}, 'the keys normal_concat, reduce, reduce_concat are missing'),
     (changed(normal=[]), 'normal must be a list'),
     (changed(normal=EDGES[:7]), 'two for each node'),
     (changed(normal=7), 'normal must be a list'),

@@ -247,6 +247,7 @@ def test_a_search_on_photos_resumes_to_the_same_bits_and_its_command_trains(scri
     result = script('search.py', *SEARCH, data, '--model_save_dir=whole')
     assert result.returncode == 0, result.stderr
     assert '75 images: 30 train the weights, 15 the architecture; randomly cropped to 32x32' in result.stderr
+    assert 'multiply-adds for an image of 32x32' in result.stderr  # the size that the command trains at
     words = shlex.split(result.stdout.split('To train it: ')[1])
     assert words == ['python', os.path.join(ROOT, 'train_imagenet.py'), '--arch=' + os.path.join('whole',
                      'genotype.json'), data, '--image_size=32', '--seed=1', '--auxiliary=False']

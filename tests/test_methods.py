@@ -14,9 +14,10 @@ from model_search import Network
 from nas import searcher
 from nas.architect import Architect
 from nas.collapse import EarlyStop, indicators
-from nas.methods import METHODS
+from nas.methods import DARTS, METHODS, make_method
 from nas.options import CheckpointOptions, MonitorOptions
 from nas.searcher import DARTSearch
+from runtime.errors import UserError
 
 SMALL = ['--dataset=digits', '--init_channels=12', '--layers=3', '--trainset_num=64', '--batch_size=16', '--epochs=1']
 
@@ -43,6 +44,24 @@ def test_every_method_is_a_choice_of_the_flag_and_another_is_refused(script):
     result = script('search.py', '--method=ENAS')
     assert result.returncode == 2
     assert 'give one of DARTS, PC-DARTS, GDAS, DrNAS, FairDARTS, DARTS-, random' in result.stderr
+
+
+def test_what_a_half_finished_recipe_lacks_is_named(monkeypatch):
+    with pytest.raises(UserError, match="'Own' is not allowed: .* METHODS of nas/methods.py"):
+        make_method('Own')
+    monkeypatch.setattr(DARTS, 'primitives', [*PRIMITIVES, 'conv_1x1'])
+    with pytest.raises(UserError, match='^conv_1x1 is a candidate operation, but OPS of operations.py'):
+        Network(4, 10, 3)
+
+
+def test_the_channels_of_all_stages_are_checked_together():
+    method = METHODS['DrNAS']()  # 1/6, then 1/4
+    for channels in range(1, 40):
+        if channels % 12:
+            with pytest.raises(UserError, match='passes 1/6 and 1/4 of the channels .*, give a multiple of 12'):
+                method.check_channels(channels, '--init_channels')
+        else:
+            method.check_channels(channels, '--init_channels')
 
 
 @pytest.mark.parametrize('method, unrolled', [('GDAS', False), ('DrNAS', True), ('FairDARTS', False), ('DARTS-', True)])

@@ -218,6 +218,20 @@ run_script(main)
 '''
 
 
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='/proc tells when Paddle is being imported')
+@pytest.mark.parametrize('name', ['nasbench201.py', 'own_space.py', 'train_nasbench201.py'])
+def test_a_signal_while_paddle_is_imported_ends_an_example_with_one_line(tmp_path, name):
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'examples', name)], cwd=str(tmp_path),
+                               stderr=subprocess.PIPE, text=True)
+    try:
+        assert wait_for(lambda: 'libpaddle' in open(f'/proc/{process.pid}/maps').read(), process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=WAIT)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (130, f'{name}: error: stopped by SIGINT\n')
+
+
 def test_a_signal_removes_what_is_not_written_to_its_end(tmp_path):
     result = subprocess.run([sys.executable, '-c', WRITE_FOR_EVER, ROOT], cwd=str(tmp_path), capture_output=True,
                             text=True, timeout=WAIT)

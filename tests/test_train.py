@@ -133,6 +133,8 @@ def test_a_network_trained_on_with_other_data_is_scored_on_that(trained, tmp_pat
     result = run(tmp_path, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams', data)
     assert result.stdout.startswith('valid_acc {:.6f}, '.format(best['valid_acc'])), result.stderr
     assert result.stdout.endswith(', 10 images\n')
+    result = run(tmp_path, 'train.py', '--eval_only', '--pretrained=eval_cifar/best_model.pdparams')
+    check_refusal(result, '--data: the network was trained with --dataset=folder: give the folder')
 
 
 def test_training_goes_on_with_another_number_of_classes(trained, tmp_path):
@@ -164,7 +166,7 @@ def test_training_goes_on_with_another_number_of_classes(trained, tmp_path):
     (dict(auxiliary='no'), 'auxiliary must be true or false'),
     (dict(init_channels=None), 'init_channels must be a whole number from 1 to 4096, it is None'),
     (dict(genotype=None), 'a genotype is an object with the keys'),
-    (dict(genotype={}), 'the key normal and normal_concat and reduce and reduce_concat is missing'),
+    (dict(genotype={}), 'the keys normal, normal_concat, reduce, reduce_concat are missing'),
     (dict(image_shape='huge'), 'image_shape must be [3, height, width]'),
     (dict(image_shape=[3, 10**9, 8]), 'image_shape must be [3, height, width]'),
     (dict(data=[]), 'data must be an object'),
