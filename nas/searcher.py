@@ -155,7 +155,8 @@ class DARTSearch(paddleslim.nas.DARTSearch):
         """
         if self.monitor.early_stop:
             self.monitor.early_stop.check(self._cell_figures(self._current_genotype()), self.monitor.eigenvalue_freq)
-        logger.info('param size = %.6fMB', sum(p.size for p in self.weights) / 1e6)
+        size = sum(p.size for p in self.weights)
+        logger.info('param size = %.6fMB (%d parameters)', size / 1e6, size)
         if rank() == 0:
             numbered = [os.path.join(str(epoch), name) for epoch in range(self.num_epochs)
                         for name in ('genotype.json', 'params.pdparams')[:1 + self.checkpoint.save_params]]
