@@ -14,6 +14,7 @@ Output files in --model_save_dir: train.log, metrics.jsonl, genotype.json and, f
 and <epoch>/genotype.json. At the end it prints the genotype and the command that trains it.
 """
 import argparse
+import contextlib
 import os
 import sys
 
@@ -48,11 +49,10 @@ from runtime.script import run_script, start_script
 def stop_rule(text):
     """An argument type: 'skip:2' or 'eigenvalue:1.3', as [kind, limit]."""
     kind, _, limit = text.partition(':')
-    if kind == 'skip':
-        return [kind, integer(1)(limit)]
-    if kind == 'eigenvalue':
-        return [kind, positive()(limit)]
-    raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give skip:NUMBER or eigenvalue:RATIO')
+    with contextlib.suppress(KeyError, argparse.ArgumentTypeError):
+        return [kind, {'skip': integer(1), 'eigenvalue': positive()}[kind](limit)]
+    raise argparse.ArgumentTypeError(f'{text!r:.80} is not allowed: give skip:NUMBER, a whole number of at least 1, or '
+                                     'eigenvalue:RATIO, a number above 0')
 
 
 NODES = 4  # of a cell; the outputs of all of them are concatenated
