@@ -92,11 +92,13 @@ class Checkpoints:
     def newest(self):
         """The newest checkpoint that is whole -> (path, {name: array}, info), (None, None, None) where there is
         none."""
-        for path in self.paths():
+        paths = self.paths()
+        for path in paths:
             try:
                 arrays, info = read_checkpoint(path)
             except Exception as error:  # a damaged archive can raise nearly anything
-                logger.warning('%s is not whole, the one before it is taken: %s', path, reason(error))
+                instead = '' if path == paths[-1] else ', the one before it is taken'
+                logger.warning('%s is not whole%s: %s', path, instead, reason(error))
                 continue
             files, earlier = self._listed()
             # Newer ones, which are damaged, are not of use to any run.

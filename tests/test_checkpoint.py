@@ -123,11 +123,13 @@ def test_a_file_of_another_form_is_damaged(tmp_path, caplog, monkeypatch, conten
     assert 'Traceback' not in caplog.text
 
 
-def test_a_checkpoint_that_is_a_pipe_does_not_wait(tmp_path):
+def test_a_checkpoint_that_is_a_pipe_does_not_wait(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('darts'), 'propagate', True)
     path = save(tmp_path, 1)
     os.remove(path)
     os.mkfifo(path)
     assert Checkpoints(str(tmp_path), 2).newest() == (None, None, None)
+    assert f'{path} is not whole: ' in caplog.text  # and there is none before it
 
 
 @pytest.mark.parametrize('name', ['search/epoch-0002-step-000000.npz', 'train/epoch-0001-step-000000.npz'])
