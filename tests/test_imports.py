@@ -15,7 +15,7 @@ TOP = SCRIPTS + ['model_search', 'model', 'reader', 'operations', 'genotypes']
 # What a module or the modules of a folder may import besides libraries; a folder's modules may import one another.
 MAY_IMPORT = {
     'genotypes': [],
-    'operations': ['kernels'],
+    'operations': ['kernels', 'runtime.errors'],
     'model': ['genotypes', 'operations', 'runtime'],
     'model_search': ['genotypes', 'operations', 'nas.methods', 'runtime'],
     'reader': ['pipeline', 'runtime'],

@@ -77,7 +77,7 @@ def without(key):
     (changed(epoch=True), 'line 2: epoch must be a whole number'),
     (changed(valid_acc='90'), "line 2: valid_acc must be a number from 0 to 1, it is '90'"),
     (changed(train_acc=90.0), 'line 2: train_acc must be a number from 0 to 1, it is 90.0'),
-    (changed(epoch=7, genotype={'normal': []}), 'line 2: the key normal_concat and reduce'),
+    (changed(epoch=7, genotype={'normal': []}), 'line 2: the keys normal_concat, reduce, reduce_concat are missing'),
     (lambda record: without('genotype')(dict(record, epoch=7)), 'line 2: the key genotype is missing and there is no'),
     (without('alphas'), 'line 2: the key alphas is missing; give a folder that search.py wrote'),
     (changed(alphas=[[]]), 'line 2: alphas must list alphas_normal'),
