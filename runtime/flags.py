@@ -163,8 +163,9 @@ class ArgumentParser(argparse.ArgumentParser):
             if args.predict and getattr(args, name):
                 self.error(f'argument --predict: does not go together with --{name}')
         for name in ('eval_only', 'export'):
-            if args.summary and getattr(args, name):
-                self.error(f'argument --summary: does not go together with --{name}')
+            for other in ('summary', 'resume'):
+                if getattr(args, other) and getattr(args, name):
+                    self.error(f'argument --{other}: does not go together with --{name}')
         if args.predict and not os.path.exists(args.predict):
             self.error(f'argument --predict: {args.predict} does not exist; give an image file or a folder')
         if args.json and not args.predict:

@@ -17,7 +17,7 @@ import time
 import numpy as np
 import paddle
 
-from runtime.checkpoint import Checkpoints, set_state
+from runtime.checkpoint import Checkpoints, newest_info, set_state
 from runtime.errors import UserError
 from runtime.files import reason, refuse_to_overwrite, write_text
 from runtime.lock import lock_folder, release_folder
@@ -78,8 +78,8 @@ class Run:
     def start(self, resume):
         """Start the run or, with `resume`, continue from the newest intact checkpoint.
 
-        Raises UserError for a folder that another run uses, for a checkpoint of other arguments or of another network,
-        and for a metrics.jsonl that no run wrote.
+        Raises UserError for a folder that another run uses or that holds a run of another kind, for a checkpoint of
+        other arguments or of another network, and for a metrics.jsonl that no run wrote.
         """
         path = arrays = info = None
         if rank() == 0:
@@ -91,6 +91,7 @@ class Run:
                 if info is None:
                     logger.info('--resume: %s holds no checkpoint, the run starts from the beginning', self.folder)
             elif earlier or os.path.exists(self.metrics_path) and os.path.getsize(self.metrics_path):
+                self._check_kind((newest_info(self.folder) or {'arguments': self.arguments})['arguments'])
                 logger.info('%s holds an earlier run; this one overwrites it when its first epoch is complete%s',
                             self.folder, ' (--resume would go on from it)' if earlier else '')
             if info is None:
@@ -120,11 +121,14 @@ class Run:
         """The values that may differ between the ranks."""
         return running_statistics(self.model) + self.tensors
 
-    def _check_arguments(self, saved):
+    def _check_kind(self, saved):
+        """Refuse a folder with a search for a training, and the other way round."""
         if ('arch_learning_rate' in saved) != ('arch_learning_rate' in self.arguments):
             other = 'search' if 'arch_learning_rate' in saved else 'training'
-            raise UserError(f'--resume: {self.folder} is the output directory of a {other}: give another '
-                            '--model_save_dir')
+            raise UserError(f'--model_save_dir: {self.folder} is the output directory of a {other}: give another one')
+
+    def _check_arguments(self, saved):
+        self._check_kind(saved)
         other = [name for name in sorted(saved) if name not in MAY_CHANGE_ON_RESUME
                  and saved[name] != self.arguments.get(name, saved[name])]
         if other:

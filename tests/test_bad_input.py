@@ -239,6 +239,7 @@ def test_channels_are_checked_before_data_is_read(tmp_path):
 TINY = ['--init_channels=4', '--layers=1', '--auxiliary=False', '--epochs=1']
 EVAL = ['train.py', '--dataset=digits', '--eval_only']
 WRONG_INPUTS = [
+    (EVAL + ['--resume', '--pretrained=w.pdparams'], '--resume: does not go together with --eval_only', 2),
     (EVAL + ['--summary', '--pretrained=w.pdparams'], '--summary: does not go together with --eval_only', 2),
     (['search.py', '--data=a folder'], 'a folder holds no data_batch file', 2),
     (['search.py', '--data=evil.tar.gz'], 'mkdir, which no file of this kind needs: refused', 2),

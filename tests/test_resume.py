@@ -235,9 +235,12 @@ def test_other_arguments_are_refused_by_name_and_free_ones_are_not(tmp_path):
             (['--trainset_num=100'], '--trainset_num=64')):
         result = run(tmp_path, *command, '--resume', *change)
         assert result.returncode == 2 and message in result.stderr.splitlines()[-1], result.stderr
-    result = run(tmp_path, *words('train', 'run'), '--resume')
-    assert result.returncode == 2 and result.stderr.endswith(
-        '--resume: run is the output directory of a search: give another --model_save_dir\n')
+    before = outcome(tmp_path / 'run')
+    for resume in (['--resume'], []):
+        result = run(tmp_path, *words('train', 'run'), *resume)
+        assert result.returncode == 2 and result.stderr.endswith(
+            '--model_save_dir: run is the output directory of a search: give another one\n')
+    assert outcome(tmp_path / 'run') == before
     os.rename(str(tmp_path / 'run'), str(tmp_path / 'moved'))
     result = run(tmp_path, *command, '--resume', '--epochs=2', '--log_freq=7', '--model_save_dir=moved', '--keep=1',
                  '--save_freq=0', '--save_params=False', '--use_multiprocess=True', '--num_workers=2')
