@@ -69,7 +69,7 @@ def train_search(batch_size, train_portion, is_shuffle, args):
 
 def _half_loaders(source, halves, batch_size, is_shuffle, args):
     """A BatchLoader for each half of a search. halves: (training images, architecture images), as indices."""
-    return [BatchLoader(source.subset(half), batch_size, shuffle=is_shuffle, stream=stream, **_loader_options(args))
+    return [BatchLoader(source.subset(half), batch_size, shuffle=is_shuffle, stream=stream, **loader_options(args))
             for half, stream in zip(halves, (TRAIN, VALID))]
 
 
@@ -83,7 +83,7 @@ def train_valid(batch_size, is_train, is_shuffle, args):
     source = as_source(pairs, _augmentation_options(args))
     if not is_train:
         return BatchLoader(source.plain(), batch_size, shuffle=False, stream=VALID, train=False,
-                           **_loader_options(args))
+                           **loader_options(args))
     order = np.arange(len(source))
     if is_shuffle:
         order = generator(_seed(args), ORDER).permutation(order)
@@ -91,7 +91,7 @@ def train_valid(batch_size, is_train, is_shuffle, args):
     if source.transform is None and getattr(args, 'augment', 'none') != 'none':
         raise UserError(f'--augment: {args.augment} works on uint8 images; these are arrays that are used as they are')
     logger.info('%d training images; %s', len(order), source.transform or 'used as they are')
-    return BatchLoader(source.subset(order), batch_size, shuffle=is_shuffle, stream=TRAIN, **_loader_options(args))
+    return BatchLoader(source.subset(order), batch_size, shuffle=is_shuffle, stream=TRAIN, **loader_options(args))
 
 
 def cifar10_reader(file_name, data_name, is_shuffle, args):
@@ -186,7 +186,7 @@ def predict_loader(batch_size, dataset, size, args):
     crop = transforms.RandomResizedCrop(size).plain() if dataset == 'imagenet' else transforms.CentreCrop(size)
     normalisation = augmentation_of(dataset, size, False, 0).plain()
     source = ImageFiles(paths, np.arange(len(paths)), [''] * len(paths), crop, normalisation, len(paths))
-    return BatchLoader(source, batch_size, shuffle=False, stream=VALID, train=False, **_loader_options(args))
+    return BatchLoader(source, batch_size, shuffle=False, stream=VALID, train=False, **loader_options(args))
 
 
 def first_images(order, trainset_num):
@@ -339,7 +339,7 @@ def _augmentation_options(args):
     return [_dataset(args), *_cutout(args)]
 
 
-def _loader_options(args):
+def loader_options(args):
     """The arguments of a BatchLoader that follow from flags."""
     return {'seed': _seed(args), 'workers': getattr(args, 'num_workers', 1) if args.use_multiprocess else 0,
             'max_bad_images': getattr(args, 'max_bad_images', 0)}

@@ -261,10 +261,6 @@ def network_maker(evaluation, class_num):
     return lambda genotype: network(evaluation.init_channels, class_num, evaluation.layers, False, genotype)
 
 
-def limits_of(args):
-    return budget_flags.limits_of(args.max_macs, args.max_params, args.max_latency_ms)
-
-
 def latency_options(args):
     """The keywords of nas.latency.latency_costs that flags decide."""
     return dict(path=args.latency_table, batch_size=args.latency_batch_size, size=str(evaluation_of(args)))
@@ -275,8 +271,9 @@ def budget_of(args, method, class_num, image_shape):
     """
     from nas.budget import make_budget
     evaluation = evaluation_of(args)
-    return make_budget(method, network_maker(evaluation, class_num), limits=limits_of(args), nodes=NODES,
-                       image_shape=evaluation.image_shape(image_shape), latency_options=latency_options(args))
+    return make_budget(method, network_maker(evaluation, class_num), limits=budget_flags.limits_of(vars(args)),
+                       image_shape=evaluation.image_shape(image_shape), nodes=NODES,
+                       latency_options=latency_options(args))
 
 
 def make_searcher(network, train_loader, valid_loader, place, flags, cell_figures=None, budget=None):
@@ -331,9 +328,9 @@ def report(genotype, args, given, image_shape, class_num, budget=None):
     command that trains it on standard output."""
     from nas.budget import has_network, size_line
     evaluation = evaluation_of(args)
+    shape = evaluation.image_shape(image_shape)
     logger.info('%s', size_line(genotype, network_maker(evaluation, class_num), budget=budget, size=evaluation.size(),
-                                image_shape=evaluation.image_shape(image_shape),
-                                latency_options=latency_options(args)))
+                                image_shape=shape, latency_options=latency_options(args)))
     genotype_path = os.path.join(args.model_save_dir, 'genotype.json')
     if args.derive is None or args.by != 'strength':
         logger.info('written: %s', genotype_path)
@@ -341,9 +338,9 @@ def report(genotype, args, given, image_shape, class_num, budget=None):
     if has_network(genotype):
         smallest = evaluation_class(evaluation).smallest_image(evaluation.layers)
         names = {*given, 'data_dir'} if args.dataset == 'imagenet' else given
+        named_size = args.dataset == 'digits' or budget_flags.limits_of(vars(args))  # else it is the script's default
         command = train_command(genotype_path, {name: getattr(args, name) for name in names}, dataset=args.dataset,
-                                auxiliary=min(image_shape[1:]) >= smallest,
-                                size=evaluation.size() if args.dataset == 'digits' or limits_of(args) else None)
+                                auxiliary=min(shape[1:]) >= smallest, size=evaluation.size() if named_size else None)
         print(f'To train it: {command}')
 
 

@@ -23,7 +23,6 @@ from runtime.flags import (
     ArgumentParser,
     boolean,
     checked_value,
-    genotype_of,
     given_flags,
     integer,
     network_flags,
@@ -99,21 +98,14 @@ def main():
         train(accelerate(model), description, *loaders, args)
 
 
-def described(args, class_num):
-    """The description, as in best_model.json, of the network that the flags stand for."""
-    from model import NetworkCIFAR
-    from training import evaluation
-    return evaluation.describe(NetworkCIFAR, genotype_of(args.arch), init_channels=args.init_channels,
-                               layers=args.layers, class_num=class_num, auxiliary=args.auxiliary)
-
-
 def load_pretrained(args, given, trains):
     """(network, its description, the arguments with the data that it was trained on) of --pretrained."""
     from model import NetworkCIFAR
     from training import evaluation
 
     must_match = given - {'class_num'} if trains else given  # training may change the number of classes
-    model, description = evaluation.load(args.pretrained, NetworkCIFAR, described(args, args.class_num), must_match)
+    wanted = evaluation.describe(NetworkCIFAR, vars(args), args.class_num)
+    model, description = evaluation.load(args.pretrained, NetworkCIFAR, wanted, must_match)
     seed, args = args.seed, with_data_of(description, args, given)
     if args.seed != seed:
         set_seed(args.seed)
@@ -130,7 +122,9 @@ def print_summary(model, shape, args, given):
     from training import evaluation
     from training.summary import summary
 
-    model = model or evaluation.build(NetworkCIFAR, described(args, class_count_without_data(args, given)))
+    if model is None:
+        class_num = class_count_without_data(args, given)
+        model = evaluation.build(NetworkCIFAR, evaluation.describe(NetworkCIFAR, vars(args), class_num))
     print(summary(model, shape, args.batch_size))
 
 
@@ -170,13 +164,13 @@ def prepare_training(model, description, shape, args, given):
     from reader import class_count, train_valid
     from training import evaluation, prediction
 
-    evaluation.check_image_size(NetworkCIFAR, description or described(args, args.class_num), shape)
+    evaluation.check_image_size(NetworkCIFAR, description or vars(args), shape)
     test_loader = train_valid(args.batch_size, False, False, args)
     train_loader = train_valid(args.batch_size, True, True, args)
     class_num = class_count(train_loader, args.class_num if 'class_num' in given else None)
     test_loader.source.check_labels(class_num)
     if description is None:
-        description = described(args, class_num)
+        description = evaluation.describe(NetworkCIFAR, vars(args), class_num)
         model = evaluation.build(NetworkCIFAR, description)
     else:
         model, description = evaluation.with_classes(NetworkCIFAR, model, description, class_num)

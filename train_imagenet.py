@@ -18,7 +18,6 @@ from runtime.flags import (
     PRECISION_FLAGS,
     USE_FLAGS,
     ArgumentParser,
-    genotype_of,
     given_flags,
     integer,
     network_flags,
@@ -80,14 +79,16 @@ def main():
     model = description = None
     if args.pretrained:
         must_match = given - {'class_num'} if trains else given  # training may change the number of classes
-        model, description = evaluation.load(args.pretrained, NetworkImageNet, described(args, args.class_num),
-                                             must_match, dropout=args.dropout)
+        wanted = evaluation.describe(NetworkImageNet, vars(args), args.class_num)
+        model, description = evaluation.load(args.pretrained, NetworkImageNet, wanted, must_match, dropout=args.dropout)
     shape = [3, args.image_size, args.image_size]
     if description is not None and 'image_size' not in given:
         shape = evaluation.image_shape_of(description, default=shape)
         args.image_size = shape[1]  # which the checkpoints keep
     if args.summary:
-        model = model or evaluation.build(NetworkImageNet, described(args, args.class_num), dropout=args.dropout)
+        if model is None:
+            described = evaluation.describe(NetworkImageNet, vars(args), args.class_num)
+            model = evaluation.build(NetworkImageNet, described, dropout=args.dropout)
         print(summary(model, shape, args.batch_size))
         return
     if args.export:
@@ -99,14 +100,6 @@ def main():
     if trains:
         model, description, *loaders = prepare_training(model, description, shape, args, given)
         train(accelerate(model), description, *loaders, args)
-
-
-def described(args, class_num):
-    """The description, as in best_model.json, of the network that the flags stand for."""
-    from model import NetworkImageNet
-    from training import evaluation
-    return evaluation.describe(NetworkImageNet, genotype_of(args.arch), init_channels=args.init_channels,
-                               layers=args.layers, class_num=class_num, auxiliary=args.auxiliary)
 
 
 def predict(model, description, shape, args):
@@ -147,7 +140,7 @@ def prepare_training(model, description, shape, args, given):
     from reader import class_count, imagenet_reader
     from training import evaluation, prediction
 
-    evaluation.check_image_size(NetworkImageNet, description or described(args, args.class_num), shape)
+    evaluation.check_image_size(NetworkImageNet, description or vars(args), shape)
     valid_images = imagenet_reader(args.data_dir, 'val', shape[1])
     train_images = imagenet_reader(args.data_dir, 'train', shape[1], args.augment)
     class_num = args.class_num if 'class_num' in given else None
@@ -156,7 +149,7 @@ def prepare_training(model, description, shape, args, given):
     class_num = class_count(train_images, class_num)
     valid_images.check_labels(class_num)
     if description is None:
-        description = described(args, class_num)
+        description = evaluation.describe(NetworkImageNet, vars(args), class_num)
         model = evaluation.build(NetworkImageNet, description, dropout=args.dropout)
     else:
         model, description = evaluation.with_classes(NetworkImageNet, model, description, class_num,
@@ -171,7 +164,7 @@ def prepare_training(model, description, shape, args, given):
 def train_batches(images, args):
     """Batches of at most --trainset_num of the training images, in another order each epoch."""
     from pipeline.loader import ORDER, TRAIN, BatchLoader, generator
-    from reader import first_images
+    from reader import first_images, loader_options
 
     chosen = first_images(generator(args.seed, ORDER).permutation(len(images)), args.trainset_num)
     return BatchLoader(images.subset(chosen), args.batch_size, shuffle=True, stream=TRAIN, **loader_options(args))
@@ -180,12 +173,8 @@ def train_batches(images, args):
 def valid_batches(images, args):
     """Batches of all validation images."""
     from pipeline.loader import VALID, BatchLoader
+    from reader import loader_options
     return BatchLoader(images, args.batch_size, shuffle=False, stream=VALID, train=False, **loader_options(args))
-
-
-def loader_options(args):
-    return dict(seed=args.seed, workers=args.num_workers if args.use_multiprocess else 0,
-                max_bad_images=args.max_bad_images)
 
 
 def train(model, description, train_loader, valid_loader, args):

@@ -113,7 +113,7 @@ class Block:
                 self.selections.clear()
             members = [number for number, term in enumerate(self.parameter_terms)
                        if wanted and (active is None or active[term])]
-            self.selections[key] = _stacked(self.parameters, members, stack_them=len(self.parameters) > STACK_ABOVE)
+            self.selections[key] = _stacked(self.parameters, members, concatenate=len(self.parameters) > STACK_ABOVE)
         return self.selections[key]
 
 
@@ -129,12 +129,12 @@ def _tensors(operation):
             [tensor for norm in norms for tensor in (norm._mean, norm._variance)])
 
 
-def _stacked(parameters, members, stack_them):
-    """The Selection of the parameters with these numbers; stack_them: whether those that differ only in their first
+def _stacked(parameters, members, concatenate):
+    """The Selection of the parameters with these numbers; concatenate: whether those that differ only in their first
     side are concatenated."""
     stacks = {}
     for number in members:
-        key = tuple(parameters[number].shape[1:]) if stack_them else number
+        key = tuple(parameters[number].shape[1:]) if concatenate else number
         stacks.setdefault(key, []).append(number)
     place_of = {}
     for stack, numbers in enumerate(stacks.values()):

@@ -86,8 +86,8 @@ def _image_to_strided_planes(planes, x, place, w, row_starts, numbers):
 @not_inlined
 def planes_to_image(dx, place, w, row_starts, gradient, values, masked, add):
     """dx = the gradient of the planes, where their values are above 0 if it is masked, plus what was there before if
-    add is 1; the backward pass of image_to_planes.
-    Pixels that no plane has get zeros."""
+    add is 1; the backward pass of image_to_planes. Pixels that no plane has get
+    zeros."""
     lowest = ZERO if masked else NO_FLOOR
     if w.column_stride > 1:
         _strided_planes_to_image(dx, place, w, row_starts, (gradient, values), lowest, add)

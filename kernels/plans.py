@@ -143,8 +143,7 @@ class Plan:
                 return None, None
             value, first = self._add_value(shape, self.level_of[source.value] + 1, state), 0
             for convolution in unit.convolutions:
-                self._add_step(convolution, source, value, norm=norm, relu=unit.relu,
-                               first_filter=first)
+                self._add_step(convolution, source, value, norm=norm, relu=unit.relu, first_filter=first)
                 self.pairs.append((self.step_rows[-1], term))
                 first += convolution.filters
             layers = unit.norm, unit.convolutions

@@ -1,5 +1,4 @@
 """The flags of a search within limits, and their checks. Does not import Paddle, which --help does not need."""
-import collections
 import math
 from typing import NamedTuple, Optional
 
@@ -31,8 +30,15 @@ class Evaluation(NamedTuple):
 EVALUATION = {'digits': Evaluation('NetworkCIFAR', 16, 5), 'imagenet': Evaluation('NetworkImageNet', 48, 14, 224)}
 CIFAR_EVALUATION = Evaluation('NetworkCIFAR', 36, 20)
 
-# flag: of the limit; unit: in messages; factor: how many of the cost's unit are one of the flag's
-Limit = collections.namedtuple('Limit', 'flag unit factor')
+
+class Limit(NamedTuple):
+    """The flag of a limit, its unit in messages, and how many of the cost's unit are one of the flag's."""
+
+    flag: str
+    unit: str
+    factor: int
+
+
 LIMITS = {'macs': Limit('max_macs', 'multiply-adds', 1), 'params': Limit('max_params', 'parameters', 1),
           'latency_ns': Limit('max_latency_ms', 'ms', 10**6)}  # by the name of the cost
 BUDGET_FLAGS = [
@@ -58,10 +64,10 @@ def evaluation_of(dataset, budget_channels=None, budget_layers=None, image_size=
                             layers=budget_layers or default.layers, image_size=image_size or default.image_size)
 
 
-def limits_of(max_macs=None, max_params=None, max_latency_ms=None):
-    """{name of a cost: limit} of those that are limited."""
-    values = {'macs': max_macs, 'params': max_params, 'latency_ns': max_latency_ms}
-    return {name: math.floor(value * LIMITS[name].factor) for name, value in values.items() if value is not None}
+def limits_of(flags):
+    """{name of a cost: limit} of those that are limited. flags: {name: value}, with None for no limit."""
+    return {name: math.floor(flags[limit.flag] * limit.factor) for name, limit in LIMITS.items()
+            if flags[limit.flag] is not None}
 
 
 def shown(name, cost, rounding=round):
@@ -74,7 +80,7 @@ def shown(name, cost, rounding=round):
 
 def check_budget_flags(parser, args, names):
     """Refuse flags that do not go together. names: of the flags that were given."""
-    given = [limit.flag for limit in LIMITS.values() if getattr(args, limit.flag) is not None]
+    given = [LIMITS[name].flag for name in limits_of(vars(args))]
     sizes = [name for name in SIZE_FLAGS if getattr(args, name) is not None]
     if given and args.method == 'random':
         parser.error(f'argument --{given[0]}: --method=random draws any cell; give another --method')

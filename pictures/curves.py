@@ -27,7 +27,7 @@ CELL_COLOURS = ['#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'
 MAX_POINTS = 500  # of a curve; longer searches are thinned out
 LEFT, RIGHT, GAP = 0.5, 0.2, 0.28  # margins of the figure, and the space between panels
 PANEL, PITCH = (1.65, 1.05), 1.5  # width and height of a panel, distance of two rows
-HEADING, LEGEND_ROW, SUMMARY = 0.5, 0.22, 2.4  # heights of a cell's heading, a row of the legend, the last row
+HEADING, LEGEND_ROW, SUMMARY = 0.5, 0.22, 2.95  # heights of a cell's heading, a row of the legend, the last row
 MIN_WIDTH, DPI = 10, 120
 
 
@@ -199,13 +199,14 @@ def _draw_summary(page, search, top):
     gap, columns = 0.55, max(3, len(plots))
     width = (min(page.width, 14) - LEFT - RIGHT - (columns - 1) * gap) / columns
     for position, plot in enumerate(plots):
-        axes = page.axes(LEFT + position * (width + gap), top + 0.45, width, SUMMARY - 1)
+        axes = page.axes(LEFT + position * (width + gap), top + 0.45, width, SUMMARY - 1.55)
         plot(axes, search, numbers, {'marker': 'o', 'ms': 3 if len(numbers) <= 20 else 0, 'lw': 2})
-        axes.title.set(fontsize=10, weight='bold', color=DARK)
+        axes.title.set(fontsize=10 if columns < 5 else 8, weight='bold', color=DARK)
         axes.set_xlabel('epoch', color=FAINT)
         _style(axes, numbers)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, facecolor='white', edgecolor='none', framealpha=0.85)  # it may lie on a curve
+            axes.legend(fontsize=8, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.28),
+                        labelspacing=0.3)  # below the axes: on no curve
 
 
 def _plot_skip_connections(axes, search, numbers, style):

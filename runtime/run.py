@@ -122,7 +122,7 @@ class Run:
         return running_statistics(self.model) + self.tensors
 
     def _check_kind(self, saved):
-        """Refuse a folder with a search for a training, and the other way round."""
+        """Refuse a folder with a search for a training, and the other way round. Only a search has an architecture."""
         if ('arch_learning_rate' in saved) != ('arch_learning_rate' in self.arguments):
             other = 'search' if 'arch_learning_rate' in saved else 'training'
             raise UserError(f'--model_save_dir: {self.folder} is the output directory of a {other}: give another one')

@@ -11,7 +11,6 @@ from conftest import arguments, check_refusal, run, shared_file
 from PIL import Image
 
 import reader
-from genotypes import PC_DARTS
 from model import NetworkCIFAR, NetworkImageNet
 from pipeline.archives import cifar_batches
 from pipeline.folders import images_below
@@ -29,8 +28,8 @@ DIGITS = {'image_shape': [3, 8, 8], 'data': {'dataset': 'digits', 'seed': 0}}
 def save_network(path, network_class=NetworkCIFAR, class_num=10, **description):
     """A network of random weights and running statistics, saved as training saves one -> the network."""
     paddle.seed(3)
-    shape = dict(init_channels=4, layers=2, class_num=class_num, auxiliary=False)
-    described = evaluation.describe(network_class, PC_DARTS, **shape)
+    flags = dict(arch='PC_DARTS', init_channels=4, layers=2, auxiliary=False)
+    described = evaluation.describe(network_class, flags, class_num)
     network = evaluation.build(network_class, described)
     for name, value in network.state_dict().items():
         if name.endswith(('_mean', '_variance')):

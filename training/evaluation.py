@@ -15,6 +15,7 @@ import genotypes
 from runtime.checkpoint import load_model, save_model, set_state
 from runtime.errors import UserError
 from runtime.files import refuse_to_overwrite
+from runtime.flags import genotype_of
 from runtime.log import logger
 from runtime.parallel import broadcast, rank
 from runtime.run import Run
@@ -30,10 +31,11 @@ MAXIMUM = {'init_channels': 4096, 'layers': 1000, 'class_num': 10**6}
 CLASSIFIERS = ('classifier.', 'auxiliary_head.classifier.')  # the layers whose size follows from the number of classes
 
 
-def describe(network_class, genotype, **shape):
-    """The description of a network. shape: a value for each name of SHAPE."""
-    return dict({name: shape[name] for name in SHAPE}, network=network_class.__name__,
-                genotype=genotypes.to_dict(genotype))
+def describe(network_class, flags, class_num):
+    """The description of the network that flags stand for, {name: value} with arch, init_channels, layers and auxiliary
+    among them. Raises UserError for a wrong arch."""
+    return dict({name: flags[name] for name in SHAPE if name != 'class_num'}, class_num=class_num,
+                network=network_class.__name__, genotype=genotypes.to_dict(genotype_of(flags['arch'])))
 
 
 def build(network_class, description, **options):
@@ -82,7 +84,8 @@ def load(path, network_class, wanted, given, **options):
 
 
 def check_image_size(network_class, description, image_shape):
-    """Raise UserError where images of image_shape [3, H, W] are too small for a network's auxiliary classifier."""
+    """Raise UserError where images of image_shape [3, H, W] are too small for a network's auxiliary classifier.
+    description: of best_model.json, or flags; only layers and auxiliary are read."""
     least = network_class.smallest_image(description['layers'])
     if description['auxiliary'] and min(image_shape[1:]) < least:
         raise UserError(f'--auxiliary: the auxiliary classifier needs images of at least {least}x{least} pixels, these '
